@@ -1,0 +1,274 @@
+"""Config files: loading, overriding from the command line, checking, and comparing with a run's own."""
+
+import ast
+import copy
+import difflib
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from dream_jax import diffusion, dream, images, noise_schedule, optimizer, sampling
+from dream_jax.errors import UserError
+
+# A run may be continued with other values of these: they do not change what the steps before would have been.
+_CHANGEABLE = ("steps", "epochs", "checkpoint.", "samples.", "evaluation.", "data.workers", "data.cache_dir")
+
+SCHEDULES = {
+    "linear": lambda c: noise_schedule.linear(c.num_steps, c.beta_start, c.beta_end),
+    "cosine": lambda c: noise_schedule.cosine(c.num_steps, c.beta_min, c.beta_max),
+    "flow": lambda c: noise_schedule.flow(c.num_steps),
+}
+TASKS = ("super_resolution", "unconditional")
+OBJECTIVES = ("standard", "dream", "conservative_dream")
+NETWORKS = ("sr3", "generation")
+DTYPES = ("auto", "float32", "bfloat16", "float64")
+
+
+def load(path: str) -> ConfigDict:
+    """Runs a config file and returns what its `get_config()` returns."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: there is no such config file")
+    # Experiments say `from configs import base`; this finds it whatever the current folder.
+    root = str(file.resolve().parent.parent)
+    sys.path.insert(0, root)
+    try:
+        module = runpy.run_path(str(file))
+    except Exception as error:
+        raise UserError(f"{path}: this config file does not run ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(root)
+    if "get_config" not in module:
+        raise UserError(f"{path}: a config file must define get_config()")
+    return module["get_config"]()
+
+
+def flatten(config, prefix: str = "") -> dict:
+    """{"a.b": value} for every key."""
+    flat = {}
+    for key in config:
+        value = config[key]
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """Applies `--config.key=value` (or `--config.key value`) arguments to a copy."""
+    config = copy.deepcopy(config)
+    arguments = list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, text = argument.partition("=")
+        if not name.startswith("--config."):
+            raise UserError(f"{argument}: not an option; a config key is given as --config.KEY=VALUE")
+        if not equals:
+            if not arguments:
+                raise UserError(f"{argument}: its value is missing; write {argument}=VALUE")
+            text = arguments.pop(0)
+        _set(config, name.removeprefix("--config."), text)
+    return config
+
+
+def _set(config, key, text):
+    known = flatten(config)
+    if key not in known:
+        inside = [name for name in known if name.startswith(key + ".")]
+        near = inside[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+        raise UserError(f"config key {key!r} is unknown; did you mean {' or '.join(map(repr, near))}?")
+    *parents, last = key.split(".")
+    for parent in parents:
+        config = config[parent]
+    kind = config.get_type(last)
+    value = _parse(text, kind)
+    try:
+        config[last] = value
+    except (TypeError, ValueError):
+        raise UserError(f"config key {key!r} takes {_name(kind)}, not {text!r}") from None
+
+
+def _parse(text, kind):
+    if kind is str:
+        return None if text in ("None", "null") else text
+    if text in ("None", "null"):
+        return None
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is tuple:
+        items = [item for item in text.strip("()[] ").split(",") if item.strip()]
+        return tuple(_literal(item.strip()) for item in items)
+    return _literal(text)
+
+
+def _literal(text):
+    try:
+        return float(text) if text.lower().strip("+-") in ("inf", "nan") else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _name(kind):
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list such as 1,2,4"}
+    return names.get(kind, kind.__name__)
+
+
+def save(config: ConfigDict, path) -> None:
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read(path) -> ConfigDict:
+    """The config of a workdir, from its config.json."""
+    try:
+        return _from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; is {path.parent} the workdir of a training run?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{path}: not a config of this program ({error})") from None
+
+
+def _from_json(values):
+    config = ConfigDict()
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = _from_json(value)
+        config[key] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line for each key in which a run cannot be continued: `key: old -> new`."""
+    old, new = flatten(old), flatten(new)
+    keys = [key for key in sorted(old.keys() | new.keys()) if not key.startswith(_CHANGEABLE)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def validate(config: ConfigDict) -> FrozenConfigDict:
+    """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
+    for key, choices in (
+        ("task.name", TASKS),
+        ("task.kernel", tuple(images.KERNELS)),
+        ("schedule.name", tuple(SCHEDULES)),
+        ("objective.name", OBJECTIVES),
+        ("objective.kind", diffusion.KINDS),
+        ("objective.distance", tuple(dream.DISTANCES)),
+        ("objective.weight", tuple(dream.WEIGHTS)),
+        ("network.name", NETWORKS),
+        ("optimizer.name", optimizer.OPTIMIZERS),
+        ("compute_dtype", DTYPES),
+        ("samples.sampler", tuple(sampling.SAMPLERS)),
+    ):
+        value = flatten(config)[key]
+        _require(value in choices, config, key, f"choose one of {', '.join(choices)}")
+    for key in (
+        "steps batch_size accumulation image_size task.scale schedule.num_steps network.channels network.num_res_blocks "
+        "network.norm_groups network.num_heads network.patch mesh.shard log_every checkpoint.every checkpoint.keep "
+        "samples.every samples.count samples.steps evaluation.pictures evaluation.batch_size data.workers"
+    ).split():
+        _require(flatten(config)[key] >= 1, config, key, "it must be at least 1")
+    for key in ("epochs", "data.resize", "evaluation.crop", "optimizer.clip", "objective.min_snr_gamma", "task.gain"):
+        value = flatten(config)[key]
+        _require(value is None or (math.isfinite(value) and value > 0), config, key, "it must be greater than 0")
+    for key in "objective.minimum objective.maximum objective.mix network.dropout ema_decay".split():
+        value = flatten(config)[key]
+        _require(0 <= value <= 1, config, key, "it must lie between 0 and 1")
+    for key in "optimizer.learning_rate optimizer.weight_decay optimizer.epsilon".split():
+        value = flatten(config)[key]
+        _require(math.isfinite(value) and value >= 0, config, key, "it must be finite and not negative")
+    _require(config.network.dropout < 1, config, "network.dropout", "it must be less than 1")
+    _require(0 < config.data.eval_percent < 100, config, "data.eval_percent", "it must lie between 0 and 100")
+    p = config.objective.p
+    _require(
+        p is None or (math.isfinite(p) and p >= 0),
+        config,
+        "objective.p",
+        "it must be finite and not negative; to switch DREAM off use null (None)",
+    )
+    if config.objective.name == "conservative_dream":
+        _require(config.objective.kind == "eps", config, "objective.kind", "conservative_dream is defined for eps")
+        _require(config.task.name == "unconditional", config, "task.name", "conservative_dream is for unconditional")
+    _require(
+        (config.objective.kind == "flow") == (config.schedule.name == "flow"),
+        config,
+        "objective.kind",
+        "the kind flow and the schedule flow go together",
+    )
+    _require(
+        config.batch_size % config.accumulation == 0,
+        config,
+        "batch_size",
+        f"it must divide by accumulation = {config.accumulation}",
+    )
+    _require(
+        config.data.folder is None or config.data.tfds is None, config, "data.tfds", "give data.folder or it, not both"
+    )
+    _validate_schedule(config)
+    _validate_sizes(config)
+    for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
+        limit = config.schedule.num_steps
+        for value in steps:
+            allowed = isinstance(value, int) and 1 <= value <= limit
+            _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
+    for name in config.evaluation.samplers:
+        _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {', '.join(sampling.SAMPLERS)}")
+    return FrozenConfigDict(config)
+
+
+def _validate_schedule(config):
+    c = config.schedule
+    if c.name == "linear":
+        _require(0 < c.beta_start <= c.beta_end < 1, config, "schedule.beta_end", "0 < beta_start <= beta_end < 1")
+    if c.name == "cosine":
+        _require(0 <= c.beta_min < c.beta_max < 1, config, "schedule.beta_max", "0 <= beta_min < beta_max < 1")
+
+
+def _validate_sizes(config):
+    c = config.network
+    multipliers = c.channel_multipliers
+    _require(
+        len(multipliers) > 0 and all(isinstance(m, int) and m >= 1 for m in multipliers),
+        config,
+        "network.channel_multipliers",
+        "a list of whole numbers of at least 1",
+    )
+    _require(c.channels % 2 == 0, config, "network.channels", "it must be even, for the noise-level embedding")
+    for m in multipliers:
+        _require(
+            c.channels * m % c.norm_groups == 0,
+            config,
+            "network.norm_groups",
+            f"it must divide every level's channels, {', '.join(str(c.channels * m) for m in multipliers)}",
+        )
+    divisor = network_divisor(config)
+    sizes = {"image_size": config.image_size}
+    if config.evaluation.crop is not None:
+        sizes["evaluation.crop"] = config.evaluation.crop
+    for key, size in sizes.items():
+        _require(size % divisor == 0, config, key, f"it must divide by {divisor}, by which the network downsamples")
+        if config.task.name == "super_resolution":
+            _require(size % config.task.scale == 0, config, key, f"it must divide by task.scale = {config.task.scale}")
+    sides = [config.image_size // c.patch >> level for level in range(len(multipliers))]
+    for side in c.attention_resolutions:
+        _require(
+            side in sides,
+            config,
+            "network.attention_resolutions",
+            f"at image_size = {config.image_size} the levels' sides are {', '.join(map(str, sides))}",
+        )
+    if c.name == "generation":
+        _require(c.patch == 1, config, "network.patch", "the generation network takes 1 only")
+        for m in multipliers:
+            _require(c.channels * m % c.num_heads == 0, config, "network.num_heads", f"it must divide {c.channels * m}")
+
+
+def network_divisor(config) -> int:
+    """What the sides of a picture must divide by."""
+    levels = len(config.network.channel_multipliers)
+    return config.network.patch * 2 ** (levels if config.network.name == "generation" else levels - 1)
+
+
+def _require(condition, config, key, allowed):
+    if not condition:
+        raise UserError(f"{key} = {flatten(config)[key]!r}: {allowed}")

@@ -1,0 +1,52 @@
+"""The device mesh, and where batches and training state lie on it."""
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dream_jax.errors import UserError
+
+# Rows of a batch are split over both axes; state may be split over "shard".
+BATCH = P(("data", "shard"))
+AXES = ("data", "shard")
+
+# Splitting a leaf smaller than this saves less memory than its collective costs.
+_SMALLEST_SPLIT = 2**14
+
+
+def make_mesh(shard: int = 1, devices=None) -> jax.sharding.Mesh:
+    """All devices as a mesh ('data', 'shard') with `shard` of them along the second axis."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % shard:
+        raise UserError(f"mesh.shard = {shard}: it must divide the number of devices, {len(devices)}")
+    return jax.make_mesh((len(devices) // shard, shard), AXES, (AxisType.Auto,) * 2, devices=devices)
+
+
+def state_specs(state, mesh):
+    """A PartitionSpec for every leaf: its largest dimension that divides lies over 'shard', small leaves stay whole."""
+    size = mesh.shape["shard"]
+
+    def spec(leaf):
+        if size == 1 or leaf.size < _SMALLEST_SPLIT:
+            return P()
+        fitting = [d for d in range(leaf.ndim) if leaf.shape[d] % size == 0]
+        if not fitting:
+            return P()
+        split = max(fitting, key=lambda d: leaf.shape[d])
+        return P(*(None,) * split, "shard")
+
+    return jax.tree.map(spec, state)
+
+
+def named(specs, mesh):
+    """The NamedShardings of a tree of PartitionSpecs."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def sum_to_spec(gradient, spec: P):
+    """Inside shard_map: the sum of every device's gradient, each device keeping the part that its spec gives it."""
+    gradient = lax.psum(gradient, "data")
+    if "shard" not in spec:
+        return lax.psum(gradient, "shard")
+    return lax.psum_scatter(gradient, "shard", scatter_dimension=spec.index("shard"), tiled=True)

@@ -17,6 +17,13 @@ from dream_jax.errors import UserError
 # A run may be continued with other values of these: they do not change what the steps before would have been.
 _CHANGEABLE = ("steps", "epochs", "checkpoint.", "samples.", "evaluation.", "data.workers", "data.cache_dir")
 
+_COUNTS = (
+    *("steps", "batch_size", "accumulation", "image_size", "task.scale", "schedule.num_steps", "mesh.shard", "log_every"),
+    *("network.channels", "network.num_res_blocks", "network.norm_groups", "network.num_heads", "network.patch"),
+    *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps"),
+    *("evaluation.pictures", "evaluation.batch_size", "data.workers"),
+)
+
 SCHEDULES = {
     "linear": lambda c: noise_schedule.linear(c.num_steps, c.beta_start, c.beta_end),
     "cosine": lambda c: noise_schedule.cosine(c.num_steps, c.beta_min, c.beta_max),
@@ -111,7 +118,7 @@ def _literal(text):
 
 
 def _name(kind):
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list such as 1,2,4"}
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list like 1,2,4"}
     return names.get(kind, kind.__name__)
 
 
@@ -162,19 +169,15 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
     ):
         value = flatten(config)[key]
         _require(value in choices, config, key, f"choose one of {', '.join(choices)}")
-    for key in (
-        "steps batch_size accumulation image_size task.scale schedule.num_steps network.channels network.num_res_blocks "
-        "network.norm_groups network.num_heads network.patch mesh.shard log_every checkpoint.every checkpoint.keep "
-        "samples.every samples.count samples.steps evaluation.pictures evaluation.batch_size data.workers"
-    ).split():
+    for key in _COUNTS:
         _require(flatten(config)[key] >= 1, config, key, "it must be at least 1")
     for key in ("epochs", "data.resize", "evaluation.crop", "optimizer.clip", "objective.min_snr_gamma", "task.gain"):
         value = flatten(config)[key]
         _require(value is None or (math.isfinite(value) and value > 0), config, key, "it must be greater than 0")
-    for key in "objective.minimum objective.maximum objective.mix network.dropout ema_decay".split():
+    for key in ["objective.minimum", "objective.maximum", "objective.mix", "network.dropout", "ema_decay"]:
         value = flatten(config)[key]
         _require(0 <= value <= 1, config, key, "it must lie between 0 and 1")
-    for key in "optimizer.learning_rate optimizer.weight_decay optimizer.epsilon".split():
+    for key in ["optimizer.learning_rate", "optimizer.weight_decay", "optimizer.epsilon"]:
         value = flatten(config)[key]
         _require(math.isfinite(value) and value >= 0, config, key, "it must be finite and not negative")
     _require(config.network.dropout < 1, config, "network.dropout", "it must be less than 1")
@@ -212,7 +215,8 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
             allowed = isinstance(value, int) and 1 <= value <= limit
             _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
     for name in config.evaluation.samplers:
-        _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {', '.join(sampling.SAMPLERS)}")
+        known = ", ".join(sampling.SAMPLERS)
+        _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {known}")
     return FrozenConfigDict(config)
 
 

@@ -31,7 +31,7 @@ def power_weight(sigma, p: float | None):
     return sigma**p
 
 
-# Every family maps (normalised sigma, t / T) to a weight between 0 and 1. The option that each one reads is its keyword.
+# Every family maps (normalised sigma, t / T) to a weight between 0 and 1; its option is its own keyword.
 WEIGHTS = {
     "power": lambda sigma, time, p=1.0, **_: power_weight(sigma, p),
     "constant": lambda sigma, time, **_: jnp.ones_like(sigma),

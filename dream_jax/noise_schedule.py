@@ -38,7 +38,7 @@ class NoiseSchedule:
 
 
 def from_betas(betas) -> NoiseSchedule:
-    """A variance-preserving schedule from the variances beta_1 .. beta_T added at each step (Ho et al. 2020, eq. 2-4)."""
+    """A variance-preserving schedule from the variances beta_1 .. beta_T of its steps (Ho et al. 2020, eq. 2-4)."""
     log_alphas_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-np.asarray(betas, np.float64)))])
     # expm1 keeps the first levels' sigma exact where 1 - alphas_bar would cancel.
     return NoiseSchedule(alpha=np.exp(log_alphas_bar / 2), sigma=np.sqrt(-np.expm1(log_alphas_bar)))
@@ -71,7 +71,7 @@ def draw(key, schedule: NoiseSchedule, continuous: bool = True, t_key=None):
     Args:
       key: a PRNG key.
       schedule: the table to draw from.
-      continuous: uniformly between the levels t-1 and t (Chen et al. 2021, WaveGrad, algorithm 1), else exactly level t.
+      continuous: uniformly between levels t-1 and t (Chen et al. 2021, WaveGrad, algorithm 1), else exactly level t.
       t_key: where t itself comes from, if not from `key`; one key shared by a batch gives it one common t.
 
     Returns:

@@ -1,8 +1,8 @@
 """Samplers as tables of coefficients, and the one loop that runs them all.
 
 Every published sampler moves linearly in the current point, the denoiser's outputs so far and fresh noise, with
-coefficients that depend on the noise levels alone. So a sampler is one short function in float64 numpy that turns levels
-into rows, one row per network evaluation, and `sample` runs any of them in the same `lax.scan`:
+coefficients that depend on the noise levels alone. So a sampler is one short function in float64 numpy that turns
+levels into rows, one row per network evaluation, and `sample` runs any of them in the same `lax.scan`:
 
     out  = denoise(y, alpha, sigma)
     h    = [remember . (y, out, h[0]), *h][:HISTORY]
@@ -137,7 +137,7 @@ def make_denoise(predict, kind: str, flow: bool, constrain=lambda x0: x0):
     Args:
       predict: `(x_t, alpha, sigma) -> output` in the training schedule's own coordinates; alpha and sigma are scalars.
       kind: what it predicts.
-      flow: whether those coordinates are a flow schedule's (alpha + sigma = 1); `sample` works in variance-preserving ones.
+      flow: whether those are a flow schedule's (alpha + sigma = 1); `sample` works in variance-preserving ones.
       constrain: `x0_hat -> x0_hat`, a clip for example.
     """
 

@@ -40,7 +40,7 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
     Args:
       scale: the factor; picture sides must divide by it.
       kernel: one of `images.KERNELS`, rounding to grey levels as files on disk do.
-      residual: x0 is `gain * (picture - cond)` instead of the picture: predicting 0 is then the enlarged picture itself.
+      residual: x0 is `gain * (picture - cond)` instead of the picture: an x0 of 0 is the enlarged picture itself.
       gain: brings the residual near the unit variance that noise schedules assume.
     """
     if scale < 2:

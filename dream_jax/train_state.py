@@ -18,7 +18,7 @@ class TrainState:
 
 
 def create(network, optimizer, key, inputs_shape) -> TrainState:
-    """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable, so `eval_shape` gives its shapes."""
+    """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable."""
     params = network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"]
     # A copy: donating one buffer as both params and ema would be an error.
     ema = jax.tree.map(jnp.copy, params)

@@ -1,0 +1,199 @@
+"""Metrics of EMA weights over held-out pictures, for each sampler and number of steps."""
+
+import functools
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dream_jax import images, metrics, sampling, sharding
+from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment
+
+PROTOCOL = {
+    "name": "standard",
+    "psnr": "RGB, no border crop, dB, mean over pictures",
+    "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
+    "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution picture",
+}
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with count, time taken and time left."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
+
+
+def make_draw(experiment: Experiment, mesh):
+    """The jitted `draw(params, cond, index, rows, key) -> uint8 pictures [B, H, W, 3]` of every use of a model.
+
+    cond is [B, H, W, Cc], sharded over the mesh; index [B] numbers the pictures: picture i's noise depends on (key, i)
+    alone.
+    """
+    rows_over_mesh, everywhere = NamedSharding(mesh, sharding.BATCH), NamedSharding(mesh, P())
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def draw(params, cond, index, rows, key):
+        cond = jax.lax.with_sharding_constraint(cond, rows_over_mesh)
+
+        def predict(x, alpha, sigma):
+            del sigma
+            return experiment.predict(params, x, cond, jnp.broadcast_to(alpha, x.shape[:1]))
+
+        task, config = experiment.task, experiment.config
+        denoise = sampling.make_denoise(
+            predict, config.objective.kind, experiment.schedule.flow, lambda x0: task.constrain(x0, cond)
+        )
+        shape = (*cond.shape[:3], 3)
+        x0 = sampling.run(key, denoise, shape, rows, index)
+        return images.to_uint8(task.to_picture(x0, cond))
+
+    return draw
+
+
+def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.Rows:
+    """The rows of a named sampler, re-spaced from the experiment's schedule; arrays in the default float type."""
+    rows = sampling.make_rows(sampler, sampling.levels_of(experiment.schedule, num_steps))
+    return jax.tree.map(lambda a: np.asarray(a, jnp.zeros(()).dtype), rows)
+
+
+def draw_pictures(draw, params, cond, rows, key, mesh, batch_size, advance=lambda count: None):
+    """Draws any number of pictures in batches that the mesh divides; cond is [N, H, W, Cc] on the host."""
+    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+    rows_over_mesh = NamedSharding(mesh, sharding.BATCH)
+    drawn = []
+    for start in range(0, len(cond), batch_size):
+        index = np.arange(start, start + batch_size)
+        # The last batch is filled up with its own last picture, so that one shape is compiled.
+        part = np.asarray(cond[np.minimum(index, len(cond) - 1)])
+        part = jax.make_array_from_callback(part.shape, rows_over_mesh, lambda i, part=part: part[i])
+        pictures = np.asarray(draw(params, part, index, rows, key))[: len(cond) - start]
+        drawn.append(pictures)
+        advance(len(pictures))
+    return np.concatenate(drawn)
+
+
+def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -> tuple[dict, np.ndarray]:
+    """Evaluates `config.evaluation` on pictures uint8 [N, H, W, 3]: the result file's content, and a grid of some.
+
+    The row named `bicubic` (after the task's kernel) is the low-resolution picture merely enlarged.
+    """
+    config = experiment.config
+    if experiment.task.degrade is None:
+        raise UserError("this model is unconditional: it has no original pictures to be compared with")
+    low, cond, enlarged = degraded(experiment, pictures)
+    draw, key = make_draw(experiment, mesh), jax.random.key(config.evaluation.seed, impl="threefry2x32")
+    settings = [(name, steps) for name in config.evaluation.samplers for steps in config.evaluation.steps]
+    baseline = baseline_name(config)
+    rows = [{"name": baseline, "sampler": None, "steps": 0} | _scores(experiment, enlarged, pictures, low)]
+    results = {}
+    with progress_bar(console) as bar:
+        job = bar.add_task("evaluating", total=len(settings) * len(pictures))
+        for sampler, steps in settings:
+            table = make_rows(experiment, sampler, steps)
+            size = config.evaluation.batch_size
+            drawn = draw_pictures(draw, params, cond, table, key, mesh, size, lambda n: bar.advance(job, n))
+            name = f"{sampler} {steps}"
+            results[name] = drawn
+            rows.append({"name": name, "sampler": sampler, "steps": steps} | _scores(experiment, drawn, pictures, low))
+    best = max(rows[1:], key=lambda row: row["psnr"])["name"]
+    shown = slice(config.samples.count)
+    columns = {f"{name_of(config)}, {best} steps": results[best][shown]}
+    grid = comparison(experiment, low[shown], enlarged[shown], columns, pictures[shown])
+    record = {"protocol": PROTOCOL["name"], "about_protocol": PROTOCOL, "rows": rows, "pictures": len(pictures)}
+    record |= {"crop": pictures.shape[1], "seed": config.evaluation.seed, "scale": config.task.scale}
+    record |= {"kernel": config.task.kernel, "weights": "ema"}
+    return record, grid
+
+
+def degraded(experiment: Experiment, pictures):
+    """Low-resolution pictures, conditions and enlarged pictures, all on the host, made one picture at a time."""
+
+    @jax.jit
+    def degrade(picture):
+        low = experiment.task.degrade(picture)
+        cond = experiment.task.condition(low)
+        return low.astype(jnp.uint8), cond, images.to_uint8(cond)
+
+    parts = [jax.tree.map(np.asarray, degrade(picture[None])) for picture in pictures]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _scores(experiment, drawn, pictures, low):
+    per_picture = {
+        "psnr": lambda a, b, l: metrics.psnr(a, b),
+        "ssim": lambda a, b, l: metrics.ssim(a, b),
+        "consistency": lambda a, b, l: metrics.consistency(a, l, kernel=experiment.config.task.kernel),
+    }
+    values = {}
+    for name, measure in per_picture.items():
+        each = [float(measure(a[None], b[None], l[None])[0]) for a, b, l in zip(drawn, pictures, low, strict=True)]
+        values[name] = float(np.mean(each))
+    return values
+
+
+def comparison(experiment: Experiment, low, enlarged, results: dict, pictures) -> np.ndarray:
+    """The grid `low resolution | bicubic | results | original`, uint8."""
+    columns = {"low resolution": low, baseline_name(experiment.config): enlarged, **results, "original": pictures}
+    return images.grid(columns)
+
+
+def baseline_name(config) -> str:
+    """What the low-resolution picture merely enlarged is called in tables: bicubic, after the task's kernel."""
+    return config.task.kernel.removeprefix("pil_")
+
+
+def name_of(config) -> str:
+    """What a model trained with this config is called in pictures."""
+    return "standard" if config.objective.name == "standard" or config.objective.p is None else "DREAM"
+
+
+def show(record: dict, console: Console) -> None:
+    """Prints the result file's table."""
+    rows = record["rows"]
+    title = f"{record['pictures']} held-out pictures, {record['scale']}x, EMA weights at step {record['step']}"
+    table = Table(title=title)
+    for heading in ("", "steps", "PSNR dB", "SSIM", "consistency"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    baseline = rows[0]["psnr"]
+    for row in rows:
+        gain = f" ({row['psnr'] - baseline:+.2f})" if row["sampler"] else ""
+        steps = str(row["steps"]) if row["sampler"] else ""
+        cells = f"{row['psnr']:.2f}{gain}", f"{row['ssim']:.4f}", f"{row['consistency']:.2e}"
+        table.add_row(row["sampler"] or row["name"], steps, *cells)
+    console.print(table)
+
+
+def write(record: dict, grid, path: Path, overwrite: bool) -> None:
+    """Writes PATH (JSON) and the grid beside it (PNG); earlier ones are kept under their step unless overwrite."""
+    if path.exists() and not overwrite:
+        step = json.loads(path.read_text()).get("step", "before")
+        for old in (path, path.with_suffix(".png")):
+            if old.exists():
+                os.replace(old, free_name(old.with_stem(f"{old.stem}-{step}")))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, path)
+    images.write(path.with_suffix(".png"), grid, overwrite=overwrite)
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number that makes it new."""
+    names = (path.with_stem(f"{path.stem}-{n}") if n else path for n in range(10_000))
+    return next(name for name in names if not name.exists())
+
+
+def synchronise(name: str) -> None:
+    """Waits for all processes; free for one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,396 @@
+"""The train step, and the loop around it."""
+
+import functools
+import importlib.metadata
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dream_jax import checkpoint, data, dream, evaluate, images, noise_schedule, sharding, train_state
+from dream_jax import config as configs
+from dream_jax import experiment as experiments
+from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment
+from dream_jax.optimizer import make_optimizer
+from dream_jax.run_log import RunLog
+from dream_jax.train_state import TrainState
+
+QUARTILES = 4
+
+
+def make_losses(experiment: Experiment, key, steps_per_epoch: int):
+    """`losses(params, batch, step, rectify) -> (per-example losses [B], facts {name: [B]})`, the objective of a config.
+
+    Everything random about an example comes from fold_in(fold_in(key, step), row), so it is the same whatever devices,
+    processes and microbatches the batch is spread over. `rectify` (static) says whether the objective's start has come;
+    before it, the loss is the standard one.
+    """
+    config, schedule, task = experiment.config, experiment.schedule, experiment.task
+    objective = config.objective
+
+    def losses(params, batch, step, rectify):
+        step_key = jax.random.fold_in(key, step)
+        # No row ever has this number; with one t for the whole batch, every row draws it from here.
+        shared_key = None if config.schedule.per_example else jax.random.fold_in(step_key, 2**31 - 1)
+
+        def draw(row):
+            flip, task_key, level, noise, dropout = jax.random.split(jax.random.fold_in(step_key, row), 5)
+            levels = noise_schedule.draw(level, schedule, config.schedule.continuous, shared_key)
+            eps = jax.random.normal(noise, batch["image"].shape[1:], jnp.float32)
+            return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2)
+
+        flip, task_key, (t, alpha, sigma), eps, dropout = jax.vmap(draw)(batch["row"])
+        picture = batch["image"]
+        if config.data.flip:
+            picture = jnp.where(flip[:, None, None, None], picture[:, :, ::-1], picture)
+        x0, cond = task.make_pair(task_key, picture)
+
+        def predict(x_t, dropout_keys=None):
+            return experiment.predict(params, x_t, cond, alpha, dropout_keys)
+
+        options = {"kind": objective.kind, "distance": objective.distance}
+        conservative = objective.name == "conservative_dream"
+        lam = None
+        if rectify and objective.name != "standard":
+            # The study counts t from 0, the paper from 1.
+            time_fraction = (t - 1 if conservative else t) / schedule.num_steps
+            ramp = 1.0
+            if objective.ramp_epochs:
+                ramp = jnp.minimum(step // steps_per_epoch / objective.ramp_epochs, 1.0)
+            # A placeholder for "no rectification" would be a second code path; None is the standard objective itself.
+            lam = dream.weight(
+                "linear" if conservative else objective.weight,
+                alpha,
+                sigma,
+                time_fraction,
+                minimum=objective.minimum,
+                maximum=objective.maximum,
+                ramp=ramp,
+                p=objective.p,
+                rate=objective.rate,
+                threshold=objective.threshold,
+            )
+        first, second = dropout[:, 0], dropout[:, 1]
+        if conservative and lam is not None:
+            loss, eps_error = dream.conservative_dream(
+                lambda x: predict(x, first), lambda x: predict(x, second), x0, eps, alpha, sigma, lam,
+                mix=objective.mix, distance=objective.distance,
+            )  # fmt: skip
+        else:
+            loss, eps_error = dream.dream(lambda x: predict(x, first), predict, x0, eps, alpha, sigma, lam, **options)
+        if objective.min_snr_gamma is not None:
+            loss = loss * dream.min_snr_weight(objective.kind, alpha, sigma, objective.min_snr_gamma)
+        facts = {"eps_error": eps_error, "lam": jnp.zeros_like(sigma) if lam is None else lam, "t": t}
+        return loss, facts
+
+    return losses
+
+
+def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):
+    """The jitted `train_step(state, batch, rectify) -> (state, metrics)`; the state is donated.
+
+    Args:
+      specs: `sharding.state_specs` of the state.
+      steps_per_epoch: pictures // batch size, for what a config counts in epochs.
+
+    batch is {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded by `sharding.BATCH`; row is the place in the
+    global batch. rectify is static: see `make_losses`. A step whose loss or gradient is not finite changes nothing but
+    the step's number.
+    """
+    config = experiment.config
+    key = jax.random.key(config.seed, impl="threefry2x32")
+    losses = make_losses(experiment, key, steps_per_epoch)
+
+    def local_gradient(params, batch, step, rectify):
+        # Differentiating with respect to per-device parameters keeps the all-reduce out of the loop over microbatches.
+        params = jax.tree.map(lambda p: lax.pcast(p, sharding.AXES, to="varying"), params)
+        microbatches = jax.tree.map(lambda a: a.reshape(config.accumulation, -1, *a.shape[1:]), batch)
+
+        def mean_loss(params, microbatch):
+            loss, facts = losses(params, microbatch, step, rectify)
+            quartile = (facts.pop("t") - 1) * QUARTILES // experiment.schedule.num_steps
+            member = (quartile[:, None] == jnp.arange(QUARTILES)[None]).astype(loss.dtype)
+            sums = {name: jnp.sum(value) for name, value in facts.items()}
+            return jnp.mean(loss), sums | {"losses": loss @ member, "counts": jnp.sum(member, axis=0)}
+
+        gradient_of = jax.grad(mean_loss, has_aux=True)
+        zeros = jax.tree.map(
+            lambda a: lax.pcast(jnp.zeros(a.shape, a.dtype), sharding.AXES, to="varying"),
+            jax.eval_shape(gradient_of, params, jax.tree.map(lambda a: a[0], microbatches)),
+        )
+
+        def accumulate(total, microbatch):
+            return jax.tree.map(jnp.add, total, gradient_of(params, microbatch)), None
+
+        (gradient, sums), _ = lax.scan(accumulate, zeros, microbatches)
+        parts = config.accumulation * mesh.size
+        gradient = jax.tree.map(lambda g, spec: sharding.sum_to_spec(g / parts, spec), gradient, specs.params)
+        return gradient, lax.psum(sums, sharding.AXES)
+
+    def train_step(state, batch, rectify):
+        gradient, sums = jax.shard_map(
+            functools.partial(local_gradient, rectify=rectify),
+            mesh=mesh,
+            in_specs=(P(), sharding.BATCH, P()),
+            out_specs=(specs.params, P()),
+        )(state.params, batch, state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = train_state.ema_decay(state.step, config.ema_decay)
+        ema = jax.tree.map(lambda e, p: e + (1 - decay).astype(p.dtype) * (p - e), state.ema, params)
+        losses, counts = sums.pop("losses"), sums.pop("counts")
+        examples = jnp.sum(counts)
+        metrics = {
+            "loss": jnp.sum(losses) / examples,
+            "level_losses": losses,
+            "level_counts": counts,
+            **{name: value / examples for name, value in sums.items()},
+            "gradient_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
+            "parameter_norm": optax.tree.norm(params),
+        }
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        new = TrainState(state.step + 1, params, ema, opt_state)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return kept.replace(step=new.step), metrics
+
+    layout = sharding.named(specs, mesh)
+    batch_layout = NamedSharding(mesh, sharding.BATCH)
+    everywhere = NamedSharding(mesh, P())
+    return jax.jit(
+        train_step,
+        static_argnums=2,
+        donate_argnums=0,
+        in_shardings=(layout, {"image": batch_layout, "row": batch_layout}),
+        out_shardings=(layout, everywhere),
+    )
+
+
+def rectifies(config, step: int, steps_per_epoch: int) -> bool:
+    """Whether the objective's start epoch has come at this step."""
+    return step // steps_per_epoch >= config.objective.start_epoch
+
+
+def start_state(experiment: Experiment, optimizer, mesh):
+    """(init, specs): a jitted function that makes the first state laid out on the mesh, and its layout."""
+
+    def create(key):
+        return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape())
+
+    key = jax.random.key(experiment.config.seed, impl="threefry2x32")
+    specs = sharding.state_specs(jax.eval_shape(create, key), mesh)
+    init = jax.jit(create, out_shardings=sharding.named(specs, mesh))
+    return functools.partial(init, key), specs
+
+
+def check_devices(config, devices: int) -> None:
+    """Raises UserError where the batch does not divide over the devices there are."""
+    parts = devices * config.accumulation
+    if config.batch_size % parts:
+        raise UserError(
+            f"batch_size = {config.batch_size}: it must divide by devices x accumulation = {devices} x "
+            f"{config.accumulation} = {parts}"
+        )
+
+
+def open_workdir(workdir: Path, config) -> None:
+    """Makes the workdir and its config.json, or checks that the run there has the same config."""
+    path = workdir / "config.json"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "samples").mkdir(exist_ok=True)
+        if path.exists():
+            changed = configs.differences(configs.read(path), config)
+            if changed:
+                listed = "\n  ".join(changed)
+                raise UserError(
+                    f"{workdir} holds a run with another config; choose another --workdir, or undo the difference "
+                    f"(run's -> given):\n  {listed}"
+                )
+        configs.save(config, path)
+    except OSError as error:
+        raise UserError(f"{workdir}: the workdir cannot be written ({error.strerror or error})") from error
+
+
+def facts_of_run(config, source) -> dict:
+    """What a checkpoint says of its origin."""
+    packages = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"config": config.to_dict(), "versions": versions, "data": data.fingerprint(source)}
+
+
+def train_and_evaluate(config, workdir, console: Console) -> TrainState:
+    """Trains to `config.steps`, going on by itself from the newest checkpoint in the workdir, then evaluates.
+
+    Args:
+      config: from `config.load` and `config.override`.
+      workdir: a local folder, see the README for what it holds.
+    """
+    config = configs.validate(config)
+    check_devices(config, jax.device_count())
+    workdir = Path(workdir)
+    chief = jax.process_index() == 0
+    if chief:
+        open_workdir(workdir, config)
+    evaluate.synchronise("workdir")
+    experiment = experiments.build(config)
+    source = experiments.make_source(config, "train")
+    held_out = experiments.eval_pictures(config)
+    steps_per_epoch = max(len(source) // config.batch_size, 1)
+    total = config.steps if config.epochs is None else config.epochs * steps_per_epoch
+
+    mesh = sharding.make_mesh(config.mesh.shard)
+    optimizer = make_optimizer(config.optimizer)
+    init, specs = start_state(experiment, optimizer, mesh)
+    manager = checkpoint.open_manager(config.checkpoint.directory or workdir / "checkpoints", config.checkpoint.keep)
+    state = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    resumed = state is not None
+    if not resumed:
+        with console.status("initialising the network"):
+            state = jax.block_until_ready(init())
+    start = int(state.step)
+    _introduce(console, experiment, state, source, held_out, mesh, total, workdir, start if resumed else None)
+
+    train_step = make_train_step(experiment, optimizer, mesh, specs, steps_per_epoch)
+    sampler = _make_sampler(experiment, held_out, mesh)
+    log = RunLog(workdir, start) if chief else None
+    pictures = data.train_pictures(source, config.seed, config.image_size, config.data.resize)
+    layout = NamedSharding(mesh, sharding.BATCH)
+    columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+    columns = *columns, TextColumn("left"), TimeRemainingColumn()
+    bar = Progress(*columns, console=console, speed_estimate_period=300)
+    saved = start
+    try:
+        with data.Batches(pictures, config.batch_size, layout, config.data.workers) as batches, bar:
+            job = bar.add_task("training", total=total, completed=start, rate="compiling")
+            window, since = [], time.monotonic()
+            for step in range(start, total):
+                state, metrics = train_step(state, batches(step), rectifies(config, step, steps_per_epoch))
+                window.append(metrics)
+                done = step + 1
+                if step == start:
+                    jax.block_until_ready(metrics)
+                    console.print(f"first step after {time.monotonic() - since:.1f} s, most of it compiling")
+                    first_of_window, since = done, time.monotonic()
+                save = done % config.checkpoint.every == 0 or done == total
+                if done % config.log_every == 0 or save:
+                    values = summarise(jax.device_get(window), step - len(window) + 1)
+                    elapsed = time.monotonic() - since
+                    rate = (done - first_of_window) / elapsed if done > first_of_window else 0.0
+                    timing = {"steps_per_second": rate, "images_per_second": rate * config.batch_size}
+                    timing |= {"time": time.time()}
+                    bar.update(job, completed=done, rate=f"{rate:.2f} steps/s")
+                    if chief:
+                        log.write(done, values, timing)
+                    left = (total - done) / rate if rate else float("nan")
+                    console.print(
+                        f"step {done}/{total}  loss {values['loss']:.4f}  |eps-eps_hat| {values['eps_error']:.4f}  "
+                        f"lam {values['lam']:.3f}  {timing['images_per_second']:.1f} images/s  {clock(left)} left"
+                    )
+                    window = []
+                elif len(window) % 8 == 0:
+                    # Reads no value: it only keeps the host a few steps ahead of the device, not hundreds.
+                    jax.block_until_ready(window[-8]["loss"])
+                    bar.update(job, completed=done)
+                if done % config.samples.every == 0 or done == total:
+                    grid = sampler(state.ema)
+                    if chief:
+                        images.write(workdir / "samples" / f"step_{done:07d}.png", grid, overwrite=True)
+                        log.picture(done, "samples", grid)
+                if save:
+                    checkpoint.save(manager, state, facts_of_run(config, source))
+                    saved = done
+                if not window:
+                    first_of_window, since = done, time.monotonic()
+            manager.wait_until_finished()
+    except KeyboardInterrupt:
+        manager.wait_until_finished()
+        console.print(f"stopped; the newest checkpoint is step {saved}: the same command goes on from there")
+        raise
+    finally:
+        manager.close()
+        if chief:
+            log.close()
+    if start >= total:
+        console.print(f"this run has its {total} steps already; give a larger --config.steps to go on")
+    elif experiment.task.degrade is not None:
+        record, grid = evaluate.evaluate(experiment, state.ema, held_out, mesh, console)
+        record["step"] = total
+        if chief:
+            evaluate.show(record, console)
+            evaluate.write(record, grid, workdir / "evaluation.json", overwrite=False)
+            console.print(f"table: {workdir}/evaluation.json   picture: {workdir}/evaluation.png")
+    return state
+
+
+def summarise(window: list[dict], first_step: int) -> dict:
+    """Means over a window of steps' metrics, the loss also by quartile of the noise level (1 the cleanest)."""
+    for number, metrics in enumerate(window):
+        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+            raise UserError(
+                f"step {first_step + number + 1}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}: "
+                "not finite, and not applied. Lower optimizer.learning_rate, set optimizer.clip, or look at the data; the "
+                "same command goes on from the newest checkpoint"
+            )
+    stacked = {name: np.stack([metrics[name] for metrics in window]) for name in window[0]}
+    sums, counts = (np.sum(stacked.pop(name), axis=0) for name in ("level_losses", "level_counts"))
+    values = {name: float(np.mean(value, dtype=np.float64)) for name, value in stacked.items()}
+    for quartile in range(QUARTILES):
+        if counts[quartile]:
+            values[f"loss_quartile_{quartile + 1}"] = float(sums[quartile] / counts[quartile])
+    return values
+
+
+def clock(seconds: float) -> str:
+    if not np.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _make_sampler(experiment, held_out, mesh):
+    """`sampler(params) -> grid`: the pictures that training shows, always of the same inputs and noise."""
+    config = experiment.config
+    draw, key = evaluate.make_draw(experiment, mesh), jax.random.key(config.evaluation.seed, impl="threefry2x32")
+    rows = evaluate.make_rows(experiment, config.samples.sampler, config.samples.steps)
+    shown, size = held_out[: config.samples.count], config.evaluation.batch_size
+    if experiment.task.degrade is None:
+        cond = np.zeros((config.samples.count, *held_out.shape[1:3], 0), np.float32)
+    else:
+        low, cond, enlarged = evaluate.degraded(experiment, shown)
+
+    def sampler(params):
+        drawn = evaluate.draw_pictures(draw, params, cond, rows, key, mesh, size)
+        if experiment.task.degrade is None:
+            across = min(4, len(drawn))
+            columns = {f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)}
+            return images.grid(columns)
+        label = f"{evaluate.name_of(config)}, {config.samples.sampler} {config.samples.steps} steps"
+        return evaluate.comparison(experiment, low, enlarged, {label: drawn}, shown)
+
+    return sampler
+
+
+def _introduce(console, experiment, state, source, held_out, mesh, total, workdir, resumed):
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    config = experiment.config
+    console.print(
+        f"{config.objective.name} ({config.objective.kind}), network of {count:,} parameters in "
+        f"{np.dtype(experiments.compute_dtype(config)).name} on {devices}"
+    )
+    console.print(f"{len(source)} training pictures, {len(held_out)} held out; {total} steps of {config.batch_size}")
+    if resumed is None:
+        console.print(f"workdir {workdir}: a new run")
+    else:
+        console.print(f"workdir {workdir}: going on from the checkpoint of step {resumed}")

@@ -1,0 +1,38 @@
+"""A trained model, opened from its workdir."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from dream_jax import checkpoint, config, experiment, sharding, train
+from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment
+from dream_jax.optimizer import make_optimizer
+
+
+class Trained(NamedTuple):
+    """experiment: what was trained; params: its EMA weights; step: after how many; mesh: where they lie."""
+
+    experiment: Experiment
+    params: Any
+    step: int
+    mesh: jax.sharding.Mesh
+
+
+def load(workdir, overrides=()) -> Trained:
+    """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
+
+    Raises UserError where there is no run, or no checkpoint yet.
+    """
+    workdir = Path(workdir)
+    chosen = config.validate(config.override(config.read(workdir / "config.json"), list(overrides)))
+    directory = chosen.checkpoint.directory or workdir / "checkpoints"
+    built = experiment.build(chosen)
+    mesh = sharding.make_mesh()
+    init, specs = train.start_state(built, make_optimizer(chosen.optimizer), mesh)
+    with checkpoint.open_manager(directory) as manager:
+        state = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    if state is None:
+        raise UserError(f"{directory}: there is no checkpoint yet; train first")
+    return Trained(built, state.ema, int(state.step), mesh)

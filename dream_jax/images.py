@@ -1,0 +1,277 @@
+"""Pictures: value ranges, resizing that agrees with Pillow's files, reading, writing and labelled grids."""
+
+import functools
+import io
+import math
+import os
+import stat
+import uuid
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from dream_jax.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 2**26
+
+
+def to_float(picture, dtype=jnp.float32):
+    """Grey levels 0..255 to [-1, 1]: `x / 127.5 - 1`; any shape."""
+    return jnp.asarray(picture).astype(dtype) / 127.5 - 1
+
+
+def to_uint8(picture):
+    """[-1, 1] to grey levels, rounded half up and clipped to 0..255; any shape, inverse of `to_float`."""
+    picture = jnp.asarray(picture)
+    levels = (picture.astype(jnp.promote_types(picture.dtype, jnp.float32)) + 1) * 127.5
+    return jnp.clip(jnp.floor(levels + 0.5), 0, 255).astype(jnp.uint8)
+
+
+def _cubic(x):
+    # Keys 1981, equation 4 generalised to a = -0.5.
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _lanczos(x):
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+
+
+KERNELS = {  # name: (half width in pixels of the coarser grid, kernel)
+    "pil_bicubic": (2.0, _cubic),
+    "pil_bilinear": (1.0, lambda x: np.maximum(1 - np.abs(x), 0.0)),
+    "pil_lanczos": (3.0, _lanczos),
+    "pil_box": (0.5, lambda x: ((x > -0.5) & (x <= 0.5)).astype(np.float64)),
+}
+
+
+@functools.lru_cache(maxsize=32)
+def _resize_matrix(kernel, size_in, size_out):
+    """Pillow's 22-bit coefficients as float32[2, size_out, size_in]: `256 * matrix[0] + matrix[1]`.
+
+    Each half times grey levels sums to whole numbers below 2**24, so float32 products are exact in any order of
+    summation and every device gives the same picture.
+    """
+    support, weight = KERNELS[kernel]
+    scale = size_in / size_out
+    stretch = max(scale, 1.0)
+    centre = (np.arange(size_out)[:, None] + 0.5) * scale
+    first = np.maximum(np.trunc(centre - support * stretch + 0.5), 0)
+    end = np.minimum(np.trunc(centre + support * stretch + 0.5), size_in)
+    pixel = np.arange(size_in)[None, :]
+    weights = weight((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < end))
+    weights /= weights.sum(1, keepdims=True)
+    fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
+    high = (fixed + 128) >> 8
+    return np.stack([high, fixed - (high << 8)]).astype(np.float32)
+
+
+def _resize_axis(levels, axis, size, kernel):
+    if levels.shape[axis] == size:
+        return levels
+    matrix = jnp.asarray(_resize_matrix(kernel, levels.shape[axis], size), levels.dtype)
+    equation = {-2: "...wc,kvw->k...vc", -3: "...hwc,kvh->k...vwc"}[axis]
+    high, low = jnp.einsum(equation, levels, matrix, precision=jax.lax.Precision.HIGHEST)
+    fixed = (high.astype(jnp.int32) << 8) + low.astype(jnp.int32)
+    return jnp.clip((fixed + 2**21) >> 22, 0, 255).astype(levels.dtype)
+
+
+def resize(pictures, height, width, kernel="pil_bicubic"):
+    """Resize as Pillow's `Image.resize`: antialiased when shrinking, horizontally, then vertically, rounded after each.
+
+    `pictures` [..., H, W, C] are grey levels 0..255, uint8 or whole numbers in a float; the result
+    [..., height, width, C] is whole grey levels in float32 (float64 for float64 pictures). Equal to Pillow's level for
+    level, except that Pillow 13 goes vertically first where the height shrinks much more than the width. Has no
+    gradient. Works under jit and shard_map. Raises UserError for a kernel that is not in KERNELS.
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"resize kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
+    pictures = jnp.asarray(pictures)
+    levels = pictures.astype(jnp.promote_types(pictures.dtype, jnp.float32))
+    return _resize_axis(_resize_axis(levels, -2, width, kernel), -3, height, kernel)
+
+
+def resize_shorter_side(picture, size):
+    """Resize a Pillow picture or uint8 [H, W, 3] on the host with Pillow's bicubic kernel; the proportions stay.
+
+    Returns uint8 [H, W, 3] with min(H, W) == size.
+    """
+    if not isinstance(picture, Image.Image):
+        picture = Image.fromarray(np.asarray(picture))
+    picture = picture.convert("RGB")
+    ratio = size / min(picture.size)
+    target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in picture.size)
+    return np.array(picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC))
+
+
+def _reason(error):
+    if isinstance(error, UnidentifiedImageError):
+        return "its bytes are no known picture format"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _grey_levels(values):
+    """Whole grey levels uint8 of a picture of one channel in 16-bit, 32-bit or float values."""
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
+        low, high = values.min(), values.max()
+        if low < 0 or high > 255:
+            raise ValueError(f"float values must lie in 0..1 or 0..255, found {low:g}..{high:g}")
+        return np.floor(values * (255 if high <= 1 else 1) + 0.5).astype(np.uint8)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"whole numbers must lie in 0..65535, found {values.min()}..{values.max()}")
+    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+
+
+def _decode(file):
+    with Image.open(file) as picture:
+        if picture.format == "EPS":
+            raise ValueError("PostScript is a program, not a picture")
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+        if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+            grey = _grey_levels(np.asarray(picture))
+            return np.repeat(grey[:, :, None], 3, axis=2), None
+        if picture.mode == "La":
+            picture = picture.convert("LA")
+        if not picture.has_transparency_data:
+            return np.array(picture.convert("RGB")), None
+        pixels = np.asarray(picture.convert("RGBA"))
+        return pixels[..., :3].copy(), pixels[..., 3].copy()
+
+
+def read_with_alpha(path):
+    """Read a picture file, upright as its EXIF says: (uint8 [H, W, 3], alpha uint8 [H, W] or None).
+
+    `path` may also be the file's bytes. Colours are as stored, not multiplied by alpha. Grey pictures of 16 bits are
+    divided by 257; float ones are taken to span 0..1 if nothing exceeds 1, and 0..255 otherwise. Of several frames
+    the first is read. Raises UserError for whatever cannot be read whole, and above MAX_PIXELS pixels.
+    """
+    name = "picture" if isinstance(path, bytes) else path
+    try:
+        if isinstance(path, bytes):
+            return _decode(io.BytesIO(path))
+        # A named pipe would block the reader for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is not a file")
+        with open(path, "rb") as file:
+            return _decode(file)
+    except Exception as error:  # Pillow's decoders raise almost any kind of exception on damaged files.
+        raise UserError(f"{name}: cannot be read as a picture ({_reason(error)})") from error
+
+
+def read(path):
+    """Read a picture file as uint8 [H, W, 3]: the colours of `read_with_alpha`."""
+    return read_with_alpha(path)[0]
+
+
+def list_pictures(folder):
+    """The picture files (by suffix, any case) in a folder and its subfolders, as a sorted list of paths.
+
+    Links to folders are not followed. Raises UserError if the folder is missing or has no pictures.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+
+    def refuse(error):
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    found = [
+        Path(root, name)
+        for root, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+    ]
+    if not found:
+        raise UserError(f"{folder}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
+    return sorted(found)
+
+
+def write(path, picture, overwrite=False):
+    """Write uint8 [H, W, 3] or [H, W, 4] (RGBA) to a file whose suffix names the format, making its folders.
+
+    The file appears whole or not at all. PNG, BMP, TIFF and WebP are lossless, JPEG has quality 95 without chroma
+    subsampling. Raises UserError for an existing file unless `overwrite`, an unknown suffix, alpha in a format
+    without it, and when the file cannot be written.
+    """
+    path, picture = Path(path), np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4):
+        raise ValueError(f"a picture is uint8 [H, W, 3] or [H, W, 4], not {picture.dtype} {picture.shape}")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: the suffix must be one of {' '.join(SUFFIXES)}")
+    if picture.shape[2] == 4 and suffix in (".jpg", ".jpeg", ".bmp"):
+        raise UserError(f"{path}: {suffix} cannot hold transparency; use .png, .webp or .tif")
+    image_format = Image.registered_extensions()[suffix]
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}: exists already; name another file or pass --overwrite")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Image.fromarray(picture).save(temporary, image_format, **options.get(image_format, {}))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+def _enlarge(pictures, factor):
+    return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def grid(columns, captions=None):
+    """One labelled picture of many: a row for each picture, a column for each label.
+
+    `columns` maps labels to uint8 [N, H, W, 3], 1 <= N; heights and widths may differ between columns by a whole
+    factor, by which the smaller ones are enlarged (nearest pixel). Cells are enlarged to at least 128 pixels a side.
+    `captions`, N strings, stand under the rows. Returns uint8 [H', W', 3].
+    """
+    columns = {str(label): np.asarray(pictures) for label, pictures in columns.items()}
+    count, height, width, _ = max((pictures.shape for pictures in columns.values()), key=lambda shape: shape[1])
+    zoom = -(-128 // min(height, width))
+    for label, pictures in columns.items():
+        factor = height // pictures.shape[1]
+        if pictures.shape != (count, height // factor, width // factor, 3) or height % factor or width % factor:
+            raise ValueError(f"column {label!r} {pictures.shape} is no whole fraction of {count, height, width, 3}")
+        columns[label] = _enlarge(pictures, factor * zoom)
+    height, width = height * zoom, width * zoom
+    captions = [""] * count if captions is None else [str(caption) for caption in captions]
+    if len(captions) != count:
+        raise ValueError(f"{len(captions)} captions for {count} rows")
+
+    text_size = max(14, min(height, width) // 16)
+    font, small = ImageFont.load_default(text_size), ImageFont.load_default(0.85 * text_size)
+    gap = text_size // 3
+    line = text_size + 2 * gap
+    cells = [max(width, math.ceil(font.getlength(label)) + 2 * gap) for label in columns]
+    caption_line = line if any(captions) else gap
+    total_width = sum(cells) + gap * (len(cells) + 1)
+    total_width = max(total_width, math.ceil(max(small.getlength(caption) for caption in captions)) + 2 * gap)
+    canvas = Image.new("RGB", (total_width, line + count * (height + caption_line)), "white")
+    draw = ImageDraw.Draw(canvas)
+    left = gap
+    for (label, pictures), cell in zip(columns.items(), cells, strict=True):
+        draw.text((left + cell / 2, line / 2), label, fill="black", font=font, anchor="mm")
+        for row, picture in enumerate(pictures):
+            canvas.paste(Image.fromarray(picture), (left + (cell - width) // 2, line + row * (height + caption_line)))
+        left += cell + gap
+    for row, caption in enumerate(captions):
+        middle = line + row * (height + caption_line) + height + caption_line / 2
+        draw.text((gap, middle), caption, fill="dimgray", font=small, anchor="lm")
+    return np.array(canvas)

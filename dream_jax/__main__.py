@@ -81,12 +81,11 @@ def _start_processes():
 
 
 def _evaluate(options, rest, console):
-    from dream_jax import config, evaluate, experiment, trained
+    from dream_jax import evaluate, experiment, trained
 
     model = trained.load(options.workdir, rest)
     output = Path(options.output or f"{options.workdir}/evaluation.json")
     pictures = experiment.eval_pictures(model.experiment.config)
-    config.validate(model.experiment.config)
     record, grid = evaluate.evaluate(model.experiment, model.params, pictures, model.mesh, console)
     record["step"] = model.step
     evaluate.show(record, console)

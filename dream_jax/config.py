@@ -5,11 +5,13 @@ import copy
 import difflib
 import json
 import math
+import os
 import runpy
 import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, images, noise_schedule, optimizer, sampling
 from dream_jax.errors import UserError
@@ -17,11 +19,26 @@ from dream_jax.errors import UserError
 # A run may be continued with other values of these: they do not change what the steps before would have been.
 _CHANGEABLE = ("steps", "epochs", "checkpoint.", "samples.", "evaluation.", "data.workers", "data.cache_dir")
 
+# Keys that may be None, and what they are otherwise.
+_OPTIONAL = {
+    **dict.fromkeys(("epochs", "data.resize", "evaluation.crop"), int),
+    **dict.fromkeys(("objective.p", "objective.min_snr_gamma", "optimizer.clip"), float),
+    **dict.fromkeys(("data.folder", "data.eval_folder", "data.cache_dir", "checkpoint.directory"), str),
+    **dict.fromkeys(("data.tfds", "data.tfds_dir", "data.image_key"), str),
+}
+
 _COUNTS = (
-    *("steps", "batch_size", "accumulation", "image_size", "task.scale", "schedule.num_steps", "mesh.shard", "log_every"),
+    *("steps", "batch_size", "accumulation", "image_size", "task.scale", "schedule.num_steps", "mesh.shard"),
     *("network.channels", "network.num_res_blocks", "network.norm_groups", "network.num_heads", "network.patch"),
-    *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps"),
+    *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps", "log_every"),
     *("evaluation.pictures", "evaluation.batch_size", "data.workers"),
+)
+_NOT_NEGATIVE = (
+    *("seed", "objective.start_epoch", "objective.ramp_epochs", "optimizer.learning_rate", "optimizer.warmup_steps"),
+    *("optimizer.weight_decay", "optimizer.epsilon", "evaluation.seed"),
+)
+_FRACTIONS = (
+    *("ema_decay", "objective.threshold", "objective.minimum", "objective.maximum", "objective.mix", "network.dropout"),
 )
 
 SCHEDULES = {
@@ -45,13 +62,13 @@ def load(path: str) -> ConfigDict:
     sys.path.insert(0, root)
     try:
         module = runpy.run_path(str(file))
+        if "get_config" in module:
+            return module["get_config"]()
     except Exception as error:
         raise UserError(f"{path}: this config file does not run ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(root)
-    if "get_config" not in module:
-        raise UserError(f"{path}: a config file must define get_config()")
-    return module["get_config"]()
+    raise UserError(f"{path}: a config file must define get_config()")
 
 
 def flatten(config, prefix: str = "") -> dict:
@@ -84,7 +101,7 @@ def _set(config, key, text):
     known = flatten(config)
     if key not in known:
         inside = [name for name in known if name.startswith(key + ".")]
-        near = inside[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+        near = inside[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0)
         raise UserError(f"config key {key!r} is unknown; did you mean {' or '.join(map(repr, near))}?")
     *parents, last = key.split(".")
     for parent in parents:
@@ -92,6 +109,9 @@ def _set(config, key, text):
     kind = config.get_type(last)
     value = _parse(text, kind)
     try:
+        # ConfigDict would take None for anything, and True for a number.
+        if (value is None and key not in _OPTIONAL) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError
         config[last] = value
     except (TypeError, ValueError):
         raise UserError(f"config key {key!r} takes {_name(kind)}, not {text!r}") from None
@@ -123,7 +143,9 @@ def _name(kind):
 
 
 def save(config: ConfigDict, path) -> None:
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def read(path) -> ConfigDict:
@@ -136,11 +158,13 @@ def read(path) -> ConfigDict:
         raise UserError(f"{path}: not a config of this program ({error})") from None
 
 
-def _from_json(values):
+def _from_json(values, prefix=""):
     config = ConfigDict()
     for key, value in values.items():
         if isinstance(value, dict):
-            value = _from_json(value)
+            value = _from_json(value, f"{prefix}{key}.")
+        if prefix + key in _OPTIONAL:
+            config[key] = placeholder(_OPTIONAL[prefix + key])
         config[key] = tuple(value) if isinstance(value, list) else value
     return config
 
@@ -154,6 +178,17 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
     """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
+    try:
+        _validate(config)
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"the config lacks a key: {error}; build it on configs/base.py") from error
+    return FrozenConfigDict(config)
+
+
+def _validate(config):
+    flat = flatten(config)
+    for key, value in flat.items():
+        _require(value is not None or key in _OPTIONAL, config, key, "it must have a value")
     for key, choices in (
         ("task.name", TASKS),
         ("task.kernel", tuple(images.KERNELS)),
@@ -167,19 +202,28 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
         ("compute_dtype", DTYPES),
         ("samples.sampler", tuple(sampling.SAMPLERS)),
     ):
-        value = flatten(config)[key]
+        value = flat[key]
         _require(value in choices, config, key, f"choose one of {', '.join(choices)}")
     for key in _COUNTS:
-        _require(flatten(config)[key] >= 1, config, key, "it must be at least 1")
+        _require(flat[key] >= 1, config, key, "it must be at least 1")
     for key in ("epochs", "data.resize", "evaluation.crop", "optimizer.clip", "objective.min_snr_gamma", "task.gain"):
-        value = flatten(config)[key]
+        value = flat[key]
         _require(value is None or (math.isfinite(value) and value > 0), config, key, "it must be greater than 0")
-    for key in ["objective.minimum", "objective.maximum", "objective.mix", "network.dropout", "ema_decay"]:
-        value = flatten(config)[key]
-        _require(0 <= value <= 1, config, key, "it must lie between 0 and 1")
-    for key in ["optimizer.learning_rate", "optimizer.weight_decay", "optimizer.epsilon"]:
-        value = flatten(config)[key]
-        _require(math.isfinite(value) and value >= 0, config, key, "it must be finite and not negative")
+    for key in _FRACTIONS:
+        _require(0 <= flat[key] <= 1, config, key, "it must lie between 0 and 1")
+    for key in _NOT_NEGATIVE:
+        _require(math.isfinite(flat[key]) and flat[key] >= 0, config, key, "it must be finite and not negative")
+    minimum = config.objective.minimum
+    _require(minimum <= config.objective.maximum, config, "objective.maximum", f"it must be at least minimum = {minimum}")
+    # Beyond 50 the weight is a step at the last level, and its exponential leaves float32.
+    _require(0 < config.objective.rate <= 50, config, "objective.rate", "it must lie between 0 (excluded) and 50")
+    betas = config.optimizer.betas
+    _require(
+        len(betas) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas),
+        config,
+        "optimizer.betas",
+        "two numbers from 0 to 1 (excluded), like 0.9,0.999",
+    )
     _require(config.network.dropout < 1, config, "network.dropout", "it must be less than 1")
     _require(0 < config.data.eval_percent < 100, config, "data.eval_percent", "it must lie between 0 and 100")
     p = config.objective.p
@@ -217,7 +261,8 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
     for name in config.evaluation.samplers:
         known = ", ".join(sampling.SAMPLERS)
         _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {known}")
-    return FrozenConfigDict(config)
+    for key in ("evaluation.samplers", "evaluation.steps"):
+        _require(len(flat[key]) > 0, config, key, "it must name at least one")
 
 
 def _validate_schedule(config):

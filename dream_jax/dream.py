@@ -41,10 +41,10 @@ WEIGHTS = {
 }
 
 
-def weight(family: str, alpha, sigma, time, *, minimum=0.0, maximum=1.0, ramp=1.0, **options):
+def weight(family: str, alpha, sigma, time, *, p=1.0, minimum=0.0, maximum=1.0, ramp=1.0, **options):
     """The rectification weight lam of a noise level; never a function of the data.
 
-    `lam = ramp * (minimum + (maximum - minimum) * family(...))`, and None where the family is off (`p=None`).
+    `lam = minimum + ramp * (maximum - minimum) * family(...)`, and None, the standard objective, where p is None.
 
     Args:
       family: "power" (sigma^p; option p), "constant", "linear" (t/T), "exponential" ((e^{kt/T} - 1) / (e^k - 1); option
@@ -54,12 +54,10 @@ def weight(family: str, alpha, sigma, time, *, minimum=0.0, maximum=1.0, ramp=1.
     """
     if family not in WEIGHTS:
         raise UserError(f"weight {family!r}: choose one of {', '.join(WEIGHTS)}")
-    value = WEIGHTS[family](sigma / jnp.sqrt(alpha**2 + sigma**2), time, **options)
-    if value is None:
+    if p is None:
         return None
-    if (minimum, maximum) != (0.0, 1.0):
-        value = minimum + (maximum - minimum) * value
-    return ramp * value
+    value = WEIGHTS[family](sigma / jnp.sqrt(alpha**2 + sigma**2), time, p=p, **options)
+    return minimum + ramp * (maximum - minimum) * value
 
 
 def rectify_noise(eps, eps_hat, lam):
@@ -94,8 +92,7 @@ def _rectified(predict_eps, x0, eps, alpha, sigma, lam, kind):
     eps_hat = None
     if lam is not None:
         x_t = diffusion.add_noise(x0, eps, alpha, sigma)
-        # The stop at x_t and at the result spares autodiff from tracing the first pass at all.
-        eps_hat = jax.lax.stop_gradient(predict_eps(jax.lax.stop_gradient(x_t)))
+        eps_hat = jax.lax.stop_gradient(predict_eps(x_t))
         eps = rectify_noise(eps, eps_hat, lam)
     return diffusion.add_noise(x0, eps, alpha, sigma), diffusion.target(kind, x0, eps, alpha, sigma), eps_hat
 

@@ -66,7 +66,6 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
             ramp = 1.0
             if objective.ramp_epochs:
                 ramp = jnp.minimum(step // steps_per_epoch / objective.ramp_epochs, 1.0)
-            # A placeholder for "no rectification" would be a second code path; None is the standard objective itself.
             lam = dream.weight(
                 "linear" if conservative else objective.weight,
                 alpha,
@@ -75,7 +74,7 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
                 minimum=objective.minimum,
                 maximum=objective.maximum,
                 ramp=ramp,
-                p=objective.p,
+                p=1.0 if conservative else objective.p,
                 rate=objective.rate,
                 threshold=objective.threshold,
             )
@@ -203,20 +202,17 @@ def check_devices(config, devices: int) -> None:
 
 
 def open_workdir(workdir: Path, config) -> None:
-    """Makes the workdir and its config.json, or checks that the run there has the same config."""
+    """Makes the workdir, and checks that a run in it has the same config."""
     path = workdir / "config.json"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "samples").mkdir(exist_ok=True)
-        if path.exists():
-            changed = configs.differences(configs.read(path), config)
-            if changed:
-                listed = "\n  ".join(changed)
-                raise UserError(
-                    f"{workdir} holds a run with another config; choose another --workdir, or undo the difference "
-                    f"(run's -> given):\n  {listed}"
-                )
-        configs.save(config, path)
+        (workdir / "samples").mkdir(parents=True, exist_ok=True)
+        if path.exists() and (changed := configs.differences(configs.read(path), config)):
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"{workdir} holds a run with another config; choose another --workdir, or undo the difference "
+                f"(run's -> given):\n  {listed}"
+            )
+        path.with_suffix(".tmp").touch()
     except OSError as error:
         raise UserError(f"{workdir}: the workdir cannot be written ({error.strerror or error})") from error
 
@@ -245,6 +241,9 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     experiment = experiments.build(config)
     source = experiments.make_source(config, "train")
     held_out = experiments.eval_pictures(config)
+    if chief:
+        # Only now: a run that failed for its data leaves no config that the mended one would have to agree with.
+        configs.save(config, workdir / "config.json")
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total = config.steps if config.epochs is None else config.epochs * steps_per_epoch
 
@@ -338,8 +337,8 @@ def summarise(window: list[dict], first_step: int) -> dict:
         if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
             raise UserError(
                 f"step {first_step + number + 1}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}: "
-                "not finite, and not applied. Lower optimizer.learning_rate, set optimizer.clip, or look at the data; the "
-                "same command goes on from the newest checkpoint"
+                "not finite, and not applied. Lower optimizer.learning_rate, set optimizer.clip, or look at the data; "
+                "the same command goes on from the newest checkpoint"
             )
     stacked = {name: np.stack([metrics[name] for metrics in window]) for name in window[0]}
     sums, counts = (np.sum(stacked.pop(name), axis=0) for name in ("level_losses", "level_counts"))

@@ -69,7 +69,7 @@ def fingerprint(source) -> str:
 def bundled(split: str) -> Source:
     """Photographs that come with scikit-image: five to train on, 40 times each, and two others to evaluate on."""
     if split not in BUNDLED:
-        raise UserError(f"data.split: the bundled photographs have the splits {', '.join(BUNDLED)}, not {split!r}")
+        raise UserError(f"the bundled photographs have the splits {', '.join(BUNDLED)}, not {split!r}")
     package = importlib.util.find_spec("skimage")
     if package is None:
         raise UserError("the bundled photographs are part of scikit-image: pip install scikit-image")
@@ -115,11 +115,11 @@ def _catalog_builder(name, data_dir):
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
-        raise UserError(f"data.name: TensorFlow Datasets has no {name!r}: {error}") from error
+        raise UserError(f"data.tfds: TensorFlow Datasets has no {name!r}: {error}") from error
 
 
 def _how_to_prepare(name, data_dir):
-    where = f" --data_dir {data_dir}" if data_dir else ""
+    where = f" --tfds_dir {data_dir}" if data_dir else ""
     return (
         f"Prepare it with: python -m dream_jax prepare --tfds {name}{where} (the catalog's own code needs TensorFlow "
         "for that, and nothing else does: pip install tensorflow)"
@@ -131,7 +131,7 @@ def _need_random_access(builder, name, data_dir):
     if not {"array_record", "parquet"} & set(found):
         raise UserError(
             f"{name} in {builder.data_dir} is in the format {', '.join(found)}, which has no random access. Delete "
-            f"that folder or choose another data.data_dir. {_how_to_prepare(name, data_dir)}"
+            f"that folder or choose another data.tfds_dir. {_how_to_prepare(name, data_dir)}"
         )
 
 
@@ -157,7 +157,7 @@ def _builder_source(builder, split, image_key):
         records = builder.as_data_source(split=split, decoders=encoded)
     except ValueError as error:
         raise UserError(
-            f"data.split: {builder.name} has the splits {', '.join(builder.info.splits)}; {split!r} is refused: {error}"
+            f"data.train_split, data.eval_split: {builder.name} has the splits {', '.join(builder.info.splits)}; {split!r} is refused: {error}"
         ) from error
 
     return Source(lambda index: images.read(records[index][image_key]), len(records))
@@ -198,7 +198,7 @@ def folder_source(
     cache_dir=None,
     resize: int | None = None,
     skip_unreadable: bool = False,
-    eval_percent: float = 5.0,
+    eval_percent: float = 10.0,
 ) -> Source:
     """The split "train" or "eval" of a folder of pictures, prepared by prepare_folder if it is not yet."""
     path = prepare_folder(
@@ -221,7 +221,7 @@ def prepare_folder(
     cache_dir=None,
     resize: int | None = None,
     skip_unreadable: bool = False,
-    eval_percent: float = 5.0,
+    eval_percent: float = 10.0,
 ) -> Path:
     """Makes a folder of pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
 
@@ -461,8 +461,8 @@ def _fit(source, index, crop, resize):
     height, width = picture.shape[:2]
     if min(height, width) < crop:
         raise UserError(
-            f"picture {index} of the data is {width}x{height}, smaller than data.crop={crop}; lower data.crop, set "
-            "data.resize, or leave the picture out"
+            f"picture {index} of the data is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
+            "evaluation.crop), set data.resize, or leave the picture out"
         )
     return picture
 

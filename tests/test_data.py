@@ -333,7 +333,7 @@ def test_what_the_catalog_does_not_have_is_said(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"python -m dream_jax prepare --tfds cifar10 .*pip install tensorflow"):
         data.tfds_source("cifar10", "train", data_dir=tmp_path)
     fake(monkeypatch, "cifar10", tmp_path, [noise(0, 32, 32)])
-    with pytest.raises(UserError, match=r"data.split.*train.*valid"):
+    with pytest.raises(UserError, match=r"data.train_split.*train.*valid"):
         data.tfds_source("cifar10", "valid", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"data.image_key.*'label'"):
         data.tfds_source("cifar10", "train", data_dir=tmp_path, image_key="label")
@@ -412,7 +412,7 @@ def test_train_pictures_are_resized_before_the_crop():
     np.testing.assert_array_equal(
         sorted(data.train_pictures(source, 0, 12, resize=12)[i].shape for i in range(3)), [(12, 12, 3)] * 3
     )
-    with pytest.raises(UserError, match=r"picture \d of the data is 16x12, smaller than data.crop=13"):
+    with pytest.raises(UserError, match=r"picture \d of the data is 16x12, smaller than the crop of 13"):
         data.train_pictures(source, 0, 13, resize=12)[0]
 
 

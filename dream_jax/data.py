@@ -156,10 +156,10 @@ def _builder_source(builder, split, image_key):
     try:
         records = builder.as_data_source(split=split, decoders=encoded)
     except ValueError as error:
+        known = ", ".join(builder.info.splits)
         raise UserError(
-            f"data.train_split, data.eval_split: {builder.name} has the splits {', '.join(builder.info.splits)}; {split!r} is refused: {error}"
+            f"data.train_split, data.eval_split: {builder.name} has the splits {known}; {split!r} is refused: {error}"
         ) from error
-
     return Source(lambda index: images.read(records[index][image_key]), len(records))
 
 

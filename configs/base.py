@@ -110,4 +110,4 @@ def get_config() -> ConfigDict:
     config.evaluation.crop = placeholder(int)  # side of the centre crop; image_size
     config.evaluation.batch_size = 8
     config.evaluation.seed = 0
-    return config
+    return config.lock()

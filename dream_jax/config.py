@@ -213,10 +213,10 @@ def _validate(config):
         _require(0 <= flat[key] <= 1, config, key, "it must lie between 0 and 1")
     for key in _NOT_NEGATIVE:
         _require(math.isfinite(flat[key]) and flat[key] >= 0, config, key, "it must be finite and not negative")
-    minimum = config.objective.minimum
-    _require(minimum <= config.objective.maximum, config, "objective.maximum", f"it must be at least minimum = {minimum}")
+    c = config.objective
+    _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     # Beyond 50 the weight is a step at the last level, and its exponential leaves float32.
-    _require(0 < config.objective.rate <= 50, config, "objective.rate", "it must lie between 0 (excluded) and 50")
+    _require(0 < c.rate <= 50, config, "objective.rate", "it must lie between 0 (excluded) and 50")
     betas = config.optimizer.betas
     _require(
         len(betas) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas),

@@ -78,7 +78,7 @@ def draw(key, schedule: NoiseSchedule, continuous: bool = True, t_key=None):
       (t, alpha, sigma), scalars: t int32 uniform in 1..T, sigma > 0.
     """
     own_t_key, u_key = jax.random.split(key)
-    t = jax.random.randint(own_t_key if t_key is None else t_key, (), 1, schedule.num_steps + 1)
+    t = jax.random.randint(own_t_key if t_key is None else t_key, (), 1, schedule.num_steps + 1, jnp.int32)
     if not continuous:
         return t, jnp.asarray(schedule.alpha)[t], jnp.asarray(schedule.sigma)[t]
     table = schedule.sigma if schedule.flow else -np.expm1(np.log1p(-schedule.sigma**2) / 2)

@@ -67,11 +67,11 @@ def ddim_step(x_t, x0_hat, alpha_from, alpha_to, noise, eta=0.0):
     """One move of DDIM (Song et al. 2021, eq. 12 and 16): eta = 0 is deterministic, eta = 1 has DDPM's variance."""
     sigma_from, sigma_to = _sigma(alpha_from), _sigma(alpha_to)
     _, deviation = diffusion.posterior(x_t, x0_hat, alpha_from, alpha_to)
-    deviation = eta * deviation
     eps_hat = (x_t - alpha_from * x0_hat) / sigma_from
-    # Equal to sqrt(sigma_to^2 - deviation^2), in factors that cannot round below zero at eta <= 1.
-    direction = ((sigma_to - deviation) * (sigma_to + deviation)) ** 0.5
-    return alpha_to * x0_hat + direction * eps_hat + deviation * noise
+    # sqrt(sigma_to^2 - eta^2 deviation^2) without the difference, which can round below zero at eta = 1.
+    ancestral = alpha_from / alpha_to * sigma_to**2 / sigma_from
+    direction = ((1 - eta**2) * sigma_to**2 + eta**2 * ancestral**2) ** 0.5
+    return alpha_to * x0_hat + direction * eps_hat + eta * deviation * noise
 
 
 def ddpm(levels: Levels) -> Rows:

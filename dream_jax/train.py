@@ -388,7 +388,7 @@ def _introduce(console, experiment, state, source, held_out, mesh, total, workdi
         f"{config.objective.name} ({config.objective.kind}), network of {count:,} parameters in "
         f"{np.dtype(experiments.compute_dtype(config)).name} on {devices}"
     )
-    console.print(f"{len(source)} training pictures, {len(held_out)} held out; {total} steps of {config.batch_size}")
+    console.print(f"{source.pictures} training pictures, {len(held_out)} held out; {total} steps of {config.batch_size}")
     if resumed is None:
         console.print(f"workdir {workdir}: a new run")
     else:

@@ -96,7 +96,8 @@ def _evaluate(options, rest, console):
 def _upscale(options, rest, console):
     from dream_jax import upscale
 
-    return upscale.upscale(options, console)
+    choices = {name: getattr(options, name) for name in ("sampler", "steps", "seed", "overwrite")}
+    return upscale.upscale(options.workdir, options.input, options.output, console, **choices)
 
 
 def _prepare(options, rest, console):

@@ -152,7 +152,7 @@ def read(path) -> ConfigDict:
     """The config of a workdir, from its config.json."""
     try:
         return _from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; is {path.parent} the workdir of a training run?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a config of this program ({error})") from None

@@ -67,17 +67,21 @@ def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.
     return jax.tree.map(lambda a: np.asarray(a, jnp.zeros(()).dtype), rows)
 
 
-def draw_pictures(draw, params, cond, rows, key, mesh, batch_size, advance=lambda count: None):
-    """Draws any number of pictures in batches that the mesh divides; cond is [N, H, W, Cc] on the host."""
+def draw_pictures(draw, params, cond, rows, key, mesh, batch_size, advance=lambda count: None, numbers=None):
+    """Draws any number of pictures in batches that the mesh divides; cond is [N, H, W, Cc] on the host.
+
+    numbers: int [N], what each picture's noise depends on; 0..N-1 by default.
+    """
+    numbers = np.arange(len(cond)) if numbers is None else numbers
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     rows_over_mesh = NamedSharding(mesh, sharding.BATCH)
     drawn = []
     for start in range(0, len(cond), batch_size):
-        index = np.arange(start, start + batch_size)
         # The last batch is filled up with its own last picture, so that one shape is compiled.
-        part = np.asarray(cond[np.minimum(index, len(cond) - 1)])
+        chosen = np.minimum(np.arange(start, start + batch_size), len(cond) - 1)
+        part = np.asarray(cond[chosen])
         part = jax.make_array_from_callback(part.shape, rows_over_mesh, lambda i, part=part: part[i])
-        pictures = np.asarray(draw(params, part, index, rows, key))[: len(cond) - start]
+        pictures = np.asarray(draw(params, part, numbers[chosen], rows, key))[: len(cond) - start]
         drawn.append(pictures)
         advance(len(pictures))
     return np.concatenate(drawn)

@@ -1,3 +1,17 @@
 import jax
+import pytest
+import tiny
+from rich.console import Console
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny_workdir(tmp_path_factory):
+    """The workdir of `tiny.tiny_config()`, trained and evaluated; not to be changed."""
+    from dream_jax import train
+
+    workdir = tmp_path_factory.mktemp("tiny") / "workdir"
+    with tiny.quick_compiles():
+        train.train_and_evaluate(tiny.tiny_config(), workdir, Console(quiet=True))
+    return workdir

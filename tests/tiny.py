@@ -1,0 +1,39 @@
+"""A config that trains in seconds."""
+
+import contextlib
+from pathlib import Path
+
+import jax
+
+from dream_jax import config as configs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = (
+    *("steps=1", "batch_size=4", "image_size=32", "log_every=1", "optimizer.learning_rate=0.0"),
+    *("task.scale=2", "task.residual=True", "task.gain=4.0", "objective.kind=x0", "objective.distance=l2"),
+    *("network.channels=8", "network.channel_multipliers=1,2", "network.num_res_blocks=1"),
+    *("network.norm_groups=4", "network.patch=2", "network.attention_resolutions=()"),
+    *("samples.count=2", "samples.steps=1"),
+    *("evaluation.samplers=ddim,", "evaluation.steps=1,", "evaluation.pictures=2", "evaluation.batch_size=2"),
+)
+
+
+def tiny_config(*changes: str):
+    """configs/base.py at its smallest: one step of x0 residuals at learning rate 0, 2x, crops of 32 pixels.
+
+    changes are given as "steps=4", "network.patch=1", ...
+    """
+    base = configs.load(ROOT / "configs" / "base.py")
+    return configs.validate(configs.override(base, [f"--config.{change}" for change in (*TINY, *changes)]))
+
+
+@contextlib.contextmanager
+def quick_compiles():
+    """What is compiled within is compiled in a third of the time, and runs slower."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)

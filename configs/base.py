@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     config.network.norm_groups = 32
     config.network.num_heads = 8  # generation
     config.network.dropout = 0.0
+    config.network.weights = placeholder(str)  # sr3: start from official PyTorch weights, .pth or .safetensors
     config.network.patch = 1  # sr3: work on patches of this many pixels a side, for a cheap network
     config.network.remat = False  # recompute blocks in the backward pass to save memory
 

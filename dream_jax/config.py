@@ -24,11 +24,11 @@ _OPTIONAL = {
     **dict.fromkeys(("epochs", "data.resize", "evaluation.crop"), int),
     **dict.fromkeys(("objective.p", "objective.min_snr_gamma", "optimizer.clip"), float),
     **dict.fromkeys(("data.folder", "data.eval_folder", "data.cache_dir", "checkpoint.directory"), str),
-    **dict.fromkeys(("data.tfds", "data.tfds_dir", "data.image_key"), str),
+    **dict.fromkeys(("data.tfds", "data.tfds_dir", "data.image_key", "network.weights"), str),
 }
 
 _COUNTS = (
-    *("steps", "batch_size", "accumulation", "image_size", "task.scale", "schedule.num_steps", "mesh.shard"),
+    *("batch_size", "accumulation", "image_size", "task.scale", "schedule.num_steps", "mesh.shard"),
     *("network.channels", "network.num_res_blocks", "network.norm_groups", "network.num_heads", "network.patch"),
     *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps", "log_every"),
     *("evaluation.pictures", "evaluation.batch_size", "data.workers"),
@@ -206,6 +206,7 @@ def _validate(config):
         _require(value in choices, config, key, f"choose one of {', '.join(choices)}")
     for key in _COUNTS:
         _require(flat[key] >= 1, config, key, "it must be at least 1")
+    _require(config.steps >= 0, config, "steps", "it must not be negative")
     for key in ("epochs", "data.resize", "evaluation.crop", "optimizer.clip", "objective.min_snr_gamma", "task.gain"):
         value = flat[key]
         _require(value is None or (math.isfinite(value) and value > 0), config, key, "it must be greater than 0")
@@ -290,6 +291,7 @@ def _validate_sizes(config):
             "network.norm_groups",
             f"it must divide every level's channels, {', '.join(str(c.channels * m) for m in multipliers)}",
         )
+    _require(c.weights is None or c.name == "sr3", config, "network.weights", "they are read for the network sr3 only")
     divisor = network_divisor(config)
     sizes = {"image_size": config.image_size}
     if config.evaluation.crop is not None:

@@ -20,6 +20,7 @@ from dream_jax import config as configs
 from dream_jax import experiment as experiments
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
+from dream_jax.networks import pytorch_import
 from dream_jax.optimizer import make_optimizer
 from dream_jax.run_log import RunLog
 from dream_jax.train_state import TrainState
@@ -191,6 +192,22 @@ def start_state(experiment: Experiment, optimizer, mesh):
     return functools.partial(init, key), specs
 
 
+def with_weights(state: TrainState, experiment: Experiment) -> TrainState:
+    """The first state with the official PyTorch weights of `network.weights` in place of random ones."""
+    config = experiment.config.network
+    network, params = pytorch_import.load_sr3(pytorch_import.read_weights(config.weights), config.norm_groups)
+    shapes, found = (jax.tree.map(np.shape, tree) for tree in (state.params, params))
+    if shapes != found:
+        sides = [experiment.config.image_size >> level for level in network.attention_levels]
+        raise UserError(
+            f"{config.weights} holds another network; set network.channels={network.inner_channels}, "
+            f"network.channel_multipliers={','.join(map(str, network.channel_multipliers))}, network.num_res_blocks="
+            f"{network.num_res_blocks}, network.attention_resolutions={','.join(map(str, sides))}, network.patch=1"
+        )
+    params = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), params, state.params)
+    return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
+
 def check_devices(config, devices: int) -> None:
     """Raises UserError where the batch does not divide over the devices there are."""
     parts = devices * config.accumulation
@@ -256,6 +273,10 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     if not resumed:
         with console.status("initialising the network"):
             state = jax.block_until_ready(init())
+        if config.network.weights is not None:
+            state = with_weights(state, experiment)
+        if config.network.weights is not None or total == 0:
+            checkpoint.save(manager, state, facts_of_run(config, source))
     start = int(state.step)
     _introduce(console, experiment, state, source, held_out, mesh, total, workdir, start if resumed else None)
 
@@ -319,7 +340,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
         manager.close()
         if chief:
             log.close()
-    if start >= total:
+    if resumed and start >= total:
         console.print(f"this run has its {total} steps already; give a larger --config.steps to go on")
     elif experiment.task.degrade is not None:
         record, grid = evaluate.evaluate(experiment, state.ema, held_out, mesh, console)
@@ -388,7 +409,8 @@ def _introduce(console, experiment, state, source, held_out, mesh, total, workdi
         f"{config.objective.name} ({config.objective.kind}), network of {count:,} parameters in "
         f"{np.dtype(experiments.compute_dtype(config)).name} on {devices}"
     )
-    console.print(f"{source.pictures} training pictures, {len(held_out)} held out; {total} steps of {config.batch_size}")
+    counts = f"{source.pictures} training pictures, {len(held_out)} held out"
+    console.print(f"{counts}; {total} steps of {config.batch_size}")
     if resumed is None:
         console.print(f"workdir {workdir}: a new run")
     else:

@@ -1,0 +1,283 @@
+"""Layers that the networks share. Pictures are NHWC; a noise level is one number per example."""
+
+import functools
+import math
+import zlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dream_jax.errors import UserError
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=_NHWC,
+    feature_group_count=1,
+    batch_group_count=1,
+    precision=None,
+    preferred_element_type=None,
+):
+    """`lax.conv_general_dilated` of NHWC pictures and HWIO kernels, with a gradient that is fast inside loops.
+
+    For `nn.Conv(conv_general_dilated=...)`. On CPU, JAX's own weight gradient is 10 to 100 times slower inside scan,
+    while or cond than outside; here each of the two gradients is one convolution wherever it stands. Reverse mode only.
+
+    Args:
+        lhs: [B, H, W, Cin] pictures.
+        rhs: [kh, kw, Cin, Cout] kernel.
+        window_strides, padding, lhs_dilation, rhs_dilation, precision, preferred_element_type: as in lax; padding is
+            "SAME", "VALID" or a pair for each side.
+
+    Raises:
+        NotImplementedError: for groups and for other layouts.
+    """
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    if numbers != lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC):
+        raise NotImplementedError(f"only the layout {_NHWC} is supported, got {dimension_numbers}")
+    if feature_group_count != 1 or batch_group_count != 1:
+        raise NotImplementedError("grouped convolutions are not supported")
+    strides = tuple(window_strides)
+    lhs_dilation = tuple(lhs_dilation or (1, 1))
+    rhs_dilation = tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+        dilated = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], rhs_dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, strides, padding)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    return _conv(lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, precision, preferred_element_type)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6, 7))
+def _conv(x, w, strides, padding, x_dilation, w_dilation, precision, result_type):
+    return lax.conv_general_dilated(
+        x, w, strides, padding, x_dilation, w_dilation, _NHWC, precision=precision, preferred_element_type=result_type
+    )
+
+
+def _conv_forward(x, w, *static):
+    return _conv(x, w, *static), (x, w)
+
+
+def _conv_backward(strides, padding, x_dilation, w_dilation, precision, result_type, saved, g):
+    # With d = dilated by and y[o] = sum_k x_d[o*s + k*r - low] w[k], the gradients are
+    #   x_d[i]: sum_k g_d[i + low - k*r] w[k]   and   w[k]: sum_o x_d[o*s + k*r - low] g[o].
+    # The low paddings follow by matching the indices, the high ones from the number of values wanted.
+    x, w = saved
+    pads_x, pads_w = (), ()
+    for n, k, m, s, (low, _), dx, dw in zip(
+        x.shape[1:3], w.shape[:2], g.shape[1:3], strides, padding, x_dilation, w_dilation, strict=True
+    ):
+        reach, x_size, g_size = (k - 1) * dw, (n - 1) * dx + 1, (m - 1) * s + 1
+        pads_x += ((reach - low, x_size - g_size + low),)
+        pads_w += ((low, reach + g_size - x_size - low),)
+    # Transposed arrays, not transposed dimension numbers: XLA:CPU puts dimension numbers into the form of its fast
+    # convolution outside loops only.
+    flipped = lax.rev(w, (0, 1)).transpose(0, 1, 3, 2).astype(g.dtype)
+    grad_x = _conv(g, flipped, x_dilation, pads_x, strides, w_dilation, precision, result_type)
+    as_batch, as_kernel = x.transpose(3, 1, 2, 0).astype(g.dtype), g.transpose(1, 2, 0, 3)
+    grad_w = _conv(as_batch, as_kernel, w_dilation, pads_w, x_dilation, strides, precision, result_type)
+    return grad_x.astype(x.dtype), grad_w.transpose(1, 2, 0, 3).astype(w.dtype)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def conv(features: int, kernel_size: int = 3, stride: int = 1, **options) -> nn.Conv:
+    """A square convolution padded by kernel_size // 2 on every side, PyTorch's habit ("SAME" differs at stride 2)."""
+    half = kernel_size // 2
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        (stride, stride),
+        ((half, half), (half, half)),
+        conv_general_dilated=conv_general_dilated,
+        **options,
+    )
+
+
+def double_size_conv(features: int, **options) -> nn.Conv:
+    """PyTorch's ConvTranspose2d(kernel 4, stride 2, padding 1): [B, H, W, C] -> [B, 2H, 2W, features].
+
+    A convolution of the zero-interleaved picture; the kernel is PyTorch's, flipped in height and width.
+    """
+    return nn.Conv(
+        features,
+        (4, 4),
+        padding=((2, 2), (2, 2)),
+        input_dilation=(2, 2),
+        conv_general_dilated=_interleaved_conv,
+        **options,
+    )
+
+
+def _interleaved_conv(x, w, *_, precision=None, **__):
+    # Of the 4 x 4 kernel each output pixel meets only the 2 x 2 values that fall on no zero: even ones for outputs at
+    # even places, odd ones for odd. So one 2 x 2 convolution makes all four kinds, at a quarter of the products
+    # (and XLA:CPU has no fast convolution of an interleaved picture).
+    batch, height, width, channels = x.shape
+    w = w.reshape(2, 2, 2, 2, channels, -1).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, channels, -1)
+    # Padded beforehand, or XLA:CPU swaps the operands of the weight's gradient into a form that is not fast.
+    y = conv_general_dilated(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), w, (1, 1), "VALID", precision=precision)
+    y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)
+    y = jnp.stack([y[:, :-1, :, 0], y[:, 1:, :, 1]], axis=2)
+    y = jnp.stack([y[:, :, :, :-1, 0], y[:, :, :, 1:, 1]], axis=4)
+    return y.reshape(batch, 2 * height, 2 * width, -1)
+
+
+def group_norm(x, groups: int, *, name: str, dtype, param_dtype):
+    """GroupNorm over H, W and each group of channels, as PyTorch's; statistics in float32 or better.
+
+    Raises:
+        UserError: where groups does not divide the channels.
+    """
+    if groups < 1 or x.shape[-1] % groups:
+        raise UserError(f"norm_groups = {groups} does not divide the {x.shape[-1]} channels of a layer of the network")
+    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
+    norm = nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name)
+    return norm(x)
+
+
+class Dropout(nn.Module):
+    """Dropout whose masks depend on each example's key and the layer's place in the network, on nothing else.
+
+    Not on the batch, its order, its size or its sharding, and not on the compute dtype: draws are float32.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, keys=None):
+        """x: [B, ...]; keys: [B] typed PRNG keys, or None for the identity."""
+        if keys is None or self.rate == 0:
+            return x
+        layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
+
+        def mask(key):
+            return jax.random.uniform(jax.random.fold_in(key, layer), x.shape[1:], jnp.float32) >= self.rate
+
+        return jnp.where(jax.vmap(mask)(keys), x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, the noise level, norm, SiLU, dropout, conv; and the input added.
+
+    The noise level's embedding is added as it is (scale_and_shift=False, SR3) or, after SiLU, gives a scale and a
+    shift (the face study). kernel_init is that of all kernels.
+    """
+
+    features: int
+    norm_groups: int
+    dropout: float
+    scale_and_shift: bool
+    dtype: Any
+    param_dtype: Any
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, x, embedding, dropout_keys=None):
+        """x: [B, H, W, C]; embedding: [B, E]; dropout_keys: [B] or None. Returns [B, H, W, features]."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {"kernel_init": self.kernel_init, **types}
+        h = nn.silu(group_norm(x, self.norm_groups, name="norm_0", **types))
+        h = conv(self.features, name="conv_0", **options)(h)
+        if self.scale_and_shift:
+            level = nn.Dense(2 * self.features, name="level", **options)(nn.silu(embedding))
+            scale, shift = jnp.split(level[:, None, None, :], 2, axis=-1)
+            h = h * (1 + scale) + shift
+        else:
+            h = h + nn.Dense(self.features, name="level", **options)(embedding)[:, None, None, :]
+        h = nn.silu(group_norm(h, self.norm_groups, name="norm_1", **types))
+        h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
+        h = conv(self.features, name="conv_1", **options)(h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, name="shortcut", **options)(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, and the input added. The softmax is in float32 or better."""
+
+    norm_groups: int
+    num_heads: int
+    qkv_bias: bool
+    dtype: Any
+    param_dtype: Any
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, x):
+        """x: [B, H, W, C]; C is divided among the heads."""
+        batch, height, width, channels = x.shape
+        if channels % self.num_heads:
+            raise UserError(f"num_heads = {self.num_heads} does not divide the {channels} channels of an attention")
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {"kernel_init": self.kernel_init, **types}
+        h = group_norm(x, self.norm_groups, name="norm", **types)
+        h = nn.Dense(3 * channels, use_bias=self.qkv_bias, name="qkv", **options)(h)
+        q, k, v = jnp.moveaxis(h.reshape(batch, height * width, 3, self.num_heads, -1), 2, 0)
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide)
+        weights = nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
+        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        return x + nn.Dense(channels, name="out", **options)(h)
+
+
+def noise_level_encoding(level, features: int):
+    """[B] -> [B, features]: sin and cos of level * 10000^(-i / (features/2)), i = 0 .. features/2 - 1.
+
+    SR3's form (arXiv 2104.07636) of WaveGrad's encoding (arXiv 2009.00713), of the level alpha = sqrt(alpha_bar).
+    """
+    return _sinusoids(level, np.arange(features // 2) / (features // 2))
+
+
+def time_encoding(time, features: int):
+    """[B] -> [B, features]: sin and cos of time * 10000^(-i / (features/2 - 1)), i = 0 .. features/2 - 1.
+
+    The transformer's positional encoding, of the time 0 .. T - 1 (DDPM, arXiv 2006.11239, as in its code).
+    """
+    return _sinusoids(time, np.arange(features // 2) / (features // 2 - 1))
+
+
+def _sinusoids(x, exponents):
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    angles = x[:, None] * jnp.asarray(1e4**-exponents, x.dtype)[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def space_to_depth(x, n: int):
+    """[B, H, W, C] -> [B, H/n, W/n, n*n*C]: the pixels of each n x n patch as channels, row by row."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // n, n, width // n, n, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // n, width // n, n * n * channels)
+
+
+def depth_to_space(x, n: int):
+    """[B, H, W, n*n*C] -> [B, n*H, n*W, C]: the inverse of space_to_depth."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, n, n, channels // (n * n))
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * n, width * n, channels // (n * n))
+
+
+def check(inputs, divisor: int, attention_levels, num_levels: int):
+    """Raises UserError where the picture does not fit the network or attention is asked for at a missing level."""
+    height, width = inputs.shape[1:3]
+    if height % divisor or width % divisor:
+        raise UserError(
+            f"pictures of {height} x {width} pixels (height x width) do not fit the network: both must divide by "
+            f"{divisor}; crop or pad them, or use fewer channel_multipliers or a smaller patch"
+        )
+    if missing := [i for i in attention_levels if not 0 <= i < num_levels]:
+        raise UserError(
+            f"attention_levels names level {missing[0]}, but the channel_multipliers make levels 0 to {num_levels - 1}"
+        )

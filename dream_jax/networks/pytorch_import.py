@@ -1,0 +1,414 @@
+"""Official PyTorch weights of SR3 and DREAM, read without PyTorch and without running anything from the file."""
+
+import math
+import pathlib
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from dream_jax.errors import UserError
+from dream_jax.networks.sr3 import SR3UNet
+
+
+def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tuple[SR3UNet, dict]:
+    """Turns the official code's SR3 weights into (network, params): float32 numpy arrays for `network.apply`.
+
+    Args:
+        state_dict: names as in the official repository -> arrays in PyTorch's layout (OIHW kernels). Where names start
+            with "denoise_fn." the others, buffers of the diffusion process, are ignored.
+        norm_groups: the one hyperparameter that no name or shape shows; the official configurations use 32, its small
+            ones 16. Dropout neither shows: it is 0 (`network.clone(dropout=0.2)` to train on).
+
+    Raises:
+        UserError: for a missing, surplus, wrongly shaped or non-finite array, by name.
+    """
+    prefix = "denoise_fn."
+    weights = {name: np.asarray(a) for name, a in state_dict.items()}
+    if any(name.startswith(prefix) for name in weights):
+        weights = {name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
+    network = _read_off(weights, norm_groups)
+
+    size, channels = network.divisor, weights["downs.0.weight"].shape[1]
+    inputs = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.float32)
+    abstract = jax.eval_shape(lambda inputs, level: network.init(jax.random.key(0), inputs, level), inputs, level)
+    modules = _official_modules(network)
+    params, unused = {}, set(weights)
+    for path, leaf in traverse_util.flatten_dict(abstract["params"]).items():
+        kind = "bias" if path[-1] == "bias" else "weight"
+        name = f"{modules['/'.join(path[:-1])]}.{kind}"
+        params[path] = _from_pytorch(name, _find(weights, name), leaf.shape)
+        unused.discard(name)
+    if unused:
+        raise UserError(f"{_some(unused)} among the weights: no such array in an SR3 network like the others make up")
+    return network, traverse_util.unflatten_dict(params)
+
+
+def _read_off(weights, norm_groups) -> SR3UNet:
+    """The network that names and shapes describe; what is inconsistent shows when the arrays are taken one by one."""
+    inner = _shape(weights, "downs.0.weight", 4)[0]
+    depth = max((int(m[1]) for name in weights if (m := re.match(r"downs\.(\d{1,4})\.", name))), default=0)
+    levels, attention = [[]], set()
+    for i in range(1, depth + 1):
+        if f"downs.{i}.conv.weight" in weights:
+            levels.append([])
+        else:
+            levels[-1].append(_shape(weights, f"downs.{i}.res_block.block1.block.3.weight", 4)[0])
+            if f"downs.{i}.attn.qkv.weight" in weights:
+                attention.add(len(levels) - 1)
+    if len(levels) > 10 or any(not blocks or blocks[0] % inner for blocks in levels):
+        raise UserError(
+            f"the weights do not make up an SR3 network: blocks of {levels} channels at its levels, "
+            f"which should all be multiples of the {inner} of downs.0.weight"
+        )
+    return SR3UNet(
+        inner_channels=inner,
+        channel_multipliers=tuple(blocks[0] // inner for blocks in levels),
+        attention_levels=tuple(sorted(attention)),
+        num_res_blocks=len(levels[0]),
+        norm_groups=norm_groups,
+        out_channels=_shape(weights, "final_conv.block.3.weight", 4)[0],
+    )
+
+
+def _official_modules(network: SR3UNet) -> dict[str, str]:
+    """Path of each of our modules that has parameters -> its name in the official code."""
+    names = {
+        "level_0": "noise_level_mlp.1",
+        "level_1": "noise_level_mlp.3",
+        "conv_in": "downs.0",
+        "norm_out": "final_conv.block.0",
+        "conv_out": "final_conv.block.3",
+    }
+    levels = range(len(network.channel_multipliers))
+    down = [f"down_{i}_{j}" for i in levels for j in [*range(network.num_res_blocks), "conv"]][:-1]
+    up = [f"up_{i}_{j}" for i in reversed(levels) for j in [*range(network.num_res_blocks + 1), "conv"]][:-1]
+    places = {ours: f"downs.{k}" for k, ours in enumerate(down, start=1)}
+    places |= {ours: f"ups.{k}" for k, ours in enumerate(up)}
+    places |= {"mid_0": "mid.0", "mid_1": "mid.1"}
+    inside = {
+        "/norm_0": "res_block.block1.block.0",
+        "/conv_0": "res_block.block1.block.3",
+        "/level": "res_block.noise_func.noise_func.0",
+        "/norm_1": "res_block.block2.block.0",
+        "/conv_1": "res_block.block2.block.3",
+        "/shortcut": "res_block.res_conv",
+        "_attention/norm": "attn.norm",
+        "_attention/qkv": "attn.qkv",
+        "_attention/out": "attn.out",
+        "": "conv",
+    }
+    for ours, theirs in places.items():
+        names |= {ours + ours_inside: f"{theirs}.{theirs_inside}" for ours_inside, theirs_inside in inside.items()}
+    return names
+
+
+def _find(weights, name) -> np.ndarray:
+    if name not in weights:
+        raise UserError(f"the weights lack {name}: is it a complete state dict of the official SR3 or DREAM network?")
+    return weights[name]
+
+
+def _shape(weights, name, ndim) -> tuple[int, ...]:
+    shape = np.shape(_find(weights, name))
+    if len(shape) != ndim or 0 in shape:
+        raise UserError(f"{name} among the weights has the shape {shape}; {ndim} dimensions above 0 were expected")
+    return shape
+
+
+def _from_pytorch(name, array, shape) -> np.ndarray:
+    """The array in our layout: OIHW -> HWIO, [out, in] -> [in, out], 1 x 1 kernels -> [in, out]."""
+    official = {1: shape, 2: shape[::-1], 4: (*shape[:1:-1], *shape[:2])}[len(shape)]
+    pointwise = official if len(shape) != 2 else (*official, 1, 1)
+    if array.shape not in (official, pointwise):
+        raise UserError(f"{name} among the weights has the shape {array.shape}; {official} was expected")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{name} among the weights has the type {array.dtype}, which is no floating point")
+    array = np.asarray(array, np.float32).reshape(official)
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} among the weights holds values that are not finite: the file is no use")
+    return np.ascontiguousarray(array.transpose({1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[len(shape)]))
+
+
+def _some(names, most=3) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def read_weights(path) -> dict[str, np.ndarray]:
+    """Reads name -> array from a .safetensors file or a file of torch.save (.pth, .pt, .bin).
+
+    Nothing of the file is ever imported or called: of PyTorch's pickle only names, numbers, containers and tensors are
+    understood, anything else is refused. The tensors may be the values of the saved dict or of one inside it
+    ("state_dict", "model_state_dict", "model", or the only one). float16 and bfloat16 come as float32.
+
+    Raises:
+        UserError: for a file that is missing, damaged, of another kind, or holds more than tensors.
+    """
+    path = pathlib.Path(path)
+    readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch, ".bin": _read_torch}
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{path}: weights are read from {', '.join(readers)} files")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        arrays = readers[path.suffix.lower()](path)
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    halves = (np.float16, ml_dtypes.bfloat16)
+    return {name: a.astype(np.float32) if a.dtype in halves else a for name, a in arrays.items()}
+
+
+def _read_safetensors(path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as e:
+        raise UserError(f"not a sound safetensors file ({e})") from e
+
+
+_STORAGE_DTYPES = {
+    "torch.FloatStorage": np.float32,
+    "torch.DoubleStorage": np.float64,
+    "torch.HalfStorage": np.float16,
+    "torch.BFloat16Storage": ml_dtypes.bfloat16,
+    "torch.LongStorage": np.int64,
+    "torch.IntStorage": np.int32,
+    "torch.ShortStorage": np.int16,
+    "torch.CharStorage": np.int8,
+    "torch.ByteStorage": np.uint8,
+    "torch.BoolStorage": np.bool_,
+}
+
+
+# What zipfile, pickletools and numpy raise on damaged data, and the interpreter below on an ill-formed program.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    struct.error,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Global(NamedTuple):
+    name: str
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: type
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple
+    stride: tuple
+
+
+def _read_torch(path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            "damaged, or saved by a PyTorch older than 1.6 or in its old format; with a newer PyTorch, "
+            "torch.save(torch.load(old, map_location='cpu', weights_only=True), new) converts it"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_torch_archive(archive, path.stat().st_size)
+    except UserError:
+        raise
+    except _DAMAGE as e:
+        raise UserError(f"damaged, or not written by torch.save ({type(e).__name__}: {str(e)[:200]})") from e
+
+
+def _read_torch_archive(archive, file_size) -> dict[str, np.ndarray]:
+    pickles = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise UserError("not a file of torch.save: it should hold one data.pkl")
+    root = pickles[0].removesuffix("data.pkl")
+    read = 0
+
+    def member(name):
+        nonlocal read
+        info = archive.getinfo(root + name)
+        # torch.save does not compress, so what is read in all never exceeds the file: no bomb fits.
+        read += info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or read > file_size:
+            raise UserError(f"{name} inside claims to be larger than the file; torch.save writes no such file")
+        return archive.read(info)
+
+    if root + "byteorder" in archive.namelist() and member("byteorder") != b"little":
+        raise UserError("written on a big-endian machine; load and save it again on a usual one")
+
+    tensors = _tensors(_unpickle(member("data.pkl")))
+    storages, arrays, total = {}, {}, 0
+    for name, tensor in tensors.items():
+        key, dtype = tensor.storage
+        if key not in storages:
+            storages[key] = member(f"data/{key}")
+        size = math.prod(tensor.shape) * np.dtype(dtype).itemsize
+        total += size
+        # Tied weights share a storage, so a sound file may hold somewhat more in tensors than in bytes.
+        if size > len(storages[key]) or total > 4 * file_size:
+            raise UserError(f"the tensor {name!r:.200} claims the shape {tensor.shape}, more than the file holds")
+        stride = [s * np.dtype(dtype).itemsize for s in tensor.stride]
+        offset = tensor.offset * np.dtype(dtype).itemsize
+        # numpy holds offset, shape and strides against the buffer and raises where they reach beyond it.
+        arrays[name] = np.ndarray(tensor.shape, dtype, storages[key], offset, stride)
+    return arrays
+
+
+def _tensors(saved) -> dict[str, _Tensor]:
+    """The tensors of the saved dict, or of one dict inside it."""
+
+    def own(d):
+        return {name: v for name, v in d.items() if isinstance(name, str) and isinstance(v, _Tensor)}
+
+    if isinstance(saved, dict):
+        if own(saved):
+            return own(saved)
+        distinct = {id(d): (name, d) for name, d in saved.items() if isinstance(d, dict)}
+        inner = {name: own(d) for name, d in distinct.values() if own(d)}
+        for name in ("state_dict", "model_state_dict", "model"):
+            if name in inner:
+                return inner[name]
+        if len(inner) == 1:
+            return next(iter(inner.values()))
+        if inner:
+            raise UserError(f"holds several sets of weights, {_some(map(str, inner))}: save the one wanted by itself")
+    raise UserError("holds no tensors by name: save model.state_dict()")
+
+
+def _unpickle(data: bytes):
+    """What the pickle describes: an interpreter of those opcodes that torch.save writes for tensors in containers."""
+    stack, marks, memo = [], [], {}
+
+    def pop_to_mark():
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    def put(items):
+        target = stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise ValueError("items set on what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Keys of other types have no place in a state dict; hashing nested ones could be made to take for ever.
+            if not isinstance(key, str | int | float | None):
+                raise ValueError("a dict key that is neither text nor a number")
+            target[key] = value
+
+    for op, arg, _ in pickletools.genops(data):
+        match op.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                marks.append(len(stack))
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(op.name == "NEWTRUE")
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(arg)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(_pop(stack, int(op.name[-1]))))
+            case "APPEND" | "APPENDS":
+                items = _pop(stack, 1) if op.name == "APPEND" else pop_to_mark()
+                if type(stack[-1]) is not list:
+                    raise ValueError("items appended to what is no list")
+                stack[-1].extend(items)
+            case "SETITEM":
+                put(_pop(stack, 2))
+            case "SETITEMS":
+                put(pop_to_mark())
+            case "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case "GLOBAL":
+                stack.append(_Global(arg.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                stack.append(_Global(".".join(_pop(stack, 2))))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                stack.append(_reduce(*_pop(stack, 2)))
+            case "BUILD":
+                # A state dict carries its _metadata as an attribute; nothing here needs it.
+                _, target = stack.pop(), stack[-1]
+                if type(target) is not dict:
+                    raise UserError("holds more than tensors: save model.state_dict()")
+            case "STOP":
+                (result,) = stack
+                return result
+            case _:
+                raise UserError(f"holds more than tensors (the opcode {op.name}): save model.state_dict()")
+
+
+def _pop(stack, n) -> list:
+    if len(stack) < n:
+        raise ValueError("the pickle takes more than it has put")
+    items = stack[-n:]
+    del stack[-n:]
+    return items
+
+
+def _storage(pid) -> _Storage:
+    """("storage", type, key, device, size): the size is the file's word only, its bytes are what counts."""
+    kind, storage_type, key, _, _ = pid
+    if kind != "storage" or type(storage_type) is not _Global or type(key) is not str:
+        raise ValueError("a persistent id that is no storage")
+    if storage_type.name not in _STORAGE_DTYPES:
+        raise UserError(f"holds a tensor of the type {storage_type.name:.100}, which is not supported")
+    return _Storage(key, _STORAGE_DTYPES[storage_type.name])
+
+
+def _reduce(function, args):
+    name = function.name if type(function) is _Global else None
+    if type(args) is not tuple:
+        raise ValueError("arguments that are no tuple")
+    if name == "collections.OrderedDict" and not args:
+        return {}
+    if name == "torch._utils._rebuild_parameter" and args and type(args[0]) is _Tensor:
+        return args[0]
+    if name == "torch._utils._rebuild_tensor_v2" and len(args) >= 4:
+        tensor = _Tensor(*args[:4])
+        sizes = (tensor.offset, *tensor.shape, *tensor.stride)
+        if (
+            type(tensor.storage) is not _Storage
+            or not all(type(n) is int and 0 <= n < 2**62 for n in sizes)
+            or type(tensor.shape) is not tuple
+            or len(tensor.shape) != len(tensor.stride)
+            or len(tensor.shape) > 32
+        ):
+            raise ValueError("a tensor with an impossible storage, offset, shape or stride")
+        return tensor
+    raise UserError(f"refused: it asks to call {str(name)[:100]}, which no file of tensors needs; nothing was run")

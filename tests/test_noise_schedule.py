@@ -77,7 +77,7 @@ def test_drawn_t_is_uniform():
     assert abs(counts[1:] - 1000).max() < 5 * 31
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["sr3", "clipped cosine", "flow"])
 def test_drawn_levels_lie_between_their_neighbours(name):
     schedule = SCHEDULES[name]
     t, alpha, sigma = (np.asarray(value) for value in draw_many(schedule, 20_000))
@@ -113,7 +113,7 @@ def test_drawn_sigma_agrees_with_float64():
     assert np.asarray(low[0]).min() == 1
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["sr3", "flow"])
 def test_discrete_draws_are_table_entries(name):
     schedule = SCHEDULES[name]
     t, alpha, sigma = draw_many(schedule, 1000, continuous=False)
@@ -129,7 +129,7 @@ def test_a_shared_key_gives_a_batch_one_t_and_many_levels():
 
 def test_draws_do_not_depend_on_the_batch_size():
     keys = jax.random.split(jax.random.key(0), 8)
-    draw = jax.vmap(lambda key: noise_schedule.draw(key, SR3))
+    draw = jax.jit(jax.vmap(lambda key: noise_schedule.draw(key, SR3)))
     for all_eight, first_three in zip(draw(keys), draw(keys[:3]), strict=True):
         np.testing.assert_array_equal(all_eight[:3], first_three)
 

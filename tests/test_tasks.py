@@ -57,12 +57,12 @@ def test_constrain_keeps_the_picture_in_range_and_is_idempotent(name):
 
 def test_a_residual_of_zero_is_the_enlarged_picture():
     for name in ("residual", "residual with gain"):
-        x0, cond = TASKS[name].make_pair(jax.random.key(0), noise(1, 16, 16, 3))
+        x0, cond = TASKS[name].make_pair(jax.random.key(0), noise(2, 16, 16, 3))
         np.testing.assert_array_equal(TASKS[name].to_picture(jnp.zeros_like(x0), cond), cond)
 
 
 def test_gain_scales_the_residual():
-    hr = noise(1, 16, 16, 3)
+    hr = noise(2, 16, 16, 3)
     plain, _ = tasks.super_resolution(4, residual=True).make_pair(jax.random.key(0), hr)
     scaled, _ = tasks.super_resolution(4, residual=True, gain=4.0).make_pair(jax.random.key(0), hr)
     np.testing.assert_allclose(scaled, 4 * plain, rtol=1e-6)

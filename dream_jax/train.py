@@ -192,20 +192,19 @@ def start_state(experiment: Experiment, optimizer, mesh):
     return functools.partial(init, key), specs
 
 
-def with_weights(state: TrainState, experiment: Experiment) -> TrainState:
-    """The first state with the official PyTorch weights of `network.weights` in place of random ones."""
+def read_params(experiment: Experiment, shapes):
+    """The official PyTorch weights of `network.weights` as params, which must have the experiment's shapes."""
     config = experiment.config.network
     network, params = pytorch_import.load_sr3(pytorch_import.read_weights(config.weights), config.norm_groups)
-    shapes, found = (jax.tree.map(np.shape, tree) for tree in (state.params, params))
-    if shapes != found:
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
+        # Attention is named by the picture's side there, as the config has it.
         sides = [experiment.config.image_size >> level for level in network.attention_levels]
         raise UserError(
             f"{config.weights} holds another network; set network.channels={network.inner_channels}, "
             f"network.channel_multipliers={','.join(map(str, network.channel_multipliers))}, network.num_res_blocks="
             f"{network.num_res_blocks}, network.attention_resolutions={','.join(map(str, sides))}, network.patch=1"
         )
-    params = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), params, state.params)
-    return state.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    return jax.tree.map(lambda array, shape: array.astype(shape.dtype), params, shapes)
 
 
 def check_devices(config, devices: int) -> None:
@@ -258,25 +257,28 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     experiment = experiments.build(config)
     source = experiments.make_source(config, "train")
     held_out = experiments.eval_pictures(config)
-    if chief:
-        # Only now: a run that failed for its data leaves no config that the mended one would have to agree with.
-        configs.save(config, workdir / "config.json")
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total = config.steps if config.epochs is None else config.epochs * steps_per_epoch
 
     mesh = sharding.make_mesh(config.mesh.shard)
     optimizer = make_optimizer(config.optimizer)
     init, specs = start_state(experiment, optimizer, mesh)
+    params = None if config.network.weights is None else read_params(experiment, jax.eval_shape(init).params)
     manager = checkpoint.open_manager(config.checkpoint.directory or workdir / "checkpoints", config.checkpoint.keep)
     state = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
     resumed = state is not None
     if not resumed:
-        with console.status("initialising the network"):
-            state = jax.block_until_ready(init())
-        if config.network.weights is not None:
-            state = with_weights(state, experiment)
-        if config.network.weights is not None or total == 0:
+        if params is None:
+            with console.status("initialising the network"):
+                state = jax.block_until_ready(init())
+        else:
+            layout = sharding.named(specs, mesh)
+            state = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)(params)
+        if params is not None or total == 0:
             checkpoint.save(manager, state, facts_of_run(config, source))
+    if chief:
+        # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
+        configs.save(config, workdir / "config.json")
     start = int(state.step)
     _introduce(console, experiment, state, source, held_out, mesh, total, workdir, start if resumed else None)
 

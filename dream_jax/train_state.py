@@ -19,7 +19,11 @@ class TrainState:
 
 def create(network, optimizer, key, inputs_shape) -> TrainState:
     """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable."""
-    params = network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"]
+    return start(network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"], optimizer)
+
+
+def start(params, optimizer) -> TrainState:
+    """The state before the first step, from these parameters."""
     # A copy: donating one buffer as both params and ema would be an error.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer.init(params))

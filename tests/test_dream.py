@@ -68,6 +68,23 @@ def test_no_gradient_flows_through_the_first_pass(kind):
     np.testing.assert_allclose(jax.grad(both, 1)(PARAMS, x0), jax.grad(with_constant_estimate)(x0), rtol=1e-5)
 
 
+def test_rectified_noise_is_constant_in_the_estimate():
+    x0, eps, _, sigma = case()
+    np.testing.assert_array_equal(jax.grad(lambda e: jnp.sum(dream.rectify_noise(eps, e, sigma)))(x0), 0)
+    slope = jax.grad(lambda e: jnp.sum(dream.rectify_noise(e, x0, sigma)))(eps)
+    np.testing.assert_allclose(slope, jnp.broadcast_to(1 + diffusion.expand(sigma, x0), x0.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [None, 0.5])
+def test_the_reported_error_is_no_part_of_the_gradient(lam):
+    x0, eps, alpha, sigma = case()
+
+    def error(params):
+        return dream.dream(*[lambda x: network(params, x)] * 2, x0, eps, alpha, sigma, lam)[1].sum()
+
+    chex.assert_trees_all_equal(jax.grad(error)(PARAMS), jax.tree.map(jnp.zeros_like, PARAMS))
+
+
 @pytest.mark.parametrize("kind", diffusion.KINDS)
 def test_the_training_gradient_is_that_of_a_frozen_estimate(kind):
     x0, eps, alpha, sigma = case(kind)

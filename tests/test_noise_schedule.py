@@ -102,6 +102,15 @@ def test_the_cleanest_levels_keep_their_digits():
     assert len(np.unique(place)) > 90_000
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-23])
+def test_the_rarest_draws_are_no_clean_level(uniform, monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
+    for schedule in (SR3, SCHEDULES["flow"]):
+        first = noise_schedule.NoiseSchedule(schedule.alpha[:2], schedule.sigma[:2], schedule.flow)
+        _, _, sigma = noise_schedule.draw(jax.random.key(0), first)
+        assert 0 < sigma <= schedule.sigma[1] * (1 + 1e-6)
+
+
 def test_drawn_sigma_agrees_with_float64():
     low = draw_many(SR3, 10_000)
     with jax.enable_x64(True):

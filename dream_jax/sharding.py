@@ -23,12 +23,15 @@ def make_mesh(shard: int = 1, devices=None) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices) // shard, shard), AXES, (AxisType.Auto,) * 2, devices=devices)
 
 
-def state_specs(state, mesh):
-    """A PartitionSpec for every leaf: its largest dimension that divides lies over 'shard', small leaves stay whole."""
+def state_specs(state, mesh, smallest: int = _SMALLEST_SPLIT):
+    """A PartitionSpec for every leaf: its largest dimension that divides lies over 'shard'.
+
+    Leaves of fewer than `smallest` elements stay whole.
+    """
     size = mesh.shape["shard"]
 
     def spec(leaf):
-        if size == 1 or leaf.size < _SMALLEST_SPLIT:
+        if size == 1 or leaf.size < smallest:
             return P()
         fitting = [d for d in range(leaf.ndim) if leaf.shape[d] % size == 0]
         if not fitting:

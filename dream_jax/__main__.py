@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,9 @@ from rich.console import Console
 from dream_jax.errors import UserError
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
+
+# A launcher that starts several processes sets it to the address at which they meet.
+_COORDINATOR = "DREAM_JAX_COORDINATOR"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,9 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
         return globals()[f"_{options.command}"](options, rest, console) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        if _COORDINATOR not in os.environ:
+            raise
+        traceback.print_exc()
+        status = 1
+    if _COORDINATOR in os.environ:
+        # The usual way out waits for the other processes, and they for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 # JAX is imported by the commands, not above: `--help` and a mistyped option answer at once.
@@ -60,7 +75,7 @@ def _train(options, rest, console):
 
     chosen = config.override(config.load(options.config), rest)
     config.validate(chosen)
-    _start_processes()
+    _start_processes(chosen.mesh.shard)
     import jax
 
     if jax.process_index():
@@ -68,16 +83,29 @@ def _train(options, rest, console):
     train.train_and_evaluate(chosen, options.workdir, console)
 
 
-def _start_processes():
+def _start_processes(shard):
     """Joins the processes of this run, where a launcher started several."""
-    if "DREAM_JAX_COORDINATOR" in os.environ:
-        import jax
+    if _COORDINATOR not in os.environ:
+        return
+    import jax
+    from jax import lax
+    from jax.sharding import PartitionSpec as P
 
-        jax.distributed.initialize(
-            os.environ["DREAM_JAX_COORDINATOR"],
-            num_processes=int(os.environ["DREAM_JAX_PROCESSES"]),
-            process_id=int(os.environ["DREAM_JAX_PROCESS"]),
-        )
+    from dream_jax import sharding
+
+    jax.distributed.initialize(
+        os.environ[_COORDINATOR],
+        num_processes=int(os.environ["DREAM_JAX_PROCESSES"]),
+        process_id=int(os.environ["DREAM_JAX_PROCESS"]),
+    )
+
+    def meet():
+        alone = lax.pcast(1.0, sharding.AXES, to="varying")
+        return lax.psum(alone, sharding.AXES) + lax.psum(lax.psum(alone, "data"), "shard")
+
+    # On CPUs the members of a group must first meet within 30 s, which they would miss after minutes of compiling.
+    mesh = sharding.make_mesh(shard)
+    jax.block_until_ready(jax.jit(jax.shard_map(meet, mesh=mesh, in_specs=(), out_specs=P()))())
 
 
 def _evaluate(options, rest, console):

@@ -1,0 +1,180 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from dream_jax import config
+
+LAUNCHER = tiny.ROOT / "launch" / "local.py"
+spec = importlib.util.spec_from_file_location("local", LAUNCHER)
+local = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(local)
+
+# Each writes its process id to a file, so that a test can see that none is left.
+PRELUDE = "import os, signal, sys, time; k = os.environ['K']; open(f'{k}.pid', 'w').write(str(os.getpid()))\n"
+# Nothing happens before all have come so far.
+MEET = "while len([n for n in os.listdir() if n.endswith('.pid')]) < {count}: time.sleep(0.01)\n"
+
+
+def supervise(script, count):
+    environments = [dict(os.environ, K=str(k)) for k in range(count)]
+    return local.supervise([sys.executable, "-c", PRELUDE + MEET.format(count=count) + script], environments)
+
+
+def left_running(folder):
+    alive = []
+    for file in folder.glob("*.pid"):
+        try:
+            os.kill(int(file.read_text()), 0)
+            alive.append(file.name)
+        except ProcessLookupError:
+            pass
+    return alive
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_process_has_its_number_devices_and_one_coordinator(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    first, second, third = local.make_environments(3, devices=2)
+    assert [e["DREAM_JAX_PROCESS"] for e in (first, second, third)] == ["0", "1", "2"]
+    assert first["DREAM_JAX_COORDINATOR"] == third["DREAM_JAX_COORDINATOR"]
+    assert {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "DREAM_JAX_PROCESSES": "3"}.items() <= second.items()
+    (alone,) = local.make_environments(1)
+    assert not any(name.startswith("DREAM_JAX") for name in alone)
+
+
+def test_gpus_are_shared_out(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in local.make_environments(2)] == ["4,5", "6,7"]
+    with pytest.raises(ValueError, match="3 processes cannot share 4 GPUs"):
+        local.make_environments(3)
+
+
+def test_process_0_speaks_plainly_and_the_others_with_their_number(here, capfd):
+    assert supervise("print('out', k); print('err', k, file=sys.stderr)", 3) == 0
+    out, err = capfd.readouterr()
+    assert out == "out 0\n"
+    assert sorted(err.splitlines()) == ["[process 1] err 1", "[process 2] err 2", "err 0"]
+
+
+@pytest.mark.parametrize(
+    ("fate", "status", "words"),
+    [("sys.exit(3)", 3, "ended with status 3"), ("os.kill(os.getpid(), signal.SIGKILL)", 137, "was ended by SIGKILL")],
+)
+def test_when_one_fails_the_others_are_stopped(fate, status, words, here, capfd):
+    begin = time.monotonic()
+    assert supervise(f"if k == '1': {fate}\ntime.sleep(60)", 3) == status
+    assert time.monotonic() - begin < local.GRACE_AFTER_FAILURE
+    assert capfd.readouterr().err == f"launch: process 1 {words}; the others are stopped\n"
+    assert not left_running(here)
+
+
+def test_what_ignores_sigterm_is_killed_in_the_end(here, monkeypatch):
+    monkeypatch.setattr(local, "GRACE_AFTER_FAILURE", 0.5)
+    script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(f'{k}.deaf', 'w')\n"
+    script += (
+        "while k == '0' and not os.path.exists('1.deaf'): time.sleep(0.01)\nif k == '0': sys.exit(5)\ntime.sleep(60)"
+    )
+    assert supervise(script, 2) == 5
+    assert not left_running(here)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_signals_are_passed_on_and_a_second_one_kills(number, deaf, here):
+    children = PRELUDE + "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    if deaf:
+        children += "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    children += "open(f'{k}.ready', 'w')\ntime.sleep(60)"
+    parent = f"import os, runpy, sys; local = runpy.run_path({str(LAUNCHER)!r})\n"
+    parent += "environments = [dict(os.environ, K=str(k)) for k in range(2)]\n"
+    parent += f"sys.exit(local['supervise']([sys.executable, '-c', {children!r}], environments))"
+    launcher = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL)
+    while len(list(here.glob("*.ready"))) < 2:
+        time.sleep(0.02)
+    launcher.send_signal(number)
+    if deaf:
+        time.sleep(0.5)
+        assert launcher.poll() is None and len(left_running(here)) == 2
+        launcher.send_signal(number)
+    assert launcher.wait(timeout=20) == 128 + number
+    assert not left_running(here)
+
+
+def launch(*arguments):
+    # Compiling without optimizations is three times faster.
+    environment = dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    command = [sys.executable, LAUNCHER, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--processes", "0", "--", "train"), "at least 1"),
+        (("--processes", "2", "--", "upscale"), "one process"),
+        (("--", "train", "--config", "missing.py", "--workdir", "w"), "missing.py"),
+    ],
+)
+def test_mistakes(arguments, reason):
+    done = launch(*arguments)
+    assert done.returncode == 2 and reason in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_a_mistake_that_one_process_sees_ends_all(tmp_path):
+    config.save(tiny.tiny_config("steps=7", "seed=1"), tmp_path / "config.json")
+    where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", tmp_path
+    done = launch("--processes", 2, "--devices", 1, "--", "train", *where, *settings(tiny.TINY))
+    assert done.returncode == 2 and "seed: 1 -> 0" in done.stderr
+    assert done.stderr.endswith("launch: process 0 ended with status 2; the others are stopped\n")
+    assert "Traceback" not in done.stderr
+
+
+def settings(changes):
+    return [f"--config.{change}" for change in changes]
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    changes = (
+        *tiny.TINY,
+        "steps=3",
+        "optimizer.learning_rate=1e-3",
+        "objective.p=None",
+        "network.channel_multipliers=1,",
+    )
+    changes += "checkpoint.every=2", "samples.every=2", "evaluation.batch_size=4"
+
+    def train(name, *options):
+        where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", tmp_path / name
+        done = launch(*options, "--", "train", *where, *settings(changes))
+        assert done.returncode == 0, done.stderr
+        files = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return done, [json.loads(line) for line in files]
+
+    done, two = train("two", "--processes", 2, "--devices", 2)
+    assert "on 4 x cpu" in done.stdout and done.stdout.count("step 3/3") == 1
+    _, one = train("one", "--devices", 4)
+    assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3]
+    for a, b in zip(two, one, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose([a[name] for name in a], [b[name] for name in a], rtol=1e-4, atol=1e-7)
+    for name in "one", "two":
+        assert sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) == ["2", "3"]
+        assert len(list((tmp_path / name / "samples").iterdir())) == 2
+    scores = [
+        json.loads((tmp_path / name / "evaluation.json").read_text())["rows"][1]["psnr"] for name in ("one", "two")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)

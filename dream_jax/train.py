@@ -228,7 +228,9 @@ def open_workdir(workdir: Path, config) -> None:
                 f"{workdir} holds a run with another config; choose another --workdir, or undo the difference "
                 f"(run's -> given):\n  {listed}"
             )
-        path.with_suffix(".tmp").touch()
+        probe = path.with_suffix(".tmp")
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(f"{workdir}: the workdir cannot be written ({error.strerror or error})") from error
 

@@ -110,9 +110,9 @@ def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -
             name = f"{sampler} {steps}"
             results[name] = drawn
             rows.append({"name": name, "sampler": sampler, "steps": steps} | _scores(experiment, drawn, pictures, low))
-    best = max(rows[1:], key=lambda row: row["psnr"])["name"]
+    best = max(rows[1:], key=lambda row: row["psnr"])
     shown = slice(config.samples.count)
-    columns = {f"{name_of(config)}, {best} steps": results[best][shown]}
+    columns = {label(config, best["sampler"], best["steps"]): results[best["name"]][shown]}
     grid = comparison(experiment, low[shown], enlarged[shown], columns, pictures[shown])
     record = {"protocol": PROTOCOL["name"], "about_protocol": PROTOCOL, "rows": rows, "pictures": len(pictures)}
     record |= {"crop": pictures.shape[1], "seed": config.evaluation.seed, "scale": config.task.scale}
@@ -157,9 +157,10 @@ def baseline_name(config) -> str:
     return config.task.kernel.removeprefix("pil_")
 
 
-def name_of(config) -> str:
-    """What a model trained with this config is called in pictures."""
-    return "standard" if config.objective.name == "standard" or config.objective.p is None else "DREAM"
+def label(config, sampler: str, steps: int) -> str:
+    """What the results of a model trained with this config are called in pictures."""
+    off = config.objective.name == "standard" or (config.objective.name == "dream" and config.objective.p is None)
+    return f"{'standard' if off else 'DREAM'}, {sampler} {steps} step{'s' if steps > 1 else ''}"
 
 
 def show(record: dict, console: Console) -> None:

@@ -399,7 +399,7 @@ def _make_sampler(experiment, held_out, mesh):
             across = min(4, len(drawn))
             columns = {f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)}
             return images.grid(columns)
-        label = f"{evaluate.name_of(config)}, {config.samples.sampler} {config.samples.steps} steps"
+        label = evaluate.label(config, config.samples.sampler, config.samples.steps)
         return evaluate.comparison(experiment, low, enlarged, {label: drawn}, shown)
 
     return sampler

@@ -32,7 +32,6 @@ from jax.sharding import PartitionSpec as P
 from configs import base
 from dream_jax import config as configs
 from dream_jax import data, experiment, sharding, train_state
-from dream_jax.__main__ import _start_processes
 from dream_jax.optimizer import make_optimizer
 from dream_jax.train import make_train_step
 
@@ -190,9 +189,11 @@ def train(dtype: str, variant: Variant, cases) -> dict:
         paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
         return {f"{name}/{path}": np.asarray(leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)}
 
+    params, zeros = weights(shapes.params), jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     results = {}
     for number, case in enumerate(cases):
-        state = jax.tree.map(place, start(shapes, number), sharding.named(specs, mesh))
+        state = zeros.replace(params=params, ema=params, opt_state=(np.int32(number), zeros.opt_state[1]))
+        state = jax.tree.map(place, state, sharding.named(specs, mesh))
         results[case] = fetch("start", state.params)
         with data.Batches(pictures, BATCH, rows) as batches:
             for step in range(STEPS):
@@ -208,8 +209,8 @@ def train(dtype: str, variant: Variant, cases) -> dict:
     return results
 
 
-def start(shapes, number: int):
-    """The first state, drawn by numpy: kernels of unit gain, scales one, biases zero."""
+def weights(shapes):
+    """First parameters, drawn by numpy: kernels of unit gain, scales one, biases zero. Orthogonal ones compile long."""
     generator = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -217,14 +218,11 @@ def start(shapes, number: int):
             return generator.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(leaf.dtype)
         return np.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
 
-    params = jax.tree_util.tree_map_with_path(draw, shapes.params)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return zeros.replace(params=params, ema=params, opt_state=(np.int32(number), zeros.opt_state[1]))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def work(dtype: str, variants, mutants, output: str) -> None:
     """Trains variants in this process, `MUTATED` also with the mistakes asked for, and writes all to one .npz."""
-    _start_processes()
     arrays = {}
     for variant in variants:
         cases = [*SOUND, *(mutants if variant == MUTATED else ())]
@@ -245,6 +243,7 @@ def run(dtype: str, variants, mutants=()) -> dict:
             processes, devices = group[0].processes, group[0].devices // group[0].processes
             outputs.append(Path(folder) / f"{processes}.npz")
             order = json.dumps([dtype, group, mutants, str(outputs[-1])])
+            address = f"127.0.0.1:{free_port()}"
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
                 "JAX_NUM_CPU_DEVICES": str(devices if processes > 1 else 8),
@@ -253,12 +252,9 @@ def run(dtype: str, variants, mutants=()) -> dict:
                 # Compiles in two thirds of the time, and runs as fast.
                 "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1",
             }
-            if processes > 1:
-                environment |= {"DREAM_JAX_COORDINATOR": f"127.0.0.1:{free_port()}"}
-                environment |= {"DREAM_JAX_PROCESSES": str(processes)}
-            command = [sys.executable, "-W", "error", "-m", "benchmarks.agreement", "--work", order]
+            command = [sys.executable, "-W", "error", "-m", "benchmarks.agreement", "--work", order, "--join", address]
             workers += [
-                subprocess.Popen(command, cwd=ROOT, env=environment | {"DREAM_JAX_PROCESS": str(number)})
+                subprocess.Popen([*command, str(processes), str(number)], cwd=ROOT, env=environment)
                 for number in range(processes)
             ]
         try:
@@ -335,8 +331,12 @@ def table(rows) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Holds training on many layouts against one device.")
     parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
+        address, processes, number = options.join
+        if int(processes) > 1:
+            jax.distributed.initialize(address, num_processes=int(processes), process_id=int(number))
         dtype, variants, mutants, output = json.loads(options.work)
         work(dtype, [Variant(*variant) for variant in variants], [tuple(mutant) for mutant in mutants], output)
         return 0

@@ -1,0 +1,292 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding
+from rich.console import Console
+
+from benchmarks import agreement
+from dream_jax import checkpoint, data, experiment, sharding, train, train_state
+from dream_jax.errors import UserError
+from dream_jax.optimizer import make_optimizer
+
+QUIET = Console(quiet=True)
+BATCH, SIZE, EPOCH = 4, 16, 5
+SMALL = (
+    "image_size=16",
+    "batch_size=4",
+    "network.dropout=0.2",
+    "data.flip=False",
+    "objective.distance=l1",
+    "network.channel_multipliers=1,",
+)
+CONSERVATIVE = (
+    *("objective.name=conservative_dream", "objective.kind=eps", "task.name=unconditional", "task.residual=False"),
+    *("objective.distance=l2", "objective.minimum=0.1", "objective.maximum=0.5", "objective.ramp_epochs=20"),
+    *("objective.start_epoch=10", "schedule.continuous=False"),
+)
+
+
+def small(*changes):
+    return experiment.build(tiny.tiny_config(*SMALL, *changes))
+
+
+def losses_of(built):
+    return train.make_losses(built, jax.random.key(7, impl="threefry2x32"), EPOCH)
+
+
+def batch_of(rows):
+    """The pictures of a step's rows: each a function of its row."""
+    pictures = np.random.default_rng(3).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+    return {"image": jnp.asarray(pictures[np.asarray(rows)]), "row": jnp.asarray(rows, jnp.int32)}
+
+
+def weights(built):
+    create = functools.partial(train_state.create, built.network, optax.sgd(0.1), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: create(built.inputs_shape()).params)
+    return jax.tree.map(jnp.asarray, agreement.weights(shapes))
+
+
+def lowered(built, rectify=True):
+    """The gradient of the mean loss, as a program not yet compiled."""
+    losses = losses_of(built)
+    gradient = jax.jit(jax.value_and_grad(lambda params, batch, step: losses(params, batch, step, rectify)[0].mean()))
+    return gradient.lower(weights(built), batch_of(range(BATCH)), jnp.int32(0))
+
+
+def test_p_none_is_the_standard_objective_to_the_letter():
+    standard, off, on = (
+        lowered(small(change)) for change in ("objective.name=standard", "objective.p=None", "objective.p=1.0")
+    )
+    # The same program has the same loss and gradient to the bit.
+    assert off.as_text() == standard.as_text() != on.as_text()
+    # Forward and backward are three passes, and the self-estimate is a fourth.
+    assert on.cost_analysis()["flops"] / standard.cost_analysis()["flops"] == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_conservative_dream_is_the_standard_objective_before_its_start():
+    conservative = small(*CONSERVATIVE)
+    standard = small(*CONSERVATIVE, "objective.name=standard")
+    assert lowered(conservative, rectify=False).as_text() == lowered(standard).as_text()
+    assert [train.rectifies(conservative.config, step, EPOCH) for step in (0, 49, 50, 99)] == [False, False, True, True]
+
+
+class Recorder:
+    """A network of one number, that keeps what it is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def apply(self, variables, inputs, level, dropout_keys=None):
+        # The condition comes first.
+        x = inputs[..., -3:]
+        output = jnp.tanh(variables["params"] * x)
+        self.calls.append((np.float64(x), np.float64(level), np.float64(output), dropout_keys))
+        return output
+
+
+@pytest.mark.parametrize("step", [50, 73, 120])
+def test_conservative_dream_from_its_start_is_the_mix_by_the_formulas(step):
+    recorder = Recorder()
+    built = small(*CONSERVATIVE)._replace(network=recorder)
+    batch = batch_of(range(8))
+    loss, facts = losses_of(built)(jnp.float32(0.7), batch, jnp.int32(step), True)
+    (x_t, alpha, eps_hat, first), (x_rect, _, second_hat, second) = recorder.calls
+
+    ramp = min(step // EPOCH / 20, 1)
+    lam = 0.1 + 0.4 * (np.float64(facts["t"]) - 1) / built.schedule.num_steps * ramp
+    np.testing.assert_allclose(facts["lam"], lam, rtol=1e-5)
+    np.testing.assert_array_equal(alpha, np.float32(built.schedule.alpha[facts["t"]]))
+
+    x0 = np.float64(batch["image"]) / 127.5 - 1
+    alpha, sigma, lam = (v[:, None, None, None] for v in (alpha, built.schedule.sigma[facts["t"]], lam))
+    eps = (x_t - alpha * x0) / sigma
+    x0_hat = np.clip((x_t - sigma * eps_hat) / alpha, -1, 1)
+    np.testing.assert_allclose(x_rect, alpha * (lam * x0_hat + (1 - lam) * x0) + sigma * eps, atol=1e-4)
+    mix = 0.7 * (eps_hat - eps) ** 2 + 0.3 * (second_hat - eps) ** 2
+    np.testing.assert_allclose(loss, mix.mean((1, 2, 3)), rtol=1e-3)
+    assert not np.any(jax.random.key_data(first) == jax.random.key_data(second))
+
+
+def test_first_pass_has_no_dropout_and_sees_the_plain_noise():
+    recorder = Recorder()
+    built = small("task.residual=False", "objective.kind=eps")._replace(network=recorder)
+    _, facts = losses_of(built)(jnp.float32(0.7), batch_of(range(4)), jnp.int32(3), True)
+    (x_t, alpha, eps_hat, keys), (rectified, _, _, dropout_keys) = recorder.calls
+    assert keys is None and dropout_keys is not None
+    # x_t and its rectified form differ by sigma lam (eps - eps_hat), with lam = sigma at p = 1.
+    sigma = np.sqrt(1 - alpha**2)
+    x0 = np.float64(batch_of(range(4))["image"]) / 127.5 - 1
+    alpha, sigma = (v[:, None, None, None] for v in (alpha, sigma))
+    eps = (x_t - alpha * x0) / sigma
+    np.testing.assert_allclose(rectified - x_t, sigma**2 * (eps - eps_hat), atol=1e-3)
+    np.testing.assert_allclose(facts["lam"], sigma[:, 0, 0, 0], rtol=1e-3)
+
+
+def test_an_example_is_a_function_of_its_row_and_the_step_only():
+    built = small()
+    losses = losses_of(built)
+    params = weights(built)
+    with tiny.quick_compiles():
+        run = jax.jit(lambda batch, step: losses(params, batch, step, True))
+        whole = run(batch_of(range(8)), jnp.int32(3))
+        order = [5, 2, 7, 0, 1, 6, 3, 4]
+        permuted = run(batch_of(order), jnp.int32(3))
+        half = run(batch_of(range(4)), jnp.int32(3))
+        later = run(batch_of(range(4)), jnp.int32(4))
+    for a, b in zip(jax.tree.leaves(permuted), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b[np.array(order)], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b[:4], rtol=1e-5)
+    assert not np.any(np.isclose(later[0], half[0], rtol=1e-5))
+
+
+@pytest.fixture(scope="module")
+def stepper():
+    """(train_step, start, batches): a train step of two microbatches, and what to feed it."""
+    built = small("accumulation=2", "optimizer.learning_rate=0.01", "ema_decay=0.5")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    optimizer = make_optimizer(built.config.optimizer)
+    state = train_state.start(weights(built), optimizer)
+    specs = sharding.state_specs(state, mesh)
+    state = jax.device_put(state, sharding.named(specs, mesh))
+    train_step = train.make_train_step(built, optimizer, mesh, specs, EPOCH)
+    batch = jax.device_put(batch_of(range(BATCH)), NamedSharding(mesh, sharding.BATCH))
+    with tiny.quick_compiles():
+        yield train_step, lambda: jax.tree.map(jnp.copy, state), batch
+
+
+def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
+    train_step, make, batch = stepper
+
+    def names(jaxpr, within=False):
+        for equation in jaxpr.eqns:
+            if within:
+                yield equation.primitive.name
+            inner = within or equation.primitive.name in ("scan", "while")
+            for value in equation.params.values():
+                for sub in value if isinstance(value, (tuple, list)) else [value]:
+                    sub = getattr(sub, "jaxpr", sub)
+                    if hasattr(sub, "eqns"):
+                        yield from names(sub, inner)
+
+    looped = set(names(jax.make_jaxpr(train_step, static_argnums=2)(make(), batch, True).jaxpr))
+    assert "conv_general_dilated" in looped
+    assert not [name for name in looped if name.startswith(("psum", "all_", "reduce_scatter", "ppermute"))]
+
+
+def test_a_step_donates_its_state(stepper):
+    train_step, make, batch = stepper
+    state = make()
+    train_step(state, batch, True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_the_average_starts_as_a_copy_and_follows_the_weights(stepper):
+    train_step, make, batch = stepper
+    state = make()
+    expected = jax.tree.map(np.asarray, state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, expected)
+    for step in range(8):
+        state, _ = train_step(state, batch, True)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p), expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, expected)
+    assert int(state.step) == 8
+
+
+def test_a_step_that_is_not_finite_is_not_applied(stepper):
+    train_step, make, batch = stepper
+    state, metrics = train_step(make(), batch, True)
+    poisoned = state.replace(
+        params=state.params | {"conv_in": jax.tree.map(lambda a: a * 1e38, state.params["conv_in"])}
+    )
+    before = jax.tree.map(np.asarray, poisoned)
+    after, bad = train_step(poisoned, batch, True)
+    assert not np.isfinite(bad["gradient_norm"])
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
+    assert int(after.step) == int(before.step) + 1
+    with pytest.raises(UserError, match=r"^step 12: "):
+        train.summarise(jax.device_get([metrics, bad, metrics]), first_step=10)
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """Runs of the same programs share them."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+
+    def keep(folder, seconds):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+        # JAX decides once whether it has a cache.
+        compilation_cache.reset_cache()
+
+    keep(str(tmp_path_factory.mktemp("compiled")), 0.0)
+    with tiny.quick_compiles():
+        yield
+    keep(*before)
+
+
+def newest(config, workdir):
+    """The newest checkpoint's state as it lies on the disk."""
+    built = experiment.build(config)
+    mesh = sharding.make_mesh()
+    init, specs = train.start_state(built, make_optimizer(config.optimizer), mesh)
+    with checkpoint.open_manager(workdir / "checkpoints") as manager:
+        return checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once, monkeypatch):
+    config = tiny.tiny_config(
+        *SMALL,
+        *("steps=20", "checkpoint.every=10", "log_every=4", "samples.every=5", "data.flip=True", "optimizer.clip=1.0"),
+        *("optimizer.learning_rate=0.001", "optimizer.warmup_steps=5", "task.name=unconditional"),
+    )
+    straight = train.train_and_evaluate(config, tmp_path / "straight", QUIET)
+
+    batch = data.Batches.__call__
+
+    def interrupted(self, k):
+        if k == 13:
+            raise KeyboardInterrupt
+        return batch(self, k)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data.Batches, "__call__", interrupted)
+        train.train_and_evaluate(config, tmp_path / "stopped", QUIET)
+    assert int(newest(config, tmp_path / "stopped").step) == 10
+    written = (tmp_path / "stopped" / "metrics.jsonl").read_text()
+
+    resumed = train.train_and_evaluate(config, tmp_path / "stopped", QUIET)
+    jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+    jax.tree.map(np.testing.assert_array_equal, newest(config, tmp_path / "stopped"), straight)
+    metrics = (tmp_path / "straight" / "metrics.jsonl").read_text()
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_text() == metrics
+    assert metrics.startswith(written) and '"step": 12' in written
+    assert [line.split(",")[0] for line in metrics.splitlines()] == [
+        f'{{"step": {step}' for step in (4, 8, 10, 12, 16, 20)
+    ]
+
+
+def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, compile_once, monkeypatch):
+    def make_train_step(*_):
+        def train_step(state, batch, rectify):
+            loss = np.float32(np.nan if int(state.step) == 4 else 1.0)
+            counts = np.ones(train.QUARTILES)
+            metrics = {"loss": loss, "gradient_norm": loss, "eps_error": loss, "lam": loss}
+            metrics |= {"level_losses": counts, "level_counts": counts}
+            return state.replace(step=state.step + 1), metrics
+
+        return train_step
+
+    monkeypatch.setattr(train, "make_train_step", make_train_step)
+    monkeypatch.setattr(train, "_make_sampler", lambda *_: lambda params: np.zeros((8, 8, 3), np.uint8))
+    config = tiny.tiny_config(*SMALL, "steps=8", "log_every=8", "checkpoint.every=3", "samples.every=100")
+    with pytest.raises(UserError, match=r"^step 5: .*not finite, and not applied"):
+        train.train_and_evaluate(config, tmp_path, QUIET)
+    assert int(newest(config, tmp_path).step) == 3

@@ -81,7 +81,7 @@ def draw(key, schedule: NoiseSchedule, continuous: bool = True, t_key=None):
     t = jax.random.randint(own_t_key if t_key is None else t_key, (), 1, schedule.num_steps + 1, jnp.int32)
     if not continuous:
         return t, jnp.asarray(schedule.alpha)[t], jnp.asarray(schedule.sigma)[t]
-    table = schedule.sigma if schedule.flow else -np.expm1(np.log1p(-schedule.sigma**2) / 2)
+    table = schedule.sigma if schedule.flow else -np.expm1(np.log1p(-(schedule.sigma**2)) / 2)
     u = 1 - jax.random.uniform(u_key, (), jnp.float32)
     d = jnp.asarray(table[:-1])[t - 1] + u * jnp.asarray(np.diff(table))[t - 1]
     return t, 1 - d, d if schedule.flow else jnp.sqrt(d * (2 - d))

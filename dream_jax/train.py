@@ -292,7 +292,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
     columns = *columns, TextColumn("left"), TimeRemainingColumn()
     bar = Progress(*columns, console=console, speed_estimate_period=300)
-    saved = start
+    saved = manager.latest_step()
     try:
         with data.Batches(pictures, config.batch_size, layout, config.data.workers) as batches, bar:
             job = bar.add_task("training", total=total, completed=start, rate="compiling")
@@ -338,7 +338,8 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
             manager.wait_until_finished()
     except KeyboardInterrupt:
         manager.wait_until_finished()
-        console.print(f"stopped; the newest checkpoint is step {saved}: the same command goes on from there")
+        start = "starts anew" if saved is None else f"goes on from the checkpoint of step {saved}"
+        console.print(f"stopped; the same command {start}")
         raise
     finally:
         manager.close()
@@ -413,7 +414,7 @@ def _introduce(console, experiment, state, source, held_out, mesh, total, workdi
         f"{config.objective.name} ({config.objective.kind}), network of {count:,} parameters in "
         f"{np.dtype(experiments.compute_dtype(config)).name} on {devices}"
     )
-    counts = f"{source.pictures} training pictures, {len(held_out)} held out"
+    counts = f"{source.pictures} training pictures (or tiles of large ones), {len(held_out)} held out"
     console.print(f"{counts}; {total} steps of {config.batch_size}")
     if resumed is None:
         console.print(f"workdir {workdir}: a new run")

@@ -162,6 +162,7 @@ def train(dtype: str, variant: Variant, cases) -> dict:
     """
     config = setup(dtype, variant)
     mesh = sharding.make_mesh(variant.shard, jax.devices()[: variant.devices])
+    sharding.meet(mesh)
     built = experiment.build(config)
     known = optimizers(config, mesh)
     optimizer = either([known[case] for case in cases])

@@ -88,8 +88,6 @@ def _start_processes(shard):
     if _COORDINATOR not in os.environ:
         return
     import jax
-    from jax import lax
-    from jax.sharding import PartitionSpec as P
 
     from dream_jax import sharding
 
@@ -98,14 +96,7 @@ def _start_processes(shard):
         num_processes=int(os.environ["DREAM_JAX_PROCESSES"]),
         process_id=int(os.environ["DREAM_JAX_PROCESS"]),
     )
-
-    def meet():
-        alone = lax.pcast(1.0, sharding.AXES, to="varying")
-        return lax.psum(alone, sharding.AXES) + lax.psum(lax.psum(alone, "data"), "shard")
-
-    # On CPUs the members of a group must first meet within 30 s, which they would miss after minutes of compiling.
-    mesh = sharding.make_mesh(shard)
-    jax.block_until_ready(jax.jit(jax.shard_map(meet, mesh=mesh, in_specs=(), out_specs=P()))())
+    sharding.meet(sharding.make_mesh(shard))
 
 
 def _evaluate(options, rest, console):

@@ -53,3 +53,16 @@ def sum_to_spec(gradient, spec: P):
     if "shard" not in spec:
         return lax.psum(gradient, "shard")
     return lax.psum_scatter(gradient, "shard", scatter_dimension=spec.index("shard"), tiled=True)
+
+
+def meet(mesh) -> None:
+    """Sums a number over the mesh's devices and over each axis, so that their groups are formed.
+
+    On CPUs the members of a group must first meet within 30 s, which processes would miss after minutes of compiling.
+    """
+
+    def sums():
+        alone = lax.pcast(1.0, AXES, to="varying")
+        return lax.psum(alone, AXES) + lax.psum(lax.psum(alone, "data"), "shard")
+
+    jax.block_until_ready(jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=P()))())

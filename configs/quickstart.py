@@ -11,7 +11,7 @@ from configs import base
 
 def get_config():
     config = base.get_config()
-    config.steps = 400
+    config.steps = 300
     config.batch_size = 16
     config.image_size = 64
     config.ema_decay = 0.99

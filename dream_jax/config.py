@@ -182,6 +182,8 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
         _validate(config)
     except (AttributeError, KeyError) as error:
         raise UserError(f"the config lacks a key: {error}; build it on configs/base.py") from error
+    except TypeError as error:
+        raise UserError(f"the config holds a value of the wrong type: {error}") from error
     return FrozenConfigDict(config)
 
 
@@ -237,6 +239,8 @@ def _validate(config):
     if config.objective.name == "conservative_dream":
         _require(config.objective.kind == "eps", config, "objective.kind", "conservative_dream is defined for eps")
         _require(config.task.name == "unconditional", config, "task.name", "conservative_dream is for unconditional")
+        whole = not config.schedule.continuous
+        _require(whole, config, "schedule.continuous", "conservative_dream draws whole levels; set it False")
     _require(
         (config.objective.kind == "flow") == (config.schedule.name == "flow"),
         config,

@@ -145,6 +145,8 @@ def test_what_is_not_an_override_is_refused(base, arguments):
         ("objective.kind", "schedule.name=flow"),
         ("objective.kind", "objective.name=conservative_dream objective.kind=x0 task.name=unconditional"),
         ("task.name", "objective.name=conservative_dream"),
+        ("schedule.continuous", "objective.name=conservative_dream task.name=unconditional"),
+        ("network.weights", "network.weights=w.pth network.name=generation"),
         ("objective.maximum", "objective.minimum=0.6 objective.maximum=0.5"),
         ("objective.mix", "objective.mix=1.5"),
         ("objective.rate", "objective.weight=exponential objective.rate=0"),
@@ -203,6 +205,14 @@ def test_impossible_values_are_refused_by_name(base, key, arguments):
 def test_p_infinite_is_told_what_to_use_instead(base):
     with pytest.raises(UserError, match="null"):
         configs.validate(changed(base, "objective.p=inf"))
+
+
+def test_a_value_of_the_wrong_type_in_a_workdir_is_a_plain_message(base, tmp_path):
+    configs.save(base, tmp_path / "config.json")
+    values = json.loads((tmp_path / "config.json").read_text()) | {"steps": "abc"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="wrong type"):
+        configs.validate(configs.read(tmp_path / "config.json"))
 
 
 def test_none_is_refused_where_a_value_is_needed(base):

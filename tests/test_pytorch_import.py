@@ -4,13 +4,17 @@ import pickle
 import random
 import zipfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
+from rich.console import Console
 
+from dream_jax import train, trained
 from dream_jax.errors import UserError
 from dream_jax.networks import pytorch_import
 
@@ -113,6 +117,19 @@ def test_what_is_wrong_is_named(name):
         pytorch_import.load_sr3(weights, 3)
     with pytest.raises(UserError, match=r"downs\.0"):
         pytorch_import.load_sr3({}, 4)
+
+
+def test_training_starts_from_the_weights_of_a_file(tmp_path):
+    weights = official_weights()
+    safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
+    changes = "network.patch=1", "network.attention_resolutions=16", f"network.weights={tmp_path}/w.safetensors"
+    config = tiny.tiny_config(*changes, "steps=0", "evaluation.pictures=1")
+    state = train.train_and_evaluate(config, tmp_path / "run", Console(quiet=True))
+    _, params = pytorch_import.load_sr3(weights, config.network.norm_groups)
+    chex.assert_trees_all_equal(jax.device_get(state.params), params)
+    chex.assert_trees_all_equal(jax.device_get(trained.load(tmp_path / "run").params), params)
+    with pytest.raises(UserError, match=r"network\.channels=8"):
+        train.train_and_evaluate(tiny.tiny_config(*changes, "network.channels=16"), tmp_path / "b", Console(quiet=True))
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="needs ../shared/reference/sr3_unet.npz beside the repository")

@@ -107,6 +107,7 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.samplers = ("ddim", "ddpm")
     config.evaluation.steps = (1, 5, 10, 50)  # network evaluations
+    config.evaluation.ddim_eta = 0.0  # the noise that ddim adds: from 0, none, to 1, as much as ddpm
     config.evaluation.pictures = 100  # at most
     config.evaluation.crop = placeholder(int)  # side of the centre crop; image_size
     config.evaluation.batch_size = 8

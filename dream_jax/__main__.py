@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     upscale.add_argument("--output", required=True, help="a picture, or a folder")
     upscale.add_argument("--sampler", default="ddim")
     upscale.add_argument("--steps", type=int, default=10, help="network evaluations (default: 10)")
+    upscale.add_argument("--eta", type=float, default=0.0, help="noise that ddim adds, 0 to 1 (default: 0)")
     upscale.add_argument("--seed", type=int, default=0)
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
 
@@ -115,7 +116,7 @@ def _evaluate(options, rest, console):
 def _upscale(options, rest, console):
     from dream_jax import upscale
 
-    choices = {name: getattr(options, name) for name in ("sampler", "steps", "seed", "overwrite")}
+    choices = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "seed", "overwrite")}
     return upscale.upscale(options.workdir, options.input, options.output, console, **choices)
 
 

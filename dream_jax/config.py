@@ -39,6 +39,7 @@ _NOT_NEGATIVE = (
 )
 _FRACTIONS = (
     *("ema_decay", "objective.threshold", "objective.minimum", "objective.maximum", "objective.mix", "network.dropout"),
+    "evaluation.ddim_eta",
 )
 
 SCHEDULES = {

@@ -61,9 +61,13 @@ def make_draw(experiment: Experiment, mesh):
     return draw
 
 
-def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.Rows:
-    """The rows of a named sampler, re-spaced from the experiment's schedule; arrays in the default float type."""
-    rows = sampling.make_rows(sampler, sampling.levels_of(experiment.schedule, num_steps))
+def make_rows(experiment: Experiment, sampler: str, num_steps: int, eta: float = 0.0) -> sampling.Rows:
+    """The rows of a named sampler, re-spaced from the experiment's schedule; arrays in the default float type.
+
+    eta is ddim's share of noise.
+    """
+    options = {"eta": eta} if sampler == "ddim" else {}
+    rows = sampling.make_rows(sampler, sampling.levels_of(experiment.schedule, num_steps), **options)
     return jax.tree.map(lambda a: np.asarray(a, jnp.zeros(()).dtype), rows)
 
 
@@ -104,7 +108,7 @@ def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -
     with progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(settings) * len(pictures))
         for sampler, steps in settings:
-            table = make_rows(experiment, sampler, steps)
+            table = make_rows(experiment, sampler, steps, config.evaluation.ddim_eta)
             size = config.evaluation.batch_size
             drawn = draw_pictures(draw, params, cond, table, key, mesh, size, lambda n: bar.advance(job, n))
             name = f"{sampler} {steps}"
@@ -116,7 +120,7 @@ def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -
     grid = comparison(experiment, low[shown], enlarged[shown], columns, pictures[shown])
     record = {"protocol": PROTOCOL["name"], "about_protocol": PROTOCOL, "rows": rows, "pictures": len(pictures)}
     record |= {"crop": pictures.shape[1], "seed": config.evaluation.seed, "scale": config.task.scale}
-    record |= {"kernel": config.task.kernel, "weights": "ema"}
+    record |= {"kernel": config.task.kernel, "weights": "ema", "ddim_eta": config.evaluation.ddim_eta}
     return record, grid
 
 

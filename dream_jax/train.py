@@ -387,7 +387,7 @@ def _make_sampler(experiment, held_out, mesh):
     """`sampler(params) -> grid`: the pictures that training shows, always of the same inputs and noise."""
     config = experiment.config
     draw, key = evaluate.make_draw(experiment, mesh), jax.random.key(config.evaluation.seed, impl="threefry2x32")
-    rows = evaluate.make_rows(experiment, config.samples.sampler, config.samples.steps)
+    rows = evaluate.make_rows(experiment, config.samples.sampler, config.samples.steps, config.evaluation.ddim_eta)
     shown, size = held_out[: config.samples.count], config.evaluation.batch_size
     if experiment.task.degrade is None:
         cond = np.zeros((config.samples.count, *held_out.shape[1:3], 0), np.float32)

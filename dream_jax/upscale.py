@@ -37,6 +37,7 @@ def upscale(
     sampler: str = "ddim",
     steps: int = 10,
     seed: int = 0,
+    eta: float = 0.0,
     overwrite: bool = False,
 ) -> int:
     """Enlarges low-resolution pictures of any size by the scale of a trained model, with its EMA weights.
@@ -45,6 +46,7 @@ def upscale(
       source, output: see `plan`.
       sampler: a name in `sampling.SAMPLERS`.
       steps: network evaluations for each picture.
+      eta: ddim's share of noise, 0 to 1.
       seed: a picture's noise depends on it and on the picture's name within the folder, on no other picture.
 
     Returns the exit status: 0, or 1 where a picture could not be read or written; it is named on stderr, and the others
@@ -53,7 +55,7 @@ def upscale(
     experiment = experiments.build(configs.validate(configs.read(Path(workdir) / "config.json")))
     if experiment.task.condition is None:
         raise UserError(f"{workdir}: this model is unconditional, it makes pictures from nothing; choose another")
-    rows = evaluate.make_rows(experiment, sampler, steps)
+    rows = evaluate.make_rows(experiment, sampler, steps, eta)
     jobs, there = plan(source, output, overwrite)
     already = f", {there} already there" if there else ""
     if not jobs:

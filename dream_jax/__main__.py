@@ -103,8 +103,10 @@ def _start_processes(shard):
 def _evaluate(options, rest, console):
     from dream_jax import evaluate, experiment, trained
 
-    model = trained.load(options.workdir, rest)
     output = Path(options.output or f"{options.workdir}/evaluation.json")
+    if options.output:
+        evaluate.check_output(output)
+    model = trained.load(options.workdir, rest)
     pictures = experiment.eval_pictures(model.experiment.config)
     record, grid = evaluate.evaluate(model.experiment, model.params, pictures, model.mesh, console)
     record["step"] = model.step

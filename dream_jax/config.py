@@ -17,7 +17,10 @@ from dream_jax import diffusion, dream, images, noise_schedule, optimizer, sampl
 from dream_jax.errors import UserError
 
 # A run may be continued with other values of these: they do not change what the steps before would have been.
-_CHANGEABLE = ("steps", "epochs", "checkpoint.", "samples.", "evaluation.", "data.workers", "data.cache_dir")
+_CHANGEABLE = (
+    *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "samples.", "evaluation."),
+    *("data.workers", "data.cache_dir"),
+)
 
 # Keys that may be None, and what they are otherwise.
 _OPTIONAL = {
@@ -94,7 +97,11 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
             if not arguments:
                 raise UserError(f"{argument}: its value is missing; write {argument}=VALUE")
             text = arguments.pop(0)
-        _set(config, name.removeprefix("--config."), text)
+        key = name.removeprefix("--config.")
+        _set(config, key, text)
+        if key == "steps" and "epochs" in config:
+            # The two say the same thing; the one given last counts.
+            config.epochs = None
     return config
 
 
@@ -257,6 +264,17 @@ def _validate(config):
     _require(
         config.data.folder is None or config.data.tfds is None, config, "data.tfds", "give data.folder or it, not both"
     )
+    _require(
+        config.data.eval_folder is None or config.data.folder is not None,
+        config,
+        "data.eval_folder",
+        "it goes with data.folder, the pictures to train on",
+    )
+    if config.data.tfds is not None:
+        same = config.data.eval_split == config.data.train_split
+        _require(not same, config, "data.eval_split", "it must differ from data.train_split: it is never trained on")
+    for key in ("seed", "evaluation.seed"):
+        _require(flat[key] < 2**32, config, key, "it must be less than 2^32")
     _validate_schedule(config)
     _validate_sizes(config)
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
@@ -304,6 +322,7 @@ def _validate_sizes(config):
     for key, size in sizes.items():
         _require(size % divisor == 0, config, key, f"it must divide by {divisor}, by which the network downsamples")
         if config.task.name == "super_resolution":
+            _require(size >= 11, config, key, "it must be at least 11, the window of SSIM")
             _require(size % config.task.scale == 0, config, key, f"it must divide by task.scale = {config.task.scale}")
     sides = [config.image_size // c.patch >> level for level in range(len(multipliers))]
     for side in c.attention_resolutions:

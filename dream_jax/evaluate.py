@@ -19,6 +19,7 @@ from rich.table import Table
 from dream_jax import images, metrics, sampling, sharding
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
+from dream_jax.run_log import free_name
 
 PROTOCOL = {
     "name": "standard",
@@ -183,10 +184,28 @@ def show(record: dict, console: Console) -> None:
     console.print(table)
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError where a table cannot be written to PATH (JSON, with a .png beside it)."""
+    if path.suffix != ".json":
+        raise UserError(f"{path}: the table is JSON; end --output in .json")
+    probe = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+
+
 def write(record: dict, grid, path: Path, overwrite: bool) -> None:
     """Writes PATH (JSON) and the grid beside it (PNG); earlier ones are kept under their step unless overwrite."""
     if path.exists() and not overwrite:
-        step = json.loads(path.read_text()).get("step", "before")
+        try:
+            step = json.loads(path.read_text())["step"]
+        except (ValueError, KeyError, TypeError):
+            step = "before"
         for old in (path, path.with_suffix(".png")):
             if old.exists():
                 os.replace(old, free_name(old.with_stem(f"{old.stem}-{step}")))
@@ -194,12 +213,6 @@ def write(record: dict, grid, path: Path, overwrite: bool) -> None:
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, path)
     images.write(path.with_suffix(".png"), grid, overwrite=overwrite)
-
-
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first number that makes it new."""
-    names = (path.with_stem(f"{path.stem}-{n}") if n else path for n in range(10_000))
-    return next(name for name in names if not name.exists())
 
 
 def synchronise(name: str) -> None:

@@ -19,6 +19,9 @@ class RunLog:
     def __init__(self, workdir: Path, step: int):
         self._files = {}
         for name in FILES:
+            if step == 0 and (workdir / name).exists():
+                # Of a run whose checkpoints are gone; nobody asked for them to be thrown away.
+                os.replace(workdir / name, free_name((workdir / name).with_suffix(".old.jsonl")))
             lines = _lines_up_to(workdir / name, step)
             _replace(workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
             self._files[name] = open(workdir / name, "a", buffering=1)  # noqa: SIM115 -- closed by close()
@@ -39,6 +42,12 @@ class RunLog:
         self._board.close()
         for file in self._files.values():
             file.close()
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first number that makes it new."""
+    names = (path.with_stem(f"{path.stem}-{n}") if n else path for n in range(10_000))
+    return next(name for name in names if not name.exists())
 
 
 def _lines_up_to(path, step):

@@ -220,6 +220,10 @@ def check_devices(config, devices: int) -> None:
 def open_workdir(workdir: Path, config) -> None:
     """Makes the workdir, and checks that a run in it has the same config."""
     path = workdir / "config.json"
+    if "://" in str(workdir) or str(workdir).startswith(("gs:", "s3:")):
+        raise UserError(
+            f"{workdir}: the workdir is a local folder; checkpoints alone may lie in a bucket, checkpoint.directory"
+        )
     try:
         (workdir / "samples").mkdir(parents=True, exist_ok=True)
         if path.exists() and (changed := configs.differences(configs.read(path), config)):
@@ -265,8 +269,10 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     mesh = sharding.make_mesh(config.mesh.shard)
     optimizer = make_optimizer(config.optimizer)
     init, specs = start_state(experiment, optimizer, mesh)
-    params = None if config.network.weights is None else read_params(experiment, jax.eval_shape(init).params)
     manager = checkpoint.open_manager(config.checkpoint.directory or workdir / "checkpoints", config.checkpoint.keep)
+    params = None
+    if config.network.weights is not None and manager.latest_step() is None:
+        params = read_params(experiment, jax.eval_shape(init).params)
     state = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
     resumed = state is not None
     if not resumed:
@@ -346,7 +352,10 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
         if chief:
             log.close()
     if resumed and start >= total:
-        console.print(f"this run has its {total} steps already; give a larger --config.steps to go on")
+        console.print(
+            f"this run has its {total} steps already; to go on give a larger --config.steps, to measure it again"
+        )
+        console.print("use `python -m dream_jax evaluate`")
     elif experiment.task.degrade is not None:
         record, grid = evaluate.evaluate(experiment, state.ema, held_out, mesh, console)
         record["step"] = total
@@ -363,8 +372,8 @@ def summarise(window: list[dict], first_step: int) -> dict:
         if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
             raise UserError(
                 f"step {first_step + number + 1}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}: "
-                "not finite, and not applied. Lower optimizer.learning_rate, set optimizer.clip, or look at the data; "
-                "the same command goes on from the newest checkpoint"
+                "not finite, and not applied. Look at the data, or begin anew in another --workdir with a lower "
+                "optimizer.learning_rate or with optimizer.clip"
             )
     stacked = {name: np.stack([metrics[name] for metrics in window]) for name in window[0]}
     sums, counts = (np.sum(stacked.pop(name), axis=0) for name in ("level_losses", "level_counts"))

@@ -27,7 +27,7 @@ def save(manager, state, about: dict) -> None:
 
 
 def restore(manager, shapes, shardings):
-    """The newest state, laid out by `shardings` on whatever devices there are now, or None if there is none."""
+    """(state, about): the newest state, laid out by `shardings` on whatever devices there are now; or None."""
     step = manager.latest_step()
     if step is None:
         return None
@@ -35,8 +35,9 @@ def restore(manager, shapes, shardings):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     try:
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore())
+        restored = manager.restore(step, args=arguments)
     except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{manager.directory}/{step}: this checkpoint cannot be restored ({reason})") from error
-    return restored["state"]
+    return restored["state"], restored["about"]

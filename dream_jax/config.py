@@ -159,18 +159,19 @@ def save(config: ConfigDict, path) -> None:
 def read(path) -> ConfigDict:
     """The config of a workdir, from its config.json."""
     try:
-        return _from_json(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; is {path.parent} the workdir of a training run?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a config of this program ({error})") from None
 
 
-def _from_json(values, prefix=""):
+def from_dict(values, prefix=""):
+    """A config from nested dicts, in which tuples may have become lists."""
     config = ConfigDict()
     for key, value in values.items():
         if isinstance(value, dict):
-            value = _from_json(value, f"{prefix}{key}.")
+            value = from_dict(value, f"{prefix}{key}.")
         if prefix + key in _OPTIONAL:
             config[key] = placeholder(_OPTIONAL[prefix + key])
         config[key] = tuple(value) if isinstance(value, list) else value

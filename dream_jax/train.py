@@ -246,6 +246,19 @@ def facts_of_run(config, source) -> dict:
     return {"config": config.to_dict(), "versions": versions, "data": data.fingerprint(source)}
 
 
+def check_origin(about: dict, now: dict, directory) -> None:
+    """Raises UserError where a checkpoint comes from another config or other data than the run that would go on."""
+    changed = configs.differences(*(configs.from_dict(facts["config"]) for facts in (about, now)))
+    if about["data"] != now["data"]:
+        changed.append(f"the training pictures: {about['data']} -> {now['data']}")
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"the checkpoints in {directory} are of another run; choose another --workdir (and checkpoint.directory), "
+            f"or undo the difference (theirs -> given):\n  {listed}"
+        )
+
+
 def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     """Trains to `config.steps`, going on by itself from the newest checkpoint in the workdir, then evaluates.
 
@@ -273,9 +286,12 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     params = None
     if config.network.weights is not None and manager.latest_step() is None:
         params = read_params(experiment, jax.eval_shape(init).params)
-    state = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
-    resumed = state is not None
-    if not resumed:
+    restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    resumed = restored is not None
+    if resumed:
+        state, about = restored
+        check_origin(about, facts_of_run(config, source), manager.directory)
+    else:
         if params is None:
             with console.status("initialising the network"):
                 state = jax.block_until_ready(init())

@@ -32,7 +32,8 @@ def load(workdir, overrides=()) -> Trained:
     mesh = sharding.make_mesh()
     init, specs = train.start_state(built, make_optimizer(chosen.optimizer), mesh)
     with checkpoint.open_manager(directory) as manager:
-        state = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
-    if state is None:
+        restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")
+    state, _ = restored
     return Trained(built, state.ema, int(state.step), mesh)

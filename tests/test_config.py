@@ -147,6 +147,9 @@ def test_what_is_not_an_override_is_refused(base, arguments):
         ("task.name", "objective.name=conservative_dream"),
         ("schedule.continuous", "objective.name=conservative_dream task.name=unconditional"),
         ("network.weights", "network.weights=w.pth network.name=generation"),
+        ("data.eval_folder", "data.eval_folder=pictures"),
+        ("data.eval_split", "data.tfds=cifar10 data.eval_split=train"),
+        ("seed", "seed=4294967296"),
         ("objective.maximum", "objective.minimum=0.6 objective.maximum=0.5"),
         ("objective.mix", "objective.mix=1.5"),
         ("objective.rate", "objective.weight=exponential objective.rate=0"),
@@ -289,3 +292,8 @@ def test_a_damaged_config_of_a_workdir_is_named(tmp_path, text):
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):
     with pytest.raises(UserError, match="workdir"):
         configs.read(tmp_path / "config.json")
+
+
+def test_steps_and_epochs_given_last_count(base):
+    base.epochs = 3
+    assert changed(base, "steps=7").epochs is None and changed(base, "steps=7", "epochs=2").epochs == 2

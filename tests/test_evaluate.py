@@ -76,3 +76,10 @@ def test_an_unconditional_model_has_nothing_to_be_compared_with():
 def test_the_command_says_where_no_run_is(tmp_path, capsys):
     assert main(["evaluate", "--workdir", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(tiny_workdir, tmp_path, capsys):
+    (tmp_path / "folder.json").mkdir()
+    for output in ("table.txt", "folder.json"):
+        assert main(["evaluate", "--workdir", str(tiny_workdir), "--output", str(tmp_path / output)]) == 2
+        assert output in capsys.readouterr().err

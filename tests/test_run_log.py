@@ -56,3 +56,10 @@ def test_a_new_run_starts_empty_files(tmp_path):
     write(tmp_path, 0, 3)
     RunLog(tmp_path, 0).close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_records_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path):
+    write(tmp_path, 0, 3)
+    write(tmp_path, 0, 2)
+    assert [line["step"] for line in lines(tmp_path / "metrics.old.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]

@@ -238,7 +238,7 @@ def newest(config, workdir):
     mesh = sharding.make_mesh()
     init, specs = train.start_state(built, make_optimizer(config.optimizer), mesh)
     with checkpoint.open_manager(workdir / "checkpoints") as manager:
-        return checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+        return checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))[0]
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once, monkeypatch):
@@ -290,3 +290,14 @@ def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, compile_once, monkey
     with pytest.raises(UserError, match=r"^step 5: .*not finite, and not applied"):
         train.train_and_evaluate(config, tmp_path, QUIET)
     assert int(newest(config, tmp_path).step) == 3
+
+
+def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
+    config = tiny.tiny_config().to_dict()
+    about = {"config": config, "data": "2 pictures, crc32 00000001"}
+    train.check_origin(about, about, "here")
+    train.check_origin(about, about | {"config": config | {"steps": 9}}, "here")
+    with pytest.raises(UserError, match="training pictures"):
+        train.check_origin(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        train.check_origin(about, about | {"config": config | {"seed": 1}}, "here")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dream_jax import diffusion, noise_schedule, sampling
+from dream_jax import diffusion, noise_schedule, samplers, sampling
 from dream_jax.errors import UserError
 
 VP = noise_schedule.linear(200, 1e-4, 0.08)
@@ -15,8 +15,8 @@ KEY = jax.random.key(0, impl="threefry2x32")
 SHAPE = (2, 4, 4, 3)
 STEPS = 6
 LEVELS = sampling.levels_of(VP, STEPS)
-ETA_ONE = functools.partial(sampling.ddim, eta=1.0)
-ETA_HALF = functools.partial(sampling.ddim, eta=0.5)
+ETA_ONE = functools.partial(samplers.ddim, eta=1.0)
+ETA_HALF = functools.partial(samplers.ddim, eta=0.5)
 
 # Compiling costs far more than running here, so that most tests share one program.
 run = jax.jit(sampling.run, static_argnums=(1, 2))
@@ -37,8 +37,8 @@ def draw(sampler, index=(0, 1), levels=LEVELS, denoise=None, shape=SHAPE):
 
 def stay(levels):
     """Rows that never move: what they return is the starting noise."""
-    rows = sampling.ddim(levels)
-    rows.move[:] = np.eye(sampling.HISTORY + 2)[0]
+    rows = samplers.ddim(levels)
+    rows.move[:] = np.eye(samplers.HISTORY + 2)[0]
     return rows
 
 
@@ -212,7 +212,7 @@ def test_unknown_names_and_etas_are_refused():
 @pytest.mark.parametrize("num_steps", [1, 2, 13, 200])
 def test_rows_are_float64_tables(sampler, schedule, num_steps):
     rows = sampling.make_rows(sampler, sampling.levels_of(schedule, num_steps))
-    history = sampling.HISTORY
+    history = samplers.HISTORY
     chex.assert_shape(rows[:2], (num_steps,))
     chex.assert_shape(rows[2:], [(num_steps, n) for n in (3, history + 2, history + 1)])
     for table in rows:
@@ -224,7 +224,7 @@ def test_uniform_t_falls_strictly_from_the_end_to_clean():
     for total in (1, 7, 50, 200):
         schedule = noise_schedule.flow(total)
         for num_steps in range(1, total + 1):
-            chosen = sampling.uniform_t(schedule, num_steps)
+            chosen = samplers.uniform_t(schedule, num_steps)
             assert len(chosen) == num_steps + 1 and chosen[0] == total and chosen[-1] == 0
             gaps = -np.diff(chosen)
             assert gaps.min() >= 1 and np.ptp(gaps) <= 1
@@ -266,7 +266,7 @@ def test_all_samplers_share_one_trace_at_equal_steps():
 def test_history_and_look_reach_the_next_evaluation():
     # A table that no built-in sampler has: evaluated at points extrapolated from two outputs.
     def extrapolating(levels):
-        rows = sampling.ddim(levels)
+        rows = samplers.ddim(levels)
         rows.look[:-1, 1:3] = 0.2, -0.1
         rows.remember[:] = 0.1, 0.7, 0.3
         return rows

@@ -98,6 +98,19 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2
     config.checkpoint.directory = placeholder(str)  # workdir/checkpoints; may be a bucket
 
+    config.sampling = ConfigDict()  # how pictures are drawn: samples, evaluate, upscale, generate
+    config.sampling.spacing = "uniform_t"  # or uniform_logsnr, quadratic, karras
+    config.sampling.eta = 0.0  # the noise that ddim adds: from 0, none, to 1, as much as ddpm
+    config.sampling.momentum = 0.8  # ghvb: below 1 damps its moves
+    config.sampling.clip = "range"  # of predicted pictures, to [-1, 1]; or dynamic (thresholding), none
+    config.sampling.percentile = 0.995  # dynamic: the share of values that is kept
+    config.sampling.eps_scale = 1.0  # epsilon scaling: predicted noise is divided by eps_scale + eps_scale_slope t / T
+    config.sampling.eps_scale_slope = 0.0
+    config.sampling.shift_window = 0.0  # time-shift: times, in steps of the schedule, to choose from; 0 is off
+    config.sampling.shift_cutoff = 0.0  # time-shift: only at times above it
+    config.sampling.project = False  # super-resolution: pull predictions to what shrinks to the low-resolution picture
+    config.sampling.start_seed = placeholder(int)  # one starting noise for all pictures, instead of one for each
+
     config.samples = ConfigDict()  # grids drawn during training
     config.samples.every = 1000
     config.samples.count = 4
@@ -107,9 +120,11 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.samplers = ("ddim", "ddpm")
     config.evaluation.steps = (1, 5, 10, 50)  # network evaluations
-    config.evaluation.ddim_eta = 0.0  # the noise that ddim adds: from 0, none, to 1, as much as ddpm
     config.evaluation.pictures = 100  # at most
     config.evaluation.crop = placeholder(int)  # side of the centre crop; image_size
     config.evaluation.batch_size = 8
-    config.evaluation.seed = 0
+    config.evaluation.seeds = (0,)  # of the noise; with several, tables hold mean and spread
+    config.evaluation.protocol = "standard"  # or dream_official: with the conventions of that code
+    config.evaluation.learned = ()  # measures that need networks: lpips_alex, lpips_vgg, lpips_squeeze, inception
+    config.evaluation.weights = placeholder(str)  # folder of these networks' weights; ~/.cache/dream_jax/weights
     return config.lock()

@@ -13,21 +13,22 @@ from pathlib import Path
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
-from dream_jax import diffusion, dream, images, noise_schedule, optimizer, sampling
+from dream_jax import diffusion, dream, images, noise_schedule, optimizer, samplers, sampling
 from dream_jax.errors import UserError
 
 # A run may be continued with other values of these: they do not change what the steps before would have been.
 _CHANGEABLE = (
-    *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "samples.", "evaluation."),
+    *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "samples.", "sampling.", "evaluation."),
     *("data.workers", "data.cache_dir"),
 )
 
 # Keys that may be None, and what they are otherwise.
 _OPTIONAL = {
-    **dict.fromkeys(("epochs", "data.resize", "evaluation.crop"), int),
+    **dict.fromkeys(("epochs", "data.resize", "evaluation.crop", "sampling.start_seed"), int),
     **dict.fromkeys(("objective.p", "objective.min_snr_gamma", "optimizer.clip"), float),
     **dict.fromkeys(("data.folder", "data.eval_folder", "data.cache_dir", "checkpoint.directory"), str),
     **dict.fromkeys(("data.tfds", "data.tfds_dir", "data.image_key", "network.weights"), str),
+    "evaluation.weights": str,
 }
 
 _COUNTS = (
@@ -38,11 +39,12 @@ _COUNTS = (
 )
 _NOT_NEGATIVE = (
     *("seed", "objective.start_epoch", "objective.ramp_epochs", "optimizer.learning_rate", "optimizer.warmup_steps"),
-    *("optimizer.weight_decay", "optimizer.epsilon", "evaluation.seed"),
+    *("optimizer.weight_decay", "optimizer.epsilon"),
+    *("sampling.shift_window", "sampling.shift_cutoff"),
 )
 _FRACTIONS = (
     *("ema_decay", "objective.threshold", "objective.minimum", "objective.maximum", "objective.mix", "network.dropout"),
-    "evaluation.ddim_eta",
+    *("sampling.eta", "sampling.momentum", "sampling.percentile"),
 )
 
 SCHEDULES = {
@@ -53,6 +55,8 @@ SCHEDULES = {
 TASKS = ("super_resolution", "unconditional")
 OBJECTIVES = ("standard", "dream", "conservative_dream")
 NETWORKS = ("sr3", "generation")
+PROTOCOLS = ("standard", "dream_official")
+LEARNED = ("lpips_alex", "lpips_vgg", "lpips_squeeze", "inception")
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 
@@ -212,6 +216,9 @@ def _validate(config):
         ("optimizer.name", optimizer.OPTIMIZERS),
         ("compute_dtype", DTYPES),
         ("samples.sampler", tuple(sampling.SAMPLERS)),
+        ("sampling.spacing", tuple(samplers.SPACINGS)),
+        ("sampling.clip", tuple(sampling.LIMITS)),
+        ("evaluation.protocol", PROTOCOLS),
     ):
         value = flat[key]
         _require(value in choices, config, key, f"choose one of {', '.join(choices)}")
@@ -274,8 +281,20 @@ def _validate(config):
     if config.data.tfds is not None:
         same = config.data.eval_split == config.data.train_split
         _require(not same, config, "data.eval_split", "it must differ from data.train_split: it is never trained on")
-    for key in ("seed", "evaluation.seed"):
-        _require(flat[key] < 2**32, config, key, "it must be less than 2^32")
+    seeds = {"seed": (config.seed,), "evaluation.seeds": config.evaluation.seeds}
+    if config.sampling.start_seed is not None:
+        seeds["sampling.start_seed"] = (config.sampling.start_seed,)
+    for key, values in seeds.items():
+        allowed = all(isinstance(value, int) and 0 <= value < 2**32 for value in values)
+        _require(allowed, config, key, "a seed is a whole number from 0 to 2^32 - 1")
+    _require(len(set(config.evaluation.seeds)) == len(config.evaluation.seeds), config, "evaluation.seeds", "each once")
+    _require(config.sampling.eps_scale > 0, config, "sampling.eps_scale", "it must be greater than 0")
+    least = config.sampling.eps_scale + config.sampling.eps_scale_slope
+    _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
+    for name in config.evaluation.learned:
+        _require(name in LEARNED, config, "evaluation.learned", f"choose from {', '.join(LEARNED)}")
+    super_resolution = config.task.name == "super_resolution"
+    _require(super_resolution or not config.sampling.project, config, "sampling.project", "it is for super-resolution")
     _validate_schedule(config)
     _validate_sizes(config)
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
@@ -286,7 +305,7 @@ def _validate(config):
     for name in config.evaluation.samplers:
         known = ", ".join(sampling.SAMPLERS)
         _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {known}")
-    for key in ("evaluation.samplers", "evaluation.steps"):
+    for key in ("evaluation.samplers", "evaluation.steps", "evaluation.seeds"):
         _require(len(flat[key]) > 0, config, key, "it must name at least one")
 
 

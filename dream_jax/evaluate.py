@@ -1,22 +1,17 @@
 """Metrics of EMA weights over held-out pictures, for each sampler and number of steps."""
 
-import functools
 import json
-import math
 import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dream_jax import images, metrics, sampling, sharding
+from dream_jax import images, metrics
+from dream_jax.draw import degraded, draw_pictures, inputs_of, make_draw, make_key, make_rows, progress_bar
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.run_log import free_name
@@ -29,69 +24,6 @@ PROTOCOL = {
 }
 
 
-def progress_bar(console: Console) -> Progress:
-    """A bar with count, time taken and time left."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
-
-
-def make_draw(experiment: Experiment, mesh):
-    """The jitted `draw(params, cond, index, rows, key) -> uint8 pictures [B, H, W, 3]` of every use of a model.
-
-    cond is [B, H, W, Cc], sharded over the mesh; index [B] numbers the pictures: picture i's noise depends on (key, i)
-    alone.
-    """
-    rows_over_mesh, everywhere = NamedSharding(mesh, sharding.BATCH), NamedSharding(mesh, P())
-
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def draw(params, cond, index, rows, key):
-        cond = jax.lax.with_sharding_constraint(cond, rows_over_mesh)
-
-        def predict(x, alpha, sigma):
-            del sigma
-            return experiment.predict(params, x, cond, jnp.broadcast_to(alpha, x.shape[:1]))
-
-        task, config = experiment.task, experiment.config
-        denoise = sampling.make_denoise(
-            predict, config.objective.kind, experiment.schedule.flow, lambda x0: task.constrain(x0, cond)
-        )
-        shape = (*cond.shape[:3], 3)
-        x0 = sampling.run(key, denoise, shape, rows, index)
-        return images.to_uint8(task.to_picture(x0, cond))
-
-    return draw
-
-
-def make_rows(experiment: Experiment, sampler: str, num_steps: int, eta: float = 0.0) -> sampling.Rows:
-    """The rows of a named sampler, re-spaced from the experiment's schedule; arrays in the default float type.
-
-    eta is ddim's share of noise.
-    """
-    options = {"eta": eta} if sampler == "ddim" else {}
-    rows = sampling.make_rows(sampler, sampling.levels_of(experiment.schedule, num_steps), **options)
-    return jax.tree.map(lambda a: np.asarray(a, jnp.zeros(()).dtype), rows)
-
-
-def draw_pictures(draw, params, cond, rows, key, mesh, batch_size, advance=lambda count: None, numbers=None):
-    """Draws any number of pictures in batches that the mesh divides; cond is [N, H, W, Cc] on the host.
-
-    numbers: int [N], what each picture's noise depends on; 0..N-1 by default.
-    """
-    numbers = np.arange(len(cond)) if numbers is None else numbers
-    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
-    rows_over_mesh = NamedSharding(mesh, sharding.BATCH)
-    drawn = []
-    for start in range(0, len(cond), batch_size):
-        # The last batch is filled up with its own last picture, so that one shape is compiled.
-        chosen = np.minimum(np.arange(start, start + batch_size), len(cond) - 1)
-        part = np.asarray(cond[chosen])
-        part = jax.make_array_from_callback(part.shape, rows_over_mesh, lambda i, part=part: part[i])
-        pictures = np.asarray(draw(params, part, numbers[chosen], rows, key))[: len(cond) - start]
-        drawn.append(pictures)
-        advance(len(pictures))
-    return np.concatenate(drawn)
-
-
 def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -> tuple[dict, np.ndarray]:
     """Evaluates `config.evaluation` on pictures uint8 [N, H, W, 3]: the result file's content, and a grid of some.
 
@@ -101,7 +33,8 @@ def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -
     if experiment.task.degrade is None:
         raise UserError("this model is unconditional: it has no original pictures to be compared with")
     low, cond, enlarged = degraded(experiment, pictures)
-    draw, key = make_draw(experiment, mesh), jax.random.key(config.evaluation.seed, impl="threefry2x32")
+    inputs = inputs_of(experiment, cond, low)
+    draw, key = make_draw(experiment, mesh), make_key(config.evaluation.seeds[0])
     settings = [(name, steps) for name in config.evaluation.samplers for steps in config.evaluation.steps]
     baseline = baseline_name(config)
     rows = [{"name": baseline, "sampler": None, "steps": 0} | _scores(experiment, enlarged, pictures, low)]
@@ -109,9 +42,9 @@ def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -
     with progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(settings) * len(pictures))
         for sampler, steps in settings:
-            table = make_rows(experiment, sampler, steps, config.evaluation.ddim_eta)
+            table = make_rows(experiment, sampler, steps)
             size = config.evaluation.batch_size
-            drawn = draw_pictures(draw, params, cond, table, key, mesh, size, lambda n: bar.advance(job, n))
+            drawn = draw_pictures(draw, params, inputs, table, key, mesh, size, lambda n: bar.advance(job, n))
             name = f"{sampler} {steps}"
             results[name] = drawn
             rows.append({"name": name, "sampler": sampler, "steps": steps} | _scores(experiment, drawn, pictures, low))
@@ -120,22 +53,9 @@ def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -
     columns = {label(config, best["sampler"], best["steps"]): results[best["name"]][shown]}
     grid = comparison(experiment, low[shown], enlarged[shown], columns, pictures[shown])
     record = {"protocol": PROTOCOL["name"], "about_protocol": PROTOCOL, "rows": rows, "pictures": len(pictures)}
-    record |= {"crop": pictures.shape[1], "seed": config.evaluation.seed, "scale": config.task.scale}
-    record |= {"kernel": config.task.kernel, "weights": "ema", "ddim_eta": config.evaluation.ddim_eta}
+    record |= {"crop": pictures.shape[1], "seeds": list(config.evaluation.seeds), "scale": config.task.scale}
+    record |= {"kernel": config.task.kernel, "weights": "ema"}
     return record, grid
-
-
-def degraded(experiment: Experiment, pictures):
-    """Low-resolution pictures, conditions and enlarged pictures, all on the host, made one picture at a time."""
-
-    @jax.jit
-    def degrade(picture):
-        low = experiment.task.degrade(picture)
-        cond = experiment.task.condition(low)
-        return low.astype(jnp.uint8), cond, images.to_uint8(cond)
-
-    parts = [jax.tree.map(np.asarray, degrade(picture[None])) for picture in pictures]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def _scores(experiment, drawn, pictures, low):

@@ -51,13 +51,8 @@ KERNELS = {  # name: (half width in pixels of the coarser grid, kernel)
 }
 
 
-@functools.lru_cache(maxsize=32)
-def _resize_matrix(kernel, size_in, size_out):
-    """Pillow's 22-bit coefficients as float32[2, size_out, size_in]: `256 * matrix[0] + matrix[1]`.
-
-    Each half times grey levels sums to whole numbers below 2**24, so float32 products are exact in any order of
-    summation and every device gives the same picture.
-    """
+def _coefficients(kernel, size_in, size_out):
+    """Pillow's coefficients along one axis before it rounds them: float64[size_out, size_in], rows that sum to 1."""
     support, weight = KERNELS[kernel]
     scale = size_in / size_out
     stretch = max(scale, 1.0)
@@ -66,7 +61,17 @@ def _resize_matrix(kernel, size_in, size_out):
     end = np.minimum(np.trunc(centre + support * stretch + 0.5), size_in)
     pixel = np.arange(size_in)[None, :]
     weights = weight((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < end))
-    weights /= weights.sum(1, keepdims=True)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@functools.lru_cache(maxsize=32)
+def _resize_matrix(kernel, size_in, size_out):
+    """Pillow's 22-bit coefficients as float32[2, size_out, size_in]: `256 * matrix[0] + matrix[1]`.
+
+    Each half times grey levels sums to whole numbers below 2**24, so float32 products are exact in any order of
+    summation and every device gives the same picture.
+    """
+    weights = _coefficients(kernel, size_in, size_out)
     fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
     high = (fixed + 128) >> 8
     return np.stack([high, fixed - (high << 8)]).astype(np.float32)
@@ -95,6 +100,28 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
     pictures = jnp.asarray(pictures)
     levels = pictures.astype(jnp.promote_types(pictures.dtype, jnp.float32))
     return _resize_axis(_resize_axis(levels, -2, width, kernel), -3, height, kernel)
+
+
+@functools.lru_cache(maxsize=32)
+def _shrink_and_inverse(kernel, size_in, size_out):
+    shrink = _coefficients(kernel, size_in, size_out)
+    return shrink, np.linalg.pinv(shrink)
+
+
+def project(pictures, low, kernel="pil_bicubic"):
+    """The nearest pictures [B, H, W, C] whose shrunk ones are `low` [B, h, w, C]; floats in any one range.
+
+    Shrinking is linear but for its rounding, A = A_v x A_h, so that they are `x + A^+ (low - A x)` with the
+    pseudo-inverse A^+: range-null space decomposition (Wang et al. 2022, DDNM, arXiv 2212.00490, eq. 4).
+    """
+    axes = [_shrink_and_inverse(kernel, pictures.shape[axis], low.shape[axis]) for axis in (1, 2)]
+    (shrink_v, inverse_v), (shrink_h, inverse_h) = jax.tree.map(lambda m: jnp.asarray(m, pictures.dtype), axes)
+
+    def along_both(vertical, horizontal, z):
+        return jnp.einsum("vh,uw,bhwc->bvuc", vertical, horizontal, z, precision=jax.lax.Precision.HIGHEST)
+
+    missing = low - along_both(shrink_v, shrink_h, pictures)
+    return pictures + along_both(inverse_v, inverse_h, missing)
 
 
 def resize_shorter_side(picture, size):

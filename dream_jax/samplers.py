@@ -13,6 +13,7 @@ with base = y = x_T and h = 0 at first; the result is the last y. `sampling.run`
 add a sampler, write its function and name it in SAMPLERS.
 """
 
+import inspect
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +133,8 @@ def make_rows(sampler, levels: Levels, **options) -> Rows:
         if sampler not in SAMPLERS:
             raise UserError(f"sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         sampler = SAMPLERS[sampler]
-    return sampler(levels, **options)
+    taken = inspect.signature(sampler).parameters
+    return sampler(levels, **{name: value for name, value in options.items() if name in taken})
 
 
 def _sigma(alpha):

@@ -12,6 +12,7 @@ with base = y = x_T and h = 0 at first; the result is the last y.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dream_jax import diffusion
 from dream_jax.noise_schedule import NoiseSchedule
@@ -23,23 +24,92 @@ from dream_jax.samplers import HISTORY, SAMPLERS, Levels, Rows, ddim_step, ddpm_
 _START = 2**31 - 1
 
 
-def make_denoise(predict, kind: str, flow: bool, constrain=lambda x0: x0):
+def make_denoise(predict, kind: str, flow: bool, constrain=lambda x0: x0, eps_scale=None, told=None):
     """`denoise(x, alpha, sigma) -> x0_hat` for `sample`, from a network's prediction.
 
     Args:
-      predict: `(x_t, alpha, sigma) -> output` in the training schedule's own coordinates; alpha and sigma are scalars.
+      predict: `(x_t, alpha, sigma) -> output` in the training schedule's own coordinates; alpha and sigma are scalars,
+        or [B] where `told` makes them so.
       kind: what it predicts.
       flow: whether those are a flow schedule's (alpha + sigma = 1); `sample` works in variance-preserving ones.
       constrain: `x0_hat -> x0_hat`, a clip for example.
+      eps_scale: `alpha -> factor` by which the predicted noise is divided, see `epsilon_scale`.
+      told: `(x, alpha) -> alpha` that the network is told instead of the true one, see `time_shift`. What its output
+        means is still reckoned at the true level.
     """
 
     def denoise(x, alpha, sigma):
+        x_t, level, true = x, (alpha, sigma), (alpha, sigma)
+        if told is not None:
+            shifted = told(x, alpha)
+            level = shifted, jnp.sqrt((1 - shifted) * (1 + shifted))
         if flow:
-            length = alpha + sigma
-            x, alpha, sigma = x / length, alpha / length, sigma / length
-        return constrain(diffusion.to_x0(kind, predict(x, alpha, sigma), x, alpha, sigma))
+            x_t = x / (alpha + sigma)
+            level, true = ((a / (a + s), s / (a + s)) for a, s in (level, true))
+        x0_hat = diffusion.to_x0(kind, predict(x_t, *level), x_t, *true)
+        if eps_scale is not None:
+            eps_hat = diffusion.to_eps("x0", x0_hat, x, alpha, sigma) / eps_scale(alpha)
+            x0_hat = diffusion.to_x0("eps", eps_hat, x, alpha, sigma)
+        return constrain(x0_hat)
 
     return denoise
+
+
+def dynamic_threshold(picture, percentile: float = 0.995):
+    """Dynamic thresholding (Saharia et al. 2022, Imagen, section 2.3) of pictures [B, H, W, C] around 0.
+
+    Clips to [-s, s] and divides by s, where s, at least 1, is the percentile of a picture's absolute values.
+    """
+    limit = jnp.quantile(jnp.abs(picture), percentile, axis=(1, 2, 3), keepdims=True)
+    limit = jnp.maximum(limit, 1)
+    return jnp.clip(picture, -limit, limit) / limit
+
+
+# What is done with a predicted picture whose values leave [-1, 1]; the option is dynamic's.
+LIMITS = {
+    "range": lambda picture, percentile=None: jnp.clip(picture, -1, 1),
+    "dynamic": dynamic_threshold,
+    "none": lambda picture, percentile=None: picture,
+}
+
+
+def epsilon_scale(schedule: NoiseSchedule, base: float = 1.0, slope: float = 0.0):
+    """`alpha -> factor` of epsilon scaling: the predicted noise is divided by `slope * t / T + base`.
+
+    Ning et al. 2024 (arXiv 2308.15321), section 5.2, with time as a fraction of T; slope 0 is their uniform scaling.
+    A base a little above 1 makes up for a network that, on inputs of its own making, predicts too much noise.
+    """
+    alphas = jnp.asarray(_preserving(schedule)[0])
+
+    def factor(alpha):
+        return base + slope * jnp.interp(1 - alpha, 1 - alphas, jnp.linspace(0, 1, len(alphas)))
+
+    return factor
+
+
+def time_shift(schedule: NoiseSchedule, window: float, cutoff: float = 0.0):
+    """`(x, alpha) -> alpha [B]` of the time-shift sampler (Li et al. 2024, arXiv 2305.15583, algorithm 3).
+
+    Above the time `cutoff` the network is told the time within `window` / 2 of the true one at which the forward
+    process has the variance of x, taken over the pixels of a picture. Times are in steps of the schedule, 0..T; levels
+    are continuous, so that the paper's search over whole steps becomes a clip.
+    """
+    alphas, _ = (jnp.asarray(level) for level in _preserving(schedule))
+    times = jnp.arange(len(alphas), dtype=alphas.dtype)
+
+    def told(x, alpha):
+        time = jnp.interp(1 - alpha, 1 - alphas, times)
+        noisier, cleaner = (jnp.interp(time + side * window / 2, times, alphas) for side in (1, -1))
+        fitting = jnp.sqrt(jnp.maximum(1 - jnp.var(x, axis=(1, 2, 3), ddof=1), 0))
+        return jnp.where(time > cutoff, jnp.clip(fitting, noisier, cleaner), alpha)
+
+    return told
+
+
+def _preserving(schedule):
+    """alpha and sigma of a schedule [T+1] in variance-preserving coordinates."""
+    length = np.hypot(schedule.alpha, schedule.sigma)
+    return schedule.alpha / length, schedule.sigma / length
 
 
 def sample(
@@ -71,32 +141,44 @@ def sample(
     return run(key, denoise, shape, make_rows(sampler, levels), example_index)
 
 
-def run(key, denoise, shape, rows: Rows, example_index=None):
-    """`sample` with the rows at hand; as an argument of a jitted function they share one trace among all samplers."""
+def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, observe=None):
+    """`sample` with the rows at hand; as an argument of a jitted function they share one trace among all samplers.
+
+    Args:
+      start_key: where x_T comes from, the same for every picture, instead of each picture's own key. A good one serves
+        all pictures (Ma et al. 2023, arXiv 2305.15357).
+      observe: `(x, x0_hat, alpha, sigma) -> facts`, called at every network evaluation.
+
+    Returns:
+      x0; with observe, (x0, facts stacked along a new first axis).
+    """
     dtype = jnp.zeros(()).dtype
     index = jnp.arange(shape[0]) if example_index is None else example_index
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
+    def normal(key, row):
+        return jax.random.normal(jax.random.fold_in(key, row), shape[1:], jnp.float32).astype(dtype)
+
     def noise_of(row):
-        draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, row), shape[1:], jnp.float32))
-        return draw(keys).astype(dtype)
+        return jax.vmap(normal, (0, None))(keys, row)
 
     def step(carry, row):
         base, y, history = carry
         number, row = row
         out = denoise(y, row.alpha, row.sigma)
+        facts = None if observe is None else observe(y, out, row.alpha, row.sigma)
         newest = _combine(row.remember, [y, out, history[0]])
         history = [newest, *history[:-1]]
         # Drawing noise costs as much as a small layer; deterministic rows skip it.
         noise = jax.lax.cond(row.move[-1] != 0, noise_of, lambda _: jnp.zeros(shape, dtype), number)
         base = _combine(row.move, [base, *history, noise])
-        return (base, _combine(row.look, [base, *history]), history), None
+        return (base, _combine(row.look, [base, *history]), history), facts
 
-    x = noise_of(_START)
+    x = noise_of(_START) if start_key is None else jnp.broadcast_to(normal(start_key, _START)[None], shape)
     table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows)
     numbered = jnp.arange(len(rows.alpha)), table
-    (_, y, _), _ = jax.lax.scan(step, (x, x, [jnp.zeros(shape, dtype)] * HISTORY), numbered)
-    return y
+    (_, y, _), facts = jax.lax.scan(step, (x, x, [jnp.zeros(shape, dtype)] * HISTORY), numbered)
+    return y if observe is None else (y, facts)
 
 
 def _combine(coefficients, parts):

@@ -10,14 +10,16 @@ from dream_jax.errors import UserError
 
 
 class Task(NamedTuple):
-    """A task is five plain functions and two numbers.
+    """A task is six plain functions and two numbers.
 
     Attributes:
       make_pair: `(key, hr uint8 [B, H, W, C]) -> (x0, cond)`: what the diffusion model models, and what it is given
         (never noised); both float [B, H, W, .].
       to_picture: `(x0, cond) -> picture` float in [-1, 1].
-      constrain: `(x0, cond) -> x0` whose picture lies in [-1, 1].
+      constrain: `(x0, cond, limit=clip) -> x0` whose picture is `limit(picture)`; clip, the default, is to [-1, 1].
       degrade: `hr -> low-resolution picture`, whole grey levels 0..255; None where there is none.
+      project: `(picture, low-resolution picture, grey levels 0..255) -> picture` nearest to it that degrades to the
+        latter (but for rounding); both pictures [B, H, W, C]. None where there is none.
       condition: `low-resolution picture, grey levels 0..255 -> cond`; None where there is none.
       scale: how much larger the picture is than the low-resolution one.
       cond_channels: channels of cond for pictures of three.
@@ -27,6 +29,7 @@ class Task(NamedTuple):
     to_picture: Callable
     constrain: Callable
     degrade: Callable | None = None
+    project: Callable | None = None
     condition: Callable | None = None
     scale: int = 1
     cond_channels: int = 0
@@ -58,13 +61,16 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
         picture = images.to_float(hr)
         return (gain * (picture - cond) if residual else picture), cond
 
+    def project(picture, low):
+        return images.project(picture, images.to_float(low, picture.dtype), kernel)
+
     def to_picture(x0, cond):
-        return jnp.clip(x0 / gain + cond if residual else x0, -1, 1)
+        return _clip(x0 / gain + cond if residual else x0)
 
-    def constrain(x0, cond):
-        return gain * (to_picture(x0, cond) - cond) if residual else jnp.clip(x0, -1, 1)
+    def constrain(x0, cond, limit=_clip):
+        return gain * (limit(x0 / gain + cond) - cond) if residual else limit(x0)
 
-    return Task(make_pair, to_picture, constrain, degrade, condition, scale, cond_channels=3)
+    return Task(make_pair, to_picture, constrain, degrade, project, condition, scale, cond_channels=3)
 
 
 def unconditional() -> Task:
@@ -75,8 +81,12 @@ def unconditional() -> Task:
         picture = images.to_float(hr)
         return picture, picture[..., :0]
 
-    def clip(x0, cond):
-        del cond
-        return jnp.clip(x0, -1, 1)
+    return Task(
+        make_pair,
+        to_picture=lambda x0, cond: _clip(x0),
+        constrain=lambda x0, cond, limit=_clip: limit(x0),
+    )
 
-    return Task(make_pair, to_picture=clip, constrain=clip)
+
+def _clip(picture):
+    return jnp.clip(picture, -1, 1)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dream_jax import checkpoint, data, dream, evaluate, images, noise_schedule, sharding, train_state
 from dream_jax import config as configs
+from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
@@ -411,16 +412,17 @@ def clock(seconds: float) -> str:
 def _make_sampler(experiment, held_out, mesh):
     """`sampler(params) -> grid`: the pictures that training shows, always of the same inputs and noise."""
     config = experiment.config
-    draw, key = evaluate.make_draw(experiment, mesh), jax.random.key(config.evaluation.seed, impl="threefry2x32")
-    rows = evaluate.make_rows(experiment, config.samples.sampler, config.samples.steps, config.evaluation.ddim_eta)
+    draw, key = drawing.make_draw(experiment, mesh), drawing.make_key(config.evaluation.seeds[0])
+    rows = drawing.make_rows(experiment, config.samples.sampler, config.samples.steps)
     shown, size = held_out[: config.samples.count], config.evaluation.batch_size
     if experiment.task.degrade is None:
-        cond = np.zeros((config.samples.count, *held_out.shape[1:3], 0), np.float32)
+        inputs = {"cond": np.zeros((config.samples.count, *held_out.shape[1:3], 0), np.float32)}
     else:
-        low, cond, enlarged = evaluate.degraded(experiment, shown)
+        low, cond, enlarged = drawing.degraded(experiment, shown)
+        inputs = drawing.inputs_of(experiment, cond, low)
 
     def sampler(params):
-        drawn = evaluate.draw_pictures(draw, params, cond, rows, key, mesh, size)
+        drawn = drawing.draw_pictures(draw, params, inputs, rows, key, mesh, size)
         if experiment.task.degrade is None:
             across = min(4, len(drawn))
             columns = {f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)}

@@ -8,14 +8,14 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
 from dream_jax import config as configs
-from dream_jax import evaluate, images, trained
+from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
+from dream_jax import images, trained
 from dream_jax.errors import UserError
 
 _OPAQUE = (".jpg", ".jpeg", ".bmp")
@@ -55,7 +55,7 @@ def upscale(
     experiment = experiments.build(configs.validate(configs.read(Path(workdir) / "config.json")))
     if experiment.task.condition is None:
         raise UserError(f"{workdir}: this model is unconditional, it makes pictures from nothing; choose another")
-    rows = evaluate.make_rows(experiment, sampler, steps, eta)
+    rows = drawing.make_rows(experiment, sampler, steps)
     jobs, there = plan(source, output, overwrite)
     already = f", {there} already there" if there else ""
     if not jobs:
@@ -63,7 +63,7 @@ def upscale(
         return 0
 
     stderr, failed, model, waiting, compiled = sys.stderr, 0, None, {}, set()
-    with evaluate.progress_bar(console) as bar:
+    with drawing.progress_bar(console) as bar:
         task = bar.add_task("enlarging", total=len(jobs))
 
         def tell(message):
@@ -83,7 +83,9 @@ def upscale(
                 compiled.add(shape)
             cond = np.stack([_pad(cond, shape) for _, cond, _ in group])
             numbers = np.array([zlib.crc32(job.name.encode()) >> 1 for job, _, _ in group])
-            drawn = evaluate.draw_pictures(draw, model.params, cond, rows, key, model.mesh, len(cond), numbers=numbers)
+            drawn = drawing.draw_pictures(
+                draw, model.params, {"cond": cond}, rows, key, model.mesh, len(cond), numbers=numbers
+            )
             bar.update(task, description="enlarging")
             for (job, cond, alpha), picture in zip(group, drawn, strict=True):
                 picture = picture[: cond.shape[0], : cond.shape[1]]
@@ -106,7 +108,7 @@ def upscale(
                 continue
             if model is None:
                 model = trained.load(workdir)
-                draw, key = evaluate.make_draw(experiment, model.mesh), jax.random.key(seed, impl="threefry2x32")
+                draw, key = drawing.make_draw(experiment, model.mesh), drawing.make_key(seed)
                 divisor = configs.network_divisor(experiment.config)
             cond = np.asarray(experiment.task.condition(low[None]))[0]
             shape = tuple(network_side(side, divisor) for side in cond.shape[:2])

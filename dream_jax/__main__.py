@@ -25,10 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument("--config", required=True, help="a file of configs/")
     train.add_argument("--workdir", required=True, help="where the run is kept; an existing one is continued")
 
-    evaluate = commands.add_parser("evaluate", help="measure a trained model on held-out pictures", epilog=CONFIG_HELP)
-    evaluate.add_argument("--workdir", required=True, help="of the training run")
-    evaluate.add_argument("--output", help="table, JSON, with a .png beside it (default: WORKDIR/evaluation.json)")
+    evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
+    evaluate.add_argument("--workdir", required=True, nargs="+", help="of the training run; of several, side by side")
+    evaluate.add_argument("--output", help="table, JSON, with others beside it (default: WORKDIR/evaluation.json)")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
+    evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
+    evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
 
     upscale = commands.add_parser("upscale", help="enlarge your own pictures with a trained model")
     upscale.add_argument("--workdir", required=True, help="of the training run")
@@ -39,6 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     upscale.add_argument("--eta", type=float, default=0.0, help="noise that ddim adds, 0 to 1 (default: 0)")
     upscale.add_argument("--seed", type=int, default=0)
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
+
+    generate = commands.add_parser("generate", help="make new pictures with a trained model", epilog=CONFIG_HELP)
+    generate.add_argument("--workdir", required=True, help="of the training run")
+    generate.add_argument("--output", required=True, help="a folder; what is there already is not made again")
+    generate.add_argument("--count", type=int, default=64, help="pictures (default: 64)")
+    generate.add_argument("--sampler", default="ddim")
+    generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
+    generate.add_argument("--overwrite", action="store_true", help="make them again")
 
     prepare = commands.add_parser("prepare", help="prepare a dataset of the TensorFlow Datasets catalog")
     prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
@@ -101,18 +113,55 @@ def _start_processes(shard):
 
 
 def _evaluate(options, rest, console):
-    from dream_jax import evaluate, experiment, trained
+    from dream_jax import evaluate, experiment, gap, trained
 
-    output = Path(options.output or f"{options.workdir}/evaluation.json")
+    if len(options.workdir) > 1 and not options.output:
+        raise UserError("several runs: say with --output FILE.json where their common table goes")
+    output = Path(options.output or f"{options.workdir[0]}/{'gap' if options.gap else 'evaluation'}.json")
     if options.output:
         evaluate.check_output(output)
-    model = trained.load(options.workdir, rest)
-    pictures = experiment.eval_pictures(model.experiment.config)
-    record, grid = evaluate.evaluate(model.experiment, model.params, pictures, model.mesh, console)
-    record["step"] = model.step
+    names = _names(options.workdir)
+    models = {name: trained.load(workdir, rest) for name, workdir in names.items()}
+    model = next(iter(models.values()))
+    config = model.experiment.config
+    if options.find_start is not None:
+        return _find_start(options, model, console)
+    pictures = experiment.eval_pictures(config)
+    if options.gap:
+        record = gap.measure(models, pictures, console)
+        gap.show(record, console)
+        gap.write(record, output, options.overwrite)
+        console.print(f"table: {output}   plot: {output.with_suffix('.png')}", markup=False)
+        return
+    journal = output.with_name(f"{output.stem}.partial.jsonl")
+    record, columns = evaluate.evaluate(models, pictures, console, journal)
     evaluate.show(record, console)
-    evaluate.write(record, grid, output, options.overwrite)
-    console.print(f"table: {output}   picture: {output.with_suffix('.png')}")
+    evaluate.write(record, columns, output, options.overwrite)
+    journal.unlink(missing_ok=True)
+    evaluate.tell(output, console)
+
+
+def _names(workdirs):
+    """{name in tables: workdir}: the folders' own names, or the whole paths where these are not all different."""
+    short = [Path(workdir).resolve().name for workdir in workdirs]
+    names = short if len(set(short)) == len(short) else workdirs
+    if len(set(names)) < len(names):
+        raise UserError("--workdir names the same run twice")
+    return dict(zip(names, workdirs, strict=True))
+
+
+def _find_start(options, model, console):
+    from dream_jax import evaluate, experiment
+
+    if options.find_start < 1 or len(options.workdir) > 1 or options.gap:
+        raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
+    config = model.experiment.config
+    pictures = experiment.train_pictures(config, config.image_size, config.evaluation.pictures)
+    ranking = evaluate.find_start(model, pictures, options.find_start, console)
+    for entry in ranking[:5]:
+        console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
+    mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
+    console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
 
 
 def _upscale(options, rest, console):
@@ -120,6 +169,14 @@ def _upscale(options, rest, console):
 
     choices = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "seed", "overwrite")}
     return upscale.upscale(options.workdir, options.input, options.output, console, **choices)
+
+
+def _generate(options, rest, console):
+    from dream_jax import generate
+
+    names = ("count", "sampler", "steps", "seed", "batch_size", "overwrite")
+    choices = {name: getattr(options, name) for name in names}
+    generate.generate(options.workdir, options.output, console=console, overrides=rest, **choices)
 
 
 def _prepare(options, rest, console):

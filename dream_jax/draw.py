@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dream_jax import images, sampling, sharding
 from dream_jax.experiment import Experiment
+
+
+class Model(NamedTuple):
+    """What was trained, its EMA weights, after how many steps, the devices they lie on, and the run's folder."""
+
+    experiment: Experiment
+    params: Any
+    step: int
+    mesh: jax.sharding.Mesh
+    workdir: str
 
 
 def progress_bar(console: Console) -> Progress:
@@ -111,18 +122,24 @@ def draw_pictures(draw, params, inputs, rows, key, mesh, batch_size, advance=lam
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     rows_over_mesh = NamedSharding(mesh, sharding.BATCH)
     drawn = []
-    for start in range(0, count, batch_size):
-        # The last batch is filled up with its own last picture, so that one shape is compiled.
-        chosen = np.minimum(np.arange(start, start + batch_size), count - 1)
+    for chosen, new in batches(count, batch_size):
         parts = {name: np.asarray(array[chosen]) for name, array in inputs.items()}
         parts = {
             name: jax.make_array_from_callback(part.shape, rows_over_mesh, lambda i, part=part: part[i])
             for name, part in parts.items()
         }
-        pictures = np.asarray(draw(params, parts, numbers[chosen], rows, key))[: count - start]
-        drawn.append(pictures)
-        advance(len(pictures))
+        drawn.append(np.asarray(draw(params, parts, numbers[chosen], rows, key))[:new])
+        advance(new)
     return np.concatenate(drawn)
+
+
+def batches(count: int, size: int):
+    """(indices [size], how many of them are new) until all of 0..count-1 were seen.
+
+    The last batch is filled up with the last index, so that one shape is compiled.
+    """
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
 
 def degraded(experiment: Experiment, pictures):

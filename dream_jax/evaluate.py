@@ -1,79 +1,311 @@
-"""Metrics of EMA weights over held-out pictures, for each sampler and number of steps."""
+"""Measures of trained models over held-out pictures, for each sampler, number of steps and seed."""
 
+import contextlib
+import csv
+import functools
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import images, metrics
-from dream_jax.draw import degraded, draw_pictures, inputs_of, make_draw, make_key, make_rows, progress_bar
+from dream_jax import draw, experiment, images, metrics, plots, sampling
+from dream_jax.draw import Model
 from dream_jax.errors import UserError
-from dream_jax.experiment import Experiment
+from dream_jax.metrics import weights
 from dream_jax.run_log import free_name
 
-PROTOCOL = {
-    "name": "standard",
-    "psnr": "RGB, no border crop, dB, mean over pictures",
-    "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
-    "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution picture",
+PROTOCOLS = {
+    "standard": {
+        "psnr": "RGB, no border crop, dB, mean over pictures",
+        "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
+        "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution "
+        "picture",
+        "mean_colour": "absolute difference of the mean colours, grey levels",
+        "lpips": "pictures in [-1, 1]",
+        "swd": "sliced Wasserstein distance of Laplacian pyramids' patches, times 1e3; it needs no network",
+        "fid, kid, is": "Inception of pytorch-fid; the files' 8-bit pictures against the held-out ones",
+    },
+    "dream_official": {
+        "psnr": "RGB, no border crop, dB, mean over pictures",
+        "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
+        "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution "
+        "picture, times 1e5",
+        "mean_colour": "absolute difference of the mean colours, grey levels",
+        "lpips": "pictures in [0, 1] although the networks expect [-1, 1]; that code reports lpips_vgg",
+        "swd": "not in that code; as in standard",
+        "fid, kid, is": "Inception of pytorch-fid; that code compares 100 pictures with 100, which biases FID upwards",
+    },
 }
+# Whether more is better.
+BETTER = {"psnr": True, "ssim": True, "is": True, "lpips_diversity": True}
+DIGITS = {"psnr": ".2f", "ssim": ".4f", "consistency": ".2e", "mean_colour": ".3f", "swd": ".2f", "fid": ".2f"}
 
 
-def evaluate(experiment: Experiment, params, pictures, mesh, console: Console) -> tuple[dict, np.ndarray]:
-    """Evaluates `config.evaluation` on pictures uint8 [N, H, W, 3]: the result file's content, and a grid of some.
+def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path | None = None) -> tuple[dict, dict]:
+    """Evaluates `config.evaluation`, the first model's, on pictures uint8 [N, H, W, 3], for models of one task.
 
-    The row named `bicubic` (after the task's kernel) is the low-resolution picture merely enlarged.
+    Super-resolution is measured picture by picture, and as a set; generation as a set. The first row is the baseline:
+    the low-resolution picture merely enlarged (named `bicubic`, after the task's kernel), or pictures trained on.
+
+    Args:
+      journal: a file that keeps finished rows, so that an evaluation that was stopped goes on after them.
+
+    Returns:
+      (record, columns): the result file's content, and pictures to look at, {label: uint8 [n, H, W, 3]}.
     """
-    config = experiment.config
-    if experiment.task.degrade is None:
-        raise UserError("this model is unconditional: it has no original pictures to be compared with")
-    low, cond, enlarged = degraded(experiment, pictures)
-    inputs = inputs_of(experiment, cond, low)
-    draw, key = make_draw(experiment, mesh), make_key(config.evaluation.seeds[0])
-    settings = [(name, steps) for name in config.evaluation.samplers for steps in config.evaluation.steps]
-    baseline = baseline_name(config)
-    rows = [{"name": baseline, "sampler": None, "steps": 0} | _scores(experiment, enlarged, pictures, low)]
-    results = {}
-    with progress_bar(console) as bar:
-        job = bar.add_task("evaluating", total=len(settings) * len(pictures))
-        for sampler, steps in settings:
-            table = make_rows(experiment, sampler, steps)
-            size = config.evaluation.batch_size
-            drawn = draw_pictures(draw, params, inputs, table, key, mesh, size, lambda n: bar.advance(job, n))
-            name = f"{sampler} {steps}"
-            results[name] = drawn
-            rows.append({"name": name, "sampler": sampler, "steps": steps} | _scores(experiment, drawn, pictures, low))
-    best = max(rows[1:], key=lambda row: row["psnr"])
-    shown = slice(config.samples.count)
-    columns = {label(config, best["sampler"], best["steps"]): results[best["name"]][shown]}
-    grid = comparison(experiment, low[shown], enlarged[shown], columns, pictures[shown])
-    record = {"protocol": PROTOCOL["name"], "about_protocol": PROTOCOL, "rows": rows, "pictures": len(pictures)}
-    record |= {"crop": pictures.shape[1], "seeds": list(config.evaluation.seeds), "scale": config.task.scale}
-    record |= {"kernel": config.task.kernel, "weights": "ema"}
-    return record, grid
-
-
-def _scores(experiment, drawn, pictures, low):
-    per_picture = {
-        "psnr": lambda a, b, l: metrics.psnr(a, b),
-        "ssim": lambda a, b, l: metrics.ssim(a, b),
-        "consistency": lambda a, b, l: metrics.consistency(a, l, kernel=experiment.config.task.kernel),
+    first = next(iter(models.values()))
+    config, settings = first.experiment.config, first.experiment.config.evaluation
+    check_task(models)
+    measure = _Measures(first.experiment, pictures)
+    lines = _Journal(journal)
+    rows = [measure.baseline(first.experiment)]
+    tasks = [(name, s, n) for name in models for s in settings.samplers for n in settings.steps]
+    digests = {name: digest(model.params) for name, model in models.items()}
+    drawers = {name: _Drawer(model, measure.inputs) for name, model in models.items()}
+    with draw.progress_bar(console) as bar:
+        job = bar.add_task("evaluating", total=len(tasks) * len(settings.seeds) * len(pictures))
+        for name, sampler, steps in tasks:
+            title = f"{sampler} {steps}" if len(models) == 1 else f"{name}: {sampler} {steps}"
+            about = {"name": title, "model": name, "sampler": sampler, "steps": steps}
+            key = _fingerprint(about, digests[name], measure.identity, models[name].experiment.config)
+            if key not in lines.rows:
+                bar.update(job, description=title)
+                drawn = [drawers[name](sampler, steps, seed, lambda n: bar.advance(job, n)) for seed in settings.seeds]
+                lines.add(key, about | measure(drawn))
+            else:
+                bar.advance(job, len(settings.seeds) * len(pictures))
+            rows.append(lines.rows[key])
+        bar.update(job, description="evaluated")
+    record = {
+        "protocol": settings.protocol,
+        "about_protocol": PROTOCOLS[settings.protocol],
+        "rows": rows,
+        "models": {
+            name: {"workdir": model.workdir, "step": model.step, "weights": "ema", "sha256": digests[name]}
+            for name, model in models.items()
+        },
+        "step": first.step,
+        "pictures": len(pictures),
+        "crop": pictures.shape[1],
+        "seeds": list(settings.seeds),
+        "sampling": config.sampling.to_dict(),
+        "learned": measure.about_learned,
     }
-    values = {}
-    for name, measure in per_picture.items():
-        each = [float(measure(a[None], b[None], l[None])[0]) for a, b, l in zip(drawn, pictures, low, strict=True)]
-        values[name] = float(np.mean(each))
-    return values
+    if first.experiment.task.degrade is not None:
+        record |= {"scale": config.task.scale, "kernel": config.task.kernel}
+    return record, _columns(models, drawers, rows[1:], measure, config)
 
 
-def comparison(experiment: Experiment, low, enlarged, results: dict, pictures) -> np.ndarray:
+def check_task(models: dict[str, Model]) -> None:
+    """Raises UserError where models cannot be measured side by side."""
+    configs = {name: model.experiment.config for name, model in models.items()}
+    (first_name, first), *others = configs.items()
+    for name, other in others:
+        for key in ("task.name", "task.scale", "task.kernel"):
+            section, leaf = key.split(".")
+            if first[section][leaf] != other[section][leaf]:
+                raise UserError(
+                    f"{first_name} and {name} cannot be compared: their {key} are {first[section][leaf]} and "
+                    f"{other[section][leaf]}"
+                )
+
+
+class _Drawer:
+    """Draws a model's pictures for the evaluation's inputs."""
+
+    def __init__(self, model: Model, inputs: dict):
+        self.model, self.inputs = model, inputs
+        self.draw = draw.make_draw(model.experiment, model.mesh)
+        self.batch_size = model.experiment.config.evaluation.batch_size
+
+    def __call__(self, sampler, steps, seed, advance=lambda count: None, count=None):
+        rows = draw.make_rows(self.model.experiment, sampler, steps)
+        inputs = {name: array[:count] for name, array in self.inputs.items()}
+        key, mesh = draw.make_key(seed), self.model.mesh
+        return draw.draw_pictures(self.draw, self.model.params, inputs, rows, key, mesh, self.batch_size, advance)
+
+
+class _Measures:
+    """What is measured of drawn pictures against the held-out ones."""
+
+    def __init__(self, built: experiment.Experiment, pictures):
+        self.settings, self.kernel = built.config.evaluation, built.config.task.kernel
+        self.pictures = pictures
+        self.paired = built.task.degrade is not None
+        if self.paired:
+            self.low, cond, self.enlarged = draw.degraded(built, pictures)
+            # Models may or may not project, so that all get what projecting takes.
+            self.inputs = {"cond": cond, "low": self.low}
+        else:
+            self.inputs = {"cond": np.zeros((*pictures.shape[:3], 0), np.float32)}
+        loaded = {name: weights.load(name, self.settings.weights) for name in self.settings.learned}
+        self.learned = {name: values for name, (values, _) in loaded.items()}
+        self.about_learned = {name: about for name, (_, about) in loaded.items()}
+        if "inception" in self.learned:
+            self.features, _ = metrics.inception(self.learned["inception"], pictures)
+        self.identity = {
+            "pictures": hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest(),
+            "learned": self.about_learned,
+            "protocol": self.settings.protocol,
+            "seeds": list(self.settings.seeds),
+        }
+
+    def baseline(self, built) -> dict:
+        config = built.config
+        if self.paired:
+            return {"name": baseline_name(config), "model": None, "sampler": None, "steps": 0} | self([self.enlarged])
+        trained_on = experiment.train_pictures(config, self.pictures.shape[1], len(self.pictures))
+        return {"name": "training pictures", "model": None, "sampler": None, "steps": 0} | self([trained_on])
+
+    def __call__(self, drawn: list) -> dict:
+        """Means and, with several seeds, spreads (standard deviations) of drawn [seeds][N, H, W, 3]."""
+        each = [self._one_seed(pictures) for pictures in drawn]
+        values = {name: float(np.mean([seed[name] for seed in each])) for name in each[0]}
+        if len(drawn) > 1:
+            spread = {f"{name}_spread": float(np.std([seed[name] for seed in each], ddof=1)) for name in each[0]}
+            values |= spread
+            for name in self._lpips():
+                values[f"{name}_diversity"] = self._diversity(name, drawn)
+        return values
+
+    def _lpips(self):
+        return [name for name in self.learned if name.startswith("lpips") and self.paired]
+
+    def _one_seed(self, drawn) -> dict:
+        values = {}
+        if self.paired:
+            official = self.settings.protocol == "dream_official"
+            per_picture = {
+                "psnr": metrics.psnr,
+                "ssim": metrics.ssim,
+                "consistency": lambda a, b, low: metrics.consistency(a, low, self.kernel) * (1e5 if official else 1),
+                "mean_colour": metrics.mean_colour_error,
+            }
+            for name in self._lpips():
+                per_picture[name] = functools.partial(_lpips, self.learned[name], name, official)
+            for name, measure in per_picture.items():
+                arrays = (drawn, self.pictures, self.low) if name == "consistency" else (drawn, self.pictures)
+                values[name] = float(np.mean(batched(measure, *arrays, size=self.settings.batch_size)))
+        values["swd"] = float(metrics.sliced_wasserstein(drawn, self.pictures))
+        if "inception" in self.learned:
+            features, logits = metrics.inception(self.learned["inception"], drawn)
+            values["fid"] = float(metrics.frechet_distance(features, self.features))
+            values["kid"] = float(metrics.kernel_distance(features, self.features))
+            values["is"] = float(metrics.inception_score(logits)[0])
+        return values
+
+    def _diversity(self, name, drawn):
+        net = name.removeprefix("lpips_")
+        of_picture = (np.stack(samples) for samples in zip(*drawn, strict=True))
+        scaled = (np.asarray(images.to_float(samples)) for samples in of_picture)
+        return float(np.mean([metrics.lpips_diversity(self.learned[name], samples, net) for samples in scaled]))
+
+
+def _lpips(values, name, official, a, b):
+    # The official code forgets to bring its pictures from [0, 1] to [-1, 1].
+    low, span = (0.0, 255.0) if official else (-1.0, 127.5)
+    a, b = (jnp.asarray(z, jnp.float32) / span + low for z in (a, b))
+    return metrics.lpips(values, a, b, name.removeprefix("lpips_"))
+
+
+def batched(measure, *arrays, size: int):
+    """`measure(*arrays)` [N] in batches of one size, the last of which is filled up."""
+    chosen = draw.batches(len(arrays[0]), size)
+    return np.concatenate([np.asarray(measure(*(array[i] for array in arrays)))[:new] for i, new in chosen])
+
+
+def digest(params) -> str:
+    """SHA-256 of the weights' names, shapes and values."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array)
+    return total.hexdigest()
+
+
+def _fingerprint(about, weights_digest, identity, config) -> str:
+    what = {"row": about, "weights": weights_digest, "measured": identity, "sampling": config.sampling.to_dict()}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+class _Journal:
+    """Finished rows by fingerprint, kept in a file of JSON lines where there is one."""
+
+    def __init__(self, path: Path | None):
+        self.path, self.rows = path, {}
+        for line in path.read_text().splitlines() if path is not None and path.exists() else []:
+            # A line that a stop tore is computed again.
+            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                entry = json.loads(line)
+                self.rows[entry["key"]] = entry["row"]
+
+    def add(self, key: str, row: dict) -> None:
+        self.rows[key] = row
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"key": key, "row": row}) + "\n")
+
+
+def _columns(models, drawers, rows, measure, config) -> dict:
+    """For each model the fewest, the best and the most steps of its best sampler."""
+    shown = min(config.samples.count, len(measure.pictures))
+    seed, merit = config.evaluation.seeds[0], "psnr" if measure.paired else "swd"
+    sign = 1 if BETTER.get(merit) else -1
+    columns = {}
+    if measure.paired:
+        columns = {"low resolution": measure.low[:shown], baseline_name(config): measure.enlarged[:shown]}
+    for name, model in models.items():
+        best = max((row for row in rows if row["model"] == name), key=lambda row: sign * row[merit])
+        for steps in sorted({min(config.evaluation.steps), best["steps"], max(config.evaluation.steps)}):
+            method = label(model.experiment.config, best["sampler"], steps)
+            title = method if len(models) == 1 else f"{name}, {best['sampler']} {steps}"
+            columns[title] = drawers[name](best["sampler"], steps, seed, count=shown)
+    return columns | {"original" if measure.paired else "held out": measure.pictures[:shown]}
+
+
+def find_start(model: Model, pictures, candidates: int, console: Console) -> list[dict]:
+    """Ranks starting noises that all pictures share: [{"start_seed", "psnr"}], the best first.
+
+    Ma et al. 2023 (arXiv 2305.15357), section 4.2: for a deterministic sampler one starting noise, chosen on a few
+    pictures, is good for others too. The pictures here should be such as were trained on. Takes the first of
+    `evaluation.samplers` and of `evaluation.steps`.
+    """
+    built, settings = model.experiment, model.experiment.config.evaluation
+    if built.task.degrade is None:
+        raise UserError("a good starting noise is found for super-resolution, and this model is unconditional")
+    low, cond, _ = draw.degraded(built, pictures)
+    rows = draw.make_rows(built, settings.samplers[0], settings.steps[0])
+
+    @jax.jit
+    def drawn_from(params, inputs, start_key):
+        denoise, shape = draw.make_denoise(built, params, inputs), (*inputs["cond"].shape[:3], 3)
+        x0 = sampling.run(draw.make_key(settings.seeds[0]), denoise, shape, rows, start_key=start_key)
+        return images.to_uint8(built.task.to_picture(x0, inputs["cond"]))
+
+    ranking = []
+    with draw.progress_bar(console) as bar:
+        for seed in bar.track(range(candidates), description=f"{settings.samplers[0]} {settings.steps[0]}"):
+
+            def psnr(cond, low, pictures, seed=seed):
+                drawn = drawn_from(model.params, {"cond": cond, "low": low}, draw.make_key(seed))
+                return metrics.psnr(drawn, pictures)
+
+            scores = batched(psnr, cond, low, pictures, size=settings.batch_size)
+            ranking.append({"start_seed": seed, "psnr": float(np.mean(scores))})
+    return sorted(ranking, key=lambda entry: -entry["psnr"])
+
+
+def comparison(built: experiment.Experiment, low, enlarged, results: dict, pictures) -> np.ndarray:
     """The grid `low resolution | bicubic | results | original`, uint8."""
-    columns = {"low resolution": low, baseline_name(experiment.config): enlarged, **results, "original": pictures}
+    columns = {"low resolution": low, baseline_name(built.config): enlarged, **results, "original": pictures}
     return images.grid(columns)
 
 
@@ -88,24 +320,42 @@ def label(config, sampler: str, steps: int) -> str:
     return f"{'standard' if off else 'DREAM'}, {sampler} {steps} step{'s' if steps > 1 else ''}"
 
 
+def measured(rows: list[dict]) -> list[str]:
+    """The names of what was measured in a table's rows, in order."""
+    about = ("name", "model", "sampler", "steps")
+    names = dict.fromkeys(name for row in rows for name in row if not name.endswith("_spread"))
+    return [name for name in names if name not in about]
+
+
 def show(record: dict, console: Console) -> None:
     """Prints the result file's table."""
-    rows = record["rows"]
-    title = f"{record['pictures']} held-out pictures, {record['scale']}x, EMA weights at step {record['step']}"
+    rows, several = record["rows"], len(record["models"]) > 1
+    scale = f", {record['scale']}x" if "scale" in record else ""
+    seeds = f", {len(record['seeds'])} seeds: mean and spread" if len(record["seeds"]) > 1 else ""
+    title = f"{record['pictures']} held-out pictures{scale}, EMA weights at step {record['step']}{seeds}"
     table = Table(title=title)
-    for heading in ("", "steps", "PSNR dB", "SSIM", "consistency"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    baseline = rows[0]["psnr"]
+    names = measured(rows)
+    titles = {"psnr": "PSNR dB", "ssim": "SSIM", "mean_colour": "colour", "swd": "SWD", "fid": "FID", "kid": "KID"}
+    for heading in (*(["model"] if several else []), "", "steps"):
+        table.add_column(heading, justify="right" if heading == "steps" else "left")
+    for name in names:
+        table.add_column(titles.get(name, name), justify="right")
     for row in rows:
-        gain = f" ({row['psnr'] - baseline:+.2f})" if row["sampler"] else ""
-        steps = str(row["steps"]) if row["sampler"] else ""
-        cells = f"{row['psnr']:.2f}{gain}", f"{row['ssim']:.4f}", f"{row['consistency']:.2e}"
-        table.add_row(row["sampler"] or row["name"], steps, *cells)
+        cells = [row["model"] or ""] if several else []
+        cells += [row["sampler"] or row["name"], str(row["steps"]) if row["sampler"] else ""]
+        for name in names:
+            cell = format(row[name], DIGITS.get(name, ".4f")) if name in row else ""
+            if f"{name}_spread" in row:
+                cell += f" ± {row[f'{name}_spread']:.1g}"
+            if name == "psnr" and row["sampler"]:
+                cell += f" ({row[name] - rows[0][name]:+.2f})"
+            cells.append(cell)
+        table.add_row(*cells)
     console.print(table)
 
 
 def check_output(path: Path) -> None:
-    """Raises UserError where a table cannot be written to PATH (JSON, with a .png beside it)."""
+    """Raises UserError where a table cannot be written to PATH (JSON, with .csv and .png files beside it)."""
     if path.suffix != ".json":
         raise UserError(f"{path}: the table is JSON; end --output in .json")
     probe = path.with_suffix(".tmp")
@@ -119,20 +369,64 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path}: is a folder; name a file")
 
 
-def write(record: dict, grid, path: Path, overwrite: bool) -> None:
-    """Writes PATH (JSON) and the grid beside it (PNG); earlier ones are kept under their step unless overwrite."""
-    if path.exists() and not overwrite:
-        try:
-            step = json.loads(path.read_text())["step"]
-        except (ValueError, KeyError, TypeError):
-            step = "before"
-        for old in (path, path.with_suffix(".png")):
-            if old.exists():
-                os.replace(old, free_name(old.with_stem(f"{old.stem}-{step}")))
+def files(path: Path) -> dict[str, Path]:
+    """The files of a table at PATH (JSON): what each holds."""
+    return {
+        "table": path,
+        "csv": path.with_suffix(".csv"),
+        "pictures": path.with_suffix(".png"),
+        "steps": path.with_name(f"{path.stem}-steps.png"),
+        "tradeoff": path.with_name(f"{path.stem}-tradeoff.png"),
+    }
+
+
+def set_aside(path: Path, others) -> None:
+    """Keeps an earlier result PATH (JSON) and the files beside it, under names with the step they are of."""
+    if not path.exists():
+        return
+    try:
+        step = json.loads(path.read_text())["step"]
+    except (ValueError, KeyError, TypeError):
+        step = "before"
+    kept = free_name(path.with_stem(f"{path.stem}-{step}"))
+    for old in others:
+        if old.exists():
+            ending = old.name.removeprefix(path.stem)
+            os.replace(old, free_name(old.with_name(kept.stem + ending)))
+
+
+def write(record: dict, columns: dict, path: Path, overwrite: bool) -> None:
+    """Writes PATH (JSON) and the files beside it; earlier ones are kept under their step unless overwrite."""
+    names = files(path)
+    if not overwrite:
+        set_aside(path, names.values())
+    write_json(record, path)
+    write_csv(record["rows"], names["csv"])
+    images.write(names["pictures"], images.grid(columns), overwrite=True)
+    plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
+    plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
+
+
+def tell(path: Path, console: Console) -> None:
+    """Says where the files of a table at PATH lie."""
+    listed = "   ".join(f"{what}: {file}" for what, file in files(path).items() if file.exists())
+    console.print(listed, markup=False)
+
+
+def write_json(record: dict, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, path)
-    images.write(path.with_suffix(".png"), grid, overwrite=overwrite)
+
+
+def write_csv(rows: list[dict], path: Path) -> None:
+    """Rows with any keys as a table with all of them."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(temporary, path)
 
 
 def synchronise(name: str) -> None:

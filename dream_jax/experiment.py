@@ -103,3 +103,8 @@ def eval_pictures(config):
     c = config.evaluation
     crop = config.image_size if c.crop is None else c.crop
     return data.eval_pictures(make_source(config, "eval"), crop, c.pictures, resize=config.data.resize)
+
+
+def train_pictures(config, crop: int, count: int):
+    """The middle crops of pictures that are trained on, uint8 [N, crop, crop, 3]: to be compared with held-out ones."""
+    return data.eval_pictures(make_source(config, "train"), crop, count, resize=config.data.resize)

@@ -302,3 +302,15 @@ def grid(columns, captions=None):
         middle = line + row * (height + caption_line) + height + caption_line / 2
         draw.text((gap, middle), caption, fill="dimgray", font=small, anchor="lm")
     return np.array(canvas)
+
+
+def mosaic(pictures):
+    """Pictures uint8 [N, H, W, 3] in rows without labels, about square, a pixel apart: uint8 [H', W', 3]."""
+    count, height, width, _ = pictures.shape
+    across = math.ceil(math.sqrt(count))
+    down = -(-count // across)
+    canvas = np.full((down * (height + 1) - 1, across * (width + 1) - 1, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = (number // across) * (height + 1), (number % across) * (width + 1)
+        canvas[top : top + height, left : left + width] = picture
+    return canvas

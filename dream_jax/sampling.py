@@ -154,13 +154,9 @@ def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, obs
     """
     dtype = jnp.zeros(()).dtype
     index = jnp.arange(shape[0]) if example_index is None else example_index
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-
-    def normal(key, row):
-        return jax.random.normal(jax.random.fold_in(key, row), shape[1:], jnp.float32).astype(dtype)
 
     def noise_of(row):
-        return jax.vmap(normal, (0, None))(keys, row)
+        return noise(key, index, row, shape).astype(dtype)
 
     def step(carry, row):
         base, y, history = carry
@@ -170,15 +166,23 @@ def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, obs
         newest = _combine(row.remember, [y, out, history[0]])
         history = [newest, *history[:-1]]
         # Drawing noise costs as much as a small layer; deterministic rows skip it.
-        noise = jax.lax.cond(row.move[-1] != 0, noise_of, lambda _: jnp.zeros(shape, dtype), number)
-        base = _combine(row.move, [base, *history, noise])
+        fresh = jax.lax.cond(row.move[-1] != 0, noise_of, lambda _: jnp.zeros(shape, dtype), number)
+        base = _combine(row.move, [base, *history, fresh])
         return (base, _combine(row.look, [base, *history]), history), facts
 
-    x = noise_of(_START) if start_key is None else jnp.broadcast_to(normal(start_key, _START)[None], shape)
+    x = noise_of(_START)
+    if start_key is not None:
+        x = noise(start_key, jnp.zeros(shape[0], jnp.int32), _START, shape).astype(dtype)
     table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows)
     numbered = jnp.arange(len(rows.alpha)), table
     (_, y, _), facts = jax.lax.scan(step, (x, x, [jnp.zeros(shape, dtype)] * HISTORY), numbered)
     return y if observe is None else (y, facts)
+
+
+def noise(key, index, row, shape):
+    """Standard normal float32 [B, H, W, C]: picture index[b]'s, for the move of this row, whatever the batch."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), row))(index)
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.float32))(keys)
 
 
 def _combine(coefficients, parts):

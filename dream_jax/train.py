@@ -373,13 +373,13 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
             f"this run has its {total} steps already; to go on give a larger --config.steps, to measure it again"
         )
         console.print("use `python -m dream_jax evaluate`")
-    elif experiment.task.degrade is not None:
-        record, grid = evaluate.evaluate(experiment, state.ema, held_out, mesh, console)
-        record["step"] = total
+    else:
+        model = drawing.Model(experiment, state.ema, total, mesh, str(workdir))
+        record, columns = evaluate.evaluate({workdir.name: model}, held_out, console)
         if chief:
             evaluate.show(record, console)
-            evaluate.write(record, grid, workdir / "evaluation.json", overwrite=False)
-            console.print(f"table: {workdir}/evaluation.json   picture: {workdir}/evaluation.png")
+            evaluate.write(record, columns, workdir / "evaluation.json", overwrite=False)
+            evaluate.tell(workdir / "evaluation.json", console)
     return state
 
 

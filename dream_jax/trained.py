@@ -1,26 +1,16 @@
 """A trained model, opened from its workdir."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 
 from dream_jax import checkpoint, config, experiment, sharding, train
+from dream_jax.draw import Model
 from dream_jax.errors import UserError
-from dream_jax.experiment import Experiment
 from dream_jax.optimizer import make_optimizer
 
 
-class Trained(NamedTuple):
-    """experiment: what was trained; params: its EMA weights; step: after how many; mesh: where they lie."""
-
-    experiment: Experiment
-    params: Any
-    step: int
-    mesh: jax.sharding.Mesh
-
-
-def load(workdir, overrides=()) -> Trained:
+def load(workdir, overrides=()) -> Model:
     """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
 
     Raises UserError where there is no run, or no checkpoint yet.
@@ -36,4 +26,4 @@ def load(workdir, overrides=()) -> Trained:
     if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")
     state, _ = restored
-    return Trained(built, state.ema, int(state.step), mesh)
+    return Model(built, state.ema, int(state.step), mesh, str(workdir))

@@ -1,0 +1,118 @@
+"""New pictures from a trained unconditional model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from dream_jax import __version__, config, draw, evaluate, experiment, images, trained
+from dream_jax.errors import UserError
+
+# What the grid shows.
+_SHOWN = 64
+
+
+def generate(
+    workdir,
+    output,
+    count: int,
+    console: Console,
+    sampler: str = "ddim",
+    steps: int = 50,
+    seed: int = 0,
+    batch_size: int = 16,
+    overwrite: bool = False,
+    overrides=(),
+) -> None:
+    """Draws pictures 0 .. count-1 of a seed into OUTPUT/pictures/NUMBER.png, with OUTPUT/grid.png of the first.
+
+    Picture i depends on (weights, sampling, seed, i) alone: a call that is repeated draws what is missing, and a larger
+    count adds to what is there. OUTPUT/generation.json says what they are of.
+
+    Args:
+      sampler: a name in `sampling.SAMPLERS`; steps: network evaluations for each picture.
+      batch_size: pictures drawn at once.
+      overwrite: draw again what is there.
+      overrides: `--config.KEY=VALUE` arguments, of `config.sampling` above all.
+
+    Raises UserError, before anything is compiled, for a super-resolution model, impossible values, an output that
+    cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
+    """
+    output = Path(output)
+    chosen = config.validate(config.override(config.read(Path(workdir) / "config.json"), list(overrides)))
+    built = experiment.build(chosen)
+    if built.task.degrade is not None:
+        raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
+    for name, value, most in (("count", count, 10**6), ("batch_size", batch_size, 10**6), ("seed", seed + 1, 2**32)):
+        if not 1 <= value <= most:
+            raise UserError(f"--{name} {value}: it must lie between 1 and {most}")
+    rows = draw.make_rows(built, sampler, steps)
+    pictures = output / "pictures"
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+        (output / ".probe").touch()
+        (output / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"{output}: no pictures can be written there ({error.strerror or error})") from error
+
+    model = trained.load(workdir, overrides)
+    about = {
+        "workdir": str(workdir),
+        "step": model.step,
+        "weights": "ema",
+        "sha256": evaluate.digest(model.params),
+        "sampler": sampler,
+        "steps": steps,
+        "seed": seed,
+        "sampling": chosen.sampling.to_dict(),
+        "size": chosen.image_size,
+        "version": __version__,
+    }
+    _check(output / "generation.json", about, overwrite)
+
+    missing = [i for i in range(count) if overwrite or not _path(pictures, i).exists()]
+    drawer, key, side = draw.make_draw(model.experiment, model.mesh), draw.make_key(seed), chosen.image_size
+    with draw.progress_bar(console) as bar:
+        job = bar.add_task("generating", total=count, completed=count - len(missing))
+        for start in range(0, len(missing), batch_size):
+            numbers = np.array(missing[start : start + batch_size])
+            inputs = {"cond": np.zeros((len(numbers), side, side, 0), np.float32)}
+            drawn = draw.draw_pictures(drawer, model.params, inputs, rows, key, model.mesh, batch_size, numbers=numbers)
+            for number, picture in zip(numbers, drawn, strict=True):
+                images.write(_path(pictures, number), picture, overwrite)
+            bar.advance(job, len(numbers))
+    shown = np.stack([images.read(_path(pictures, i)) for i in range(min(count, _SHOWN))])
+    images.write(output / "grid.png", images.mosaic(shown), overwrite=True)
+    already = f", {count - len(missing)} were there already" if len(missing) < count else ""
+    console.print(
+        f"{len(missing)} pictures drawn into {pictures}{already}; the first in {output}/grid.png", markup=False
+    )
+
+
+def _path(folder, number) -> Path:
+    return folder / f"{number:06d}.png"
+
+
+def _check(path, about, overwrite):
+    """Writes what the folder's pictures are of, unless it holds others."""
+    try:
+        before = json.loads(path.read_text()) if path.exists() else None
+    except (ValueError, OSError):
+        before = {}
+    if before is None and any((path.parent / "pictures").iterdir()) and not overwrite:
+        raise UserError(f"{path.parent}/pictures holds pictures already, of unknown origin; choose another --output")
+    ignored = ("workdir", "version")
+    if before is not None and not overwrite:
+        changed = [
+            f"{name}: {before.get(name)} -> {about[name]}"
+            for name in about
+            if name not in ignored and before.get(name) != about[name]
+        ]
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"{path.parent} holds pictures of other settings; choose another --output, or pass --overwrite to draw "
+                f"them again (theirs -> given):\n  {listed}"
+            )
+    evaluate.write_json(about, path)

@@ -1,0 +1,135 @@
+"""Plots of evaluations as PNG files. None of them opens a window."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "mean_colour": "mean colour's error", "swd": "sliced Wasserstein x 1e3"}
+_STYLES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v")
+
+# What measures how alike two sets of pictures look, the most telling first; swd needs no network and is always there.
+PERCEPTION = ("lpips_alex", "lpips_vgg", "lpips_squeeze", "fid", "swd")
+
+
+def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
+    """One panel a metric: its value against the network evaluations, a line for each sampler of each model.
+
+    Bands are the spread over seeds; the grey line is the baseline.
+    """
+    baseline, lines = record["rows"][0], _lines(record["rows"])
+    figure = _figure(len(names))
+    for axes, name in zip(figure.axes, names, strict=True):
+        for (_, rows), style in zip(lines.items(), _looks(lines), strict=True):
+            steps, values = [row["steps"] for row in rows], [row[name] for row in rows if name in row]
+            if len(values) != len(steps):
+                continue
+            axes.plot(steps, values, **style)
+            if f"{name}_spread" in rows[0]:
+                spread = [row[f"{name}_spread"] for row in rows]
+                low, high = ([v + sign * s for v, s in zip(values, spread, strict=True)] for sign in (-1, 1))
+                axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        if name in baseline:
+            axes.axhline(baseline[name], color="grey", linewidth=1, label=baseline["name"])
+        _steps_axis(axes, sorted({row["steps"] for rows in lines.values() for row in rows}))
+        axes.set_ylabel(_TITLES.get(name, name))
+        if name == "consistency":
+            axes.set_yscale("log")
+    _finish(figure, path)
+
+
+def perception_against_distortion(record: dict, names: list[str], path: Path) -> None:
+    """The trade between the two (Blau & Michaeli 2018): a path for each sampler of each model, from few to many steps.
+
+    Distortion is PSNR, and perception the first of PERCEPTION that was measured. For sets without originals there is
+    only perception, and no plot.
+    """
+    perception = next((name for name in PERCEPTION if name in names), None)
+    if "psnr" not in names or perception is None:
+        return
+    lines = _lines(record["rows"])
+    figure = _figure(1, width=8)
+    axes = figure.axes[0]
+    for rows, style in zip(lines.values(), _looks(lines), strict=True):
+        axes.plot([row["psnr"] for row in rows], [row[perception] for row in rows], **style)
+        for row in rows:
+            where = (row["psnr"], row[perception])
+            axes.annotate(str(row["steps"]), where, fontsize=7, xytext=(3, 3), textcoords="offset points")
+    baseline = record["rows"][0]
+    axes.plot([baseline["psnr"]], [baseline[perception]], "*", color="grey", markersize=10, label=baseline["name"])
+    axes.set_xlabel("PSNR, dB (distortion: right is better)")
+    axes.set_ylabel(f"{_TITLES.get(perception, perception)} (perception: lower is better)")
+    axes.set_title("numbers are network evaluations", fontsize=9)
+    _finish(figure, path)
+
+
+def gap(record: dict, panels: dict, path: Path) -> None:
+    """Training against sampling at the same noise levels.
+
+    Args:
+      record: of `gap.measure`.
+      panels: {title: (key of the training value or None, key of the sampling value, logarithmic)}.
+    """
+    figure = _figure(len(panels))
+    colours = [f"C{i}" for i in range(10)]
+    for axes, (title, (training, sampling, logarithmic)) in zip(figure.axes, panels.items(), strict=True):
+        for number, (name, model) in enumerate(record["models"].items()):
+            rows, colour = model["rows"], colours[number % 10]
+            logsnr = [row["logsnr"] for row in rows]
+            axes.plot(
+                logsnr, [row[sampling] for row in rows], "o-", color=colour, markersize=3, label=f"{name}, sampling"
+            )
+            if training is not None:
+                values = [row[training] for row in rows]
+                axes.plot(logsnr, values, "--", color=colour, linewidth=1, label=f"{name}, training")
+        axes.set_xlabel("log signal-to-noise ratio (sampling runs to the right)")
+        axes.set_ylabel(title)
+        if logarithmic:
+            axes.set_yscale("log")
+    _finish(figure, path)
+
+
+def _figure(panels: int, width: float = 5.5) -> Figure:
+    across = min(panels, 3)
+    down = -(-panels // across)
+    figure = Figure(figsize=(width * across, 4 * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel in range(panels):
+        figure.add_subplot(down, across, panel + 1).grid(alpha=0.3)
+    return figure
+
+
+def _lines(rows):
+    """{(model, sampler): its rows by steps}."""
+    lines = {}
+    for row in rows:
+        if row["sampler"]:
+            lines.setdefault((row["model"], row["sampler"]), []).append(row)
+    return {line: sorted(rows, key=lambda row: row["steps"]) for line, rows in lines.items()}
+
+
+def _looks(lines):
+    """Colour says the sampler, stroke and marker say the model."""
+    models, samplers = (list(dict.fromkeys(names)) for names in zip(*lines, strict=True))
+    for model, sampler in lines:
+        number = models.index(model)
+        yield {
+            "color": f"C{samplers.index(sampler) % 10}",
+            "linestyle": _STYLES[number % len(_STYLES)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "markersize": 4,
+            "label": sampler if len(models) == 1 else f"{model}, {sampler}",
+        }
+
+
+def _steps_axis(axes, steps):
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(n) for n in steps])
+    axes.minorticks_off()
+    axes.set_xlabel("network evaluations")
+
+
+def _finish(figure, path):
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)

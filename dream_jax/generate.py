@@ -84,9 +84,9 @@ def generate(
             bar.advance(job, len(numbers))
     shown = np.stack([images.read(_path(pictures, i)) for i in range(min(count, _SHOWN))])
     images.write(output / "grid.png", images.mosaic(shown), overwrite=True)
-    already = f", {count - len(missing)} were there already" if len(missing) < count else ""
     console.print(
-        f"{len(missing)} pictures drawn into {pictures}{already}; the first in {output}/grid.png", markup=False
+        f"{len(missing)} of {count} drawn into {pictures}, the others were there; the first in {output}/grid.png",
+        markup=False,
     )
 
 

@@ -15,3 +15,15 @@ def tiny_workdir(tmp_path_factory):
     with tiny.quick_compiles():
         train.train_and_evaluate(tiny.tiny_config(), workdir, Console(quiet=True))
     return workdir
+
+
+@pytest.fixture(scope="session")
+def unconditional_workdir(tmp_path_factory):
+    """As `tiny_workdir`, of a model that makes pictures from nothing."""
+    from dream_jax import train
+
+    workdir = tmp_path_factory.mktemp("unconditional") / "workdir"
+    changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
+    with tiny.quick_compiles():
+        train.train_and_evaluate(tiny.tiny_config(*changes), workdir, Console(quiet=True))
+    return workdir

@@ -117,7 +117,7 @@ def test_what_does_not_come_whole_is_not_kept(official, internet, tmp_path):
         with pytest.raises(UserError, match=message) as e:
             load(tmp_path)
         # Offline, the person is told what to put where.
-        for part in (first, weights.FILES[f"lpips_{NET}"][0].url, str(tmp_path)):
+        for part in (first, *(file.url for file in weights.FILES[f"lpips_{NET}"]), str(tmp_path)):
             assert part in str(e.value)
         assert not list(tmp_path.iterdir())
         if isinstance(bad, urllib.error.HTTPError):

@@ -128,7 +128,8 @@ def _official(file, folder, name, timeout):
 def _download(file, path, name, timeout):
     """Fetches an official file; it gets its name only when it is complete and checked."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    by_hand = f"it can be downloaded by hand from {file.url} into {path.parent}"
+    missing = " and ".join(other.url for other in FILES[name] if not (path.parent / other.name).is_file())
+    by_hand = f"download {missing} by hand into {path.parent}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(file.url, timeout=timeout) as response, part.open("wb") as out:

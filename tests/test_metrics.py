@@ -114,6 +114,20 @@ def test_consistency():
     assert np.all(np.asarray(metrics.consistency(high, low, "pil_box")[:2]) > 0)
 
 
+def test_mean_colour_error():
+    a, b = pairs()
+    expected = np.abs(a.mean((1, 2)) - b.mean((1, 2))).mean(1)
+    np.testing.assert_allclose(metrics.mean_colour_error(a, b), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(metrics.mean_colour_error(a, a), 0)
+    # Blind to where colours are, and blind to nothing of their mean.
+    np.testing.assert_allclose(metrics.mean_colour_error(a, a[:, ::-1]), 0, atol=1e-5)
+    shifted = np.clip(a, 10, 240) + np.int16([6, -3, 0])
+    error = metrics.mean_colour_error(np.clip(a, 10, 240), shifted.astype(np.uint8))
+    np.testing.assert_allclose(error, 3, rtol=1e-6)
+    with pytest.raises(UserError, match="both"):
+        metrics.mean_colour_error(a, b[:, :5])
+
+
 def test_wrong_inputs():
     a = np.zeros((1, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="at least 11 x 11"):

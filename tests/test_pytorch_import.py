@@ -1,6 +1,5 @@
 import functools
 import pathlib
-import pickle
 import random
 import zipfile
 
@@ -13,6 +12,7 @@ import pytest
 import safetensors.numpy
 import tiny
 from rich.console import Console
+from torch_files import dictionary, parameter, save, save_stream, stream_tensor, tensor, value
 
 from dream_jax import train, trained
 from dream_jax.errors import UserError
@@ -164,38 +164,6 @@ def test_outputs_and_gradients_are_the_official_ones():
         assert abs(ours[name] - norm) <= 1e-3 * norm, name
 
 
-# Files of torch.save, put together by hand: a zip of data.pkl and of one raw file for each storage.
-
-
-def value(x) -> bytes:
-    return pickle.dumps(x, protocol=2)[2:-1]
-
-
-def tensor(key, shape, stride, storage="FloatStorage", offset=0, size=0) -> bytes:
-    kind = f"ctorch\n{storage}\n".encode()
-    storage = b"(" + value("storage") + kind + value(key) + value("cpu") + value(size) + b"tQ"
-    rest = value(offset) + value(shape) + value(stride) + b"\x89" + b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
-
-
-def parameter(t: bytes) -> bytes:
-    return b"ctorch._utils\n_rebuild_parameter\n(" + t + b"\x88" + b"ccollections\nOrderedDict\n)RtR"
-
-
-def dictionary(ordered=False, **items: bytes) -> bytes:
-    start = b"ccollections\nOrderedDict\n)R" if ordered else b"}"
-    return start + b"(" + b"".join(value(k) + v for k, v in items.items()) + b"u"
-
-
-def save(path, program: bytes, storages, byteorder=b"little", compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("w/data.pkl", b"\x80\x02" + program + b".")
-        archive.writestr("w/byteorder", byteorder)
-        for key, data in storages.items():
-            archive.writestr(f"w/data/{key}", data)
-    return path
-
-
 NUMBERS = np.arange(12, dtype=np.float32)
 STORAGES = {"0": NUMBERS.tobytes()}
 TENSOR = tensor("0", (3, 4), (4, 1))
@@ -240,6 +208,62 @@ def test_tensors_of_every_layout(tmp_path):
     for name, array in expected.items():
         assert read[name].dtype == array.dtype and read[name].shape == array.shape
         np.testing.assert_array_equal(read[name], array)
+
+
+def test_the_format_before_pytorch_1_6(tmp_path):
+    storages = {"0": NUMBERS, "1": np.int64([7])}
+    plain, first = stream_tensor("0", (3, 4), (4, 1)), stream_tensor("0", (4, 3), (1, 4), rebuild="_rebuild_tensor")
+    state = b"(\x88\x89ccollections\nOrderedDict\n)Rtb"
+    items = {
+        "plain": plain,
+        "first": first,
+        "long": stream_tensor("1", (), (), "LongStorage"),
+        "parameter": b"ctorch.nn.parameter\nParameter\n" + plain + b"\x85\x81" + state,
+    }
+    pairs = b"".join(b"](" + value(k) + v + b"e" for k, v in items.items())
+    python_2 = b"ccollections\nOrderedDict\n](" + pairs + b"e\x85R"
+    for program in (python_2, dictionary(**items), dictionary(epoch=value(1), state_dict=python_2)):
+        read = pytorch_import.read_weights(save_stream(tmp_path / "a.pth", program, storages))
+        assert read.keys() == items.keys() and read["long"] == 7
+        for name, a in {"plain": NUMBERS.reshape(3, 4), "first": NUMBERS.reshape(3, 4).T}.items():
+            np.testing.assert_array_equal(read[name], a)
+        np.testing.assert_array_equal(read["parameter"], read["plain"])
+
+    for bad, message in (
+        ({"keys": ["0", "2"]}, "damaged"),
+        ({"keys": 3}, "damaged"),
+        ({"keys": []}, "damaged"),
+        ({"protocol": 1002}, "protocol"),
+        ({"little_endian": False}, "big-endian"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pytorch_import.read_weights(save_stream(tmp_path / "b.pth", python_2, storages, **bad))
+    part = stream_tensor("0", (3, 4), (4, 1), part=value(("1", 0, 12)))
+    two = dictionary(a=plain, b=stream_tensor("0", (1,), (1,), "DoubleStorage"))
+    for program, message in (
+        (dictionary(a=part), "parts of others"),
+        (two, "two types"),
+        (b"cos\nsystem\n)R", "run"),
+        (b"ccollections\nOrderedDict\n)\x85R", "no list"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pytorch_import.read_weights(save_stream(tmp_path / "c.pth", program, storages))
+
+    path = save_stream(tmp_path / "d.pth", python_2, storages)
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for length in range(0, len(whole), 23):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"damaged|not"):
+            pytorch_import.read_weights(path)
+    for _ in range(600):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+        path.write_bytes(changed)
+        try:
+            assert sum(a.size for a in pytorch_import.read_weights(path).values()) <= 48
+        except UserError:
+            refused += 1
+    assert refused > 200
 
 
 def test_one_level_of_nesting(tmp_path):
@@ -304,7 +328,10 @@ def test_bombs(tmp_path):
     # A dict of one dict a thousand times over, a list within a list within ..., a tuple of ever the same tuples.
     shared = dictionary(a=TENSOR) + b"q\x00" + b"}(" + b"".join(value(i) + b"h\x00" for i in range(10**4)) + b"u"
     tuples = b")" + 40 * b"q\x00h\x00\x86"
-    for program in (shared, dictionary(a=10**5 * b"]" + 99_999 * b"a"), b"}" + tuples + b"Ns", tuples + b"Q"):
+    # A list of pairs made into a dict again and again.
+    pairs = b"](" + 10**4 * b"](NNe" + b"eq\x00" + 10**5 * b"ccollections\nOrderedDict\nh\x00\x85R0"
+    nested = dictionary(a=10**5 * b"]" + 99_999 * b"a")
+    for program in (shared, nested, b"}" + tuples + b"Ns", tuples + b"Q", pairs):
         with pytest.raises(UserError):
             pytorch_import.read_weights(save(tmp_path / "c.pth", program, STORAGES))
 
@@ -338,7 +365,7 @@ def test_damage_is_reported(tmp_path):
 
 
 def test_other_files(tmp_path):
-    (tmp_path / "old.pth").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    (tmp_path / "old.pth").write_bytes(b"sys_info" + bytes(504))
     with pytest.raises(UserError, match="newer PyTorch"):
         pytorch_import.read_weights(tmp_path / "old.pth")
     with pytest.raises(UserError, match="no such file"):

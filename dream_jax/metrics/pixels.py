@@ -66,6 +66,17 @@ def psnr(a, b, channel="rgb", crop=0):
     return 10 * jnp.log10(255**2 / mean_squared_error(a, b, channel, crop))
 
 
+@jax.jit
+def mean_colour_error(a, b):
+    """Absolute difference of the pictures' mean colours, averaged over channels: [B, H, W, C] twice -> [B] grey levels.
+
+    It sees a shift of the whole picture's colour, which PSNR hides among other errors and SSIM forgives. Raises
+    UserError for shapes that differ.
+    """
+    a, b = _select(a, b, "rgb", 0)
+    return jnp.abs((a - b).mean(2).mean(1)).mean(1)
+
+
 def _pool(means, covariances, axis):
     """Window means and covariances along an axis, from those of the points on it, by the law of total covariance.
 

@@ -1,6 +1,7 @@
 """Official PyTorch weights of SR3 and DREAM, read without PyTorch and without running anything from the file."""
 
 import math
+import mmap
 import pathlib
 import pickletools
 import re
@@ -223,13 +224,23 @@ class _Tensor(NamedTuple):
     stride: tuple
 
 
+# How a file of torch.save before PyTorch 1.6 begins: a pickle of one large number.
+_STREAM_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
 def _read_torch(path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            "damaged, or saved by a PyTorch older than 1.6 or in its old format; with a newer PyTorch, "
-            "torch.save(torch.load(old, map_location='cpu', weights_only=True), new) converts it"
-        )
     try:
+        with path.open("rb") as file:
+            if file.read(len(_STREAM_MAGIC)) == _STREAM_MAGIC:
+                # Read through a map: a file would set aside what a damaged length asks for before it finds the end.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+                    stream.seek(len(_STREAM_MAGIC))
+                    return _read_torch_stream(stream)
+        if not zipfile.is_zipfile(path):
+            raise UserError(
+                "damaged, or saved by a PyTorch of before 2017; with a newer PyTorch, "
+                "torch.save(torch.load(old, map_location='cpu', weights_only=True), new) converts it"
+            )
         with zipfile.ZipFile(path) as archive:
             return _read_torch_archive(archive, path.stat().st_size)
     except UserError:
@@ -258,11 +269,32 @@ def _read_torch_archive(archive, file_size) -> dict[str, np.ndarray]:
         raise UserError("written on a big-endian machine; load and save it again on a usual one")
 
     tensors = _tensors(_unpickle(member("data.pkl")))
-    storages, arrays, total = {}, {}, 0
+    keys = {tensor.storage.key for tensor in tensors.values()}
+    return _arrays(tensors, {key: member(f"data/{key}") for key in keys}, file_size)
+
+
+def _read_torch_stream(file) -> dict[str, np.ndarray]:
+    """The format before PyTorch 1.6: pickles one after the other, then each storage as its length and its numbers."""
+    protocol, system = _unpickle(file), _unpickle(file)
+    if protocol != 1001 or type(system) is not dict:
+        raise ValueError("an unknown protocol")
+    if system.get("little_endian") is not True:
+        raise UserError("written on a big-endian machine; load and save it again on a usual one")
+    dtypes, storages = {}, {}
+    tensors = _tensors(_unpickle(file, dtypes))
+    for key in _unpickle(file):
+        (length,) = struct.unpack("<q", file.read(8))
+        size = length * np.dtype(dtypes[key]).itemsize
+        if not 0 <= size <= file.size() - file.tell():
+            raise UserError("damaged: it ends before its numbers do")
+        storages[key] = file.read(size)
+    return _arrays(tensors, storages, file.size())
+
+
+def _arrays(tensors, storages, file_size) -> dict[str, np.ndarray]:
+    arrays, total = {}, 0
     for name, tensor in tensors.items():
         key, dtype = tensor.storage
-        if key not in storages:
-            storages[key] = member(f"data/{key}")
         size = math.prod(tensor.shape) * np.dtype(dtype).itemsize
         total += size
         # Tied weights share a storage, so a sound file may hold somewhat more in tensors than in bytes.
@@ -296,8 +328,12 @@ def _tensors(saved) -> dict[str, _Tensor]:
     raise UserError("holds no tensors by name: save model.state_dict()")
 
 
-def _unpickle(data: bytes):
-    """What the pickle describes: an interpreter of those opcodes that torch.save writes for tensors in containers."""
+def _unpickle(data, dtypes=None):
+    """What the pickle describes: an interpreter of those opcodes that torch.save writes for tensors in containers.
+
+    `data` are bytes, or a map of a file that is read up to the pickle's end. `dtypes`, a dict, is given each storage's.
+    """
+    dtypes = {} if dtypes is None else dtypes
     stack, marks, memo = [], [], {}
 
     def pop_to_mark():
@@ -311,10 +347,7 @@ def _unpickle(data: bytes):
         if type(target) is not dict or len(items) % 2:
             raise ValueError("items set on what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Keys of other types have no place in a state dict; hashing nested ones could be made to take for ever.
-            if not isinstance(key, str | int | float | None):
-                raise ValueError("a dict key that is neither text nor a number")
-            target[key] = value
+            target[_key(key)] = value
 
     for op, arg, _ in pickletools.genops(data):
         match op.name:
@@ -326,7 +359,9 @@ def _unpickle(data: bytes):
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(op.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                stack.append(arg)
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
                 stack.append(arg)
             case "EMPTY_DICT":
                 stack.append({})
@@ -358,13 +393,16 @@ def _unpickle(data: bytes):
             case "STACK_GLOBAL":
                 stack.append(_Global(".".join(_pop(stack, 2))))
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            case "REDUCE":
+                storage = _storage(stack.pop())
+                if dtypes.setdefault(storage.key, storage.dtype) is not storage.dtype:
+                    raise ValueError("one storage of two types")
+                stack.append(storage)
+            case "REDUCE" | "NEWOBJ":
                 stack.append(_reduce(*_pop(stack, 2)))
             case "BUILD":
-                # A state dict carries its _metadata as an attribute; nothing here needs it.
+                # A state dict carries its _metadata as an attribute, a parameter its hooks; nothing here needs them.
                 _, target = stack.pop(), stack[-1]
-                if type(target) is not dict:
+                if type(target) not in (dict, _Tensor):
                     raise UserError("holds more than tensors: save model.state_dict()")
             case "STOP":
                 (result,) = stack
@@ -381,9 +419,21 @@ def _pop(stack, n) -> list:
     return items
 
 
+def _key(key):
+    # Keys of other types have no place in a state dict; hashing nested ones could be made to take for ever.
+    if not isinstance(key, str | int | float | None):
+        raise ValueError("a dict key that is neither text nor a number")
+    return key
+
+
 def _storage(pid) -> _Storage:
-    """("storage", type, key, device, size): the size is the file's word only, its bytes are what counts."""
-    kind, storage_type, key, _, _ = pid
+    """("storage", type, key, device, size): the size is the file's word only, its bytes are what counts.
+
+    Before PyTorch 1.6 a sixth names the part of another storage that this one is; None is a storage by itself.
+    """
+    kind, storage_type, key, _, _, *part = pid
+    if part not in ([], [None]):
+        raise UserError("holds storages that are parts of others: load it with a newer PyTorch and save it again")
     if kind != "storage" or type(storage_type) is not _Global or type(key) is not str:
         raise ValueError("a persistent id that is no storage")
     if storage_type.name not in _STORAGE_DTYPES:
@@ -395,11 +445,18 @@ def _reduce(function, args):
     name = function.name if type(function) is _Global else None
     if type(args) is not tuple:
         raise ValueError("arguments that are no tuple")
-    if name == "collections.OrderedDict" and not args:
-        return {}
-    if name == "torch._utils._rebuild_parameter" and args and type(args[0]) is _Tensor:
+    if name == "collections.OrderedDict" and len(args) <= 1:
+        # Python 2 wrote the items as a list of pairs, one for each dict: emptied, none can be used a million times.
+        pairs = args[0] if args else []
+        if type(pairs) is not list:
+            raise ValueError("items that are no list")
+        items = {_key(key): value for key, value in pairs}
+        pairs.clear()
+        return items
+    parameters = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
+    if name in parameters and args and type(args[0]) is _Tensor:
         return args[0]
-    if name == "torch._utils._rebuild_tensor_v2" and len(args) >= 4:
+    if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor") and len(args) >= 4:
         tensor = _Tensor(*args[:4])
         sizes = (tensor.offset, *tensor.shape, *tensor.stride)
         if (

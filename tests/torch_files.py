@@ -1,0 +1,53 @@
+"""Files of torch.save, put together by hand: a zip of data.pkl and of one raw file for each storage, or a stream."""
+
+import pickle
+import zipfile
+
+import numpy as np
+
+
+def value(x) -> bytes:
+    return pickle.dumps(x, protocol=2)[2:-1]
+
+
+def tensor(key, shape, stride, storage="FloatStorage", offset=0, size=0) -> bytes:
+    kind = f"ctorch\n{storage}\n".encode()
+    storage = b"(" + value("storage") + kind + value(key) + value("cpu") + value(size) + b"tQ"
+    rest = value(offset) + value(shape) + value(stride) + b"\x89" + b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
+
+
+def parameter(t: bytes) -> bytes:
+    return b"ctorch._utils\n_rebuild_parameter\n(" + t + b"\x88" + b"ccollections\nOrderedDict\n)RtR"
+
+
+def dictionary(ordered=False, **items: bytes) -> bytes:
+    start = b"ccollections\nOrderedDict\n)R" if ordered else b"}"
+    return start + b"(" + b"".join(value(k) + v for k, v in items.items()) + b"u"
+
+
+def save(path, program: bytes, storages, byteorder=b"little", compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("w/data.pkl", b"\x80\x02" + program + b".")
+        archive.writestr("w/byteorder", byteorder)
+        for key, data in storages.items():
+            archive.writestr(f"w/data/{key}", data)
+    return path
+
+
+def save_stream(path, program: bytes, storages, keys=None, little_endian=True, protocol=1001):
+    """The format before PyTorch 1.6; storages are numpy arrays."""
+    pickles = [0x1950A86A20F9469CFC6C, protocol, {"protocol_version": 1001, "little_endian": little_endian}]
+    pickles = [pickle.dumps(x, protocol=2) for x in pickles] + [b"\x80\x02" + program + b"."]
+    pickles.append(pickle.dumps(sorted(storages) if keys is None else keys, protocol=2))
+    raw = [np.int64(a.size).tobytes() + a.tobytes() for _, a in sorted(storages.items())]
+    path.write_bytes(b"".join(pickles + raw))
+    return path
+
+
+def stream_tensor(key, shape, stride, storage="FloatStorage", part=b"N", rebuild="_rebuild_tensor_v2") -> bytes:
+    kind = f"ctorch\n{storage}\n".encode()
+    text = b"U" + bytes([len(key)]) + key.encode()
+    storage = b"(U\x07storage" + kind + text + b"U\x06cuda:0" + b"\x8a\x01\x0c" + part + b"tQ"
+    rest = b"\x89" + b"ccollections\nOrderedDict\n)R" if rebuild.endswith("v2") else b""
+    return f"ctorch._utils\n{rebuild}\n(".encode() + storage + value(0) + value(shape) + value(stride) + rest + b"tR"

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -43,6 +44,8 @@ PROTOCOLS = {
         "fid, kid, is": "Inception of pytorch-fid; that code compares 100 pictures with 100, which biases FID upwards",
     },
 }
+FEW = "fid from no more pictures than Inception's 2048 features compares only with that of as many pictures"
+
 # Whether more is better.
 BETTER = {"psnr": True, "ssim": True, "is": True, "lpips_diversity": True}
 DIGITS = {"psnr": ".2f", "ssim": ".4f", "consistency": ".2e", "mean_colour": ".3f", "swd": ".2f", "fid": ".2f"}
@@ -98,6 +101,8 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "sampling": config.sampling.to_dict(),
         "learned": measure.about_learned,
     }
+    if "inception" in settings.learned and len(pictures) <= 2048:
+        record["note"] = FEW
     if first.experiment.task.degrade is not None:
         record |= {"scale": config.task.scale, "kernel": config.task.kernel}
     return record, _columns(models, drawers, rows[1:], measure, config)
@@ -146,10 +151,10 @@ class _Measures:
         else:
             self.inputs = {"cond": np.zeros((*pictures.shape[:3], 0), np.float32)}
         loaded = {name: weights.load(name, self.settings.weights) for name in self.settings.learned}
-        self.learned = {name: values for name, (values, _) in loaded.items()}
+        self.learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
         self.about_learned = {name: about for name, (_, about) in loaded.items()}
         if "inception" in self.learned:
-            self.features, _ = metrics.inception(self.learned["inception"], pictures)
+            self.features, _ = metrics.inception_features(self.learned["inception"], pictures)
         self.identity = {
             "pictures": hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest(),
             "learned": self.about_learned,
@@ -193,10 +198,14 @@ class _Measures:
             for name, measure in per_picture.items():
                 arrays = (drawn, self.pictures, self.low) if name == "consistency" else (drawn, self.pictures)
                 values[name] = float(np.mean(batched(measure, *arrays, size=self.settings.batch_size)))
-        values["swd"] = float(metrics.sliced_wasserstein(drawn, self.pictures))
+        count = min(len(drawn), len(self.pictures))
+        values["swd"] = metrics.sliced_wasserstein(drawn[:count], self.pictures[:count])
         if "inception" in self.learned:
-            features, logits = metrics.inception(self.learned["inception"], drawn)
-            values["fid"] = float(metrics.frechet_distance(features, self.features))
+            features, logits = metrics.inception_features(self.learned["inception"], drawn)
+            with warnings.catch_warnings():
+                # The record says it once for the whole table, see FEW.
+                warnings.simplefilter("ignore", UserWarning)
+                values["fid"] = float(metrics.frechet_distance(features, self.features))
             values["kid"] = float(metrics.kernel_distance(features, self.features))
             values["is"] = float(metrics.inception_score(logits)[0])
         return values
@@ -352,6 +361,8 @@ def show(record: dict, console: Console) -> None:
             cells.append(cell)
         table.add_row(*cells)
     console.print(table)
+    if "note" in record:
+        console.print(record["note"])
 
 
 def check_output(path: Path) -> None:

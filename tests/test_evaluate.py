@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import jax
@@ -5,10 +6,12 @@ import numpy as np
 import pytest
 import tiny
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from dream_jax import draw, evaluate, experiment, images, metrics, trained
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
+from dream_jax.metrics import perceptual
 
 QUIET = Console(quiet=True)
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -173,6 +176,37 @@ def test_learned_measures_say_which_file_is_missing(tmp_path):
     model = fake(nothing, "evaluation.learned=lpips_alex,", f"evaluation.weights={tmp_path}")
     with pytest.raises(UserError, match="alexnet"):
         evaluate.evaluate({"a": model}, pictures_of(model), QUIET)
+
+
+def random_weights(shapes, seed):
+    """He-scaled weights for a network's shapes; positive where they are variances or LPIPS's heads."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        scale = np.sqrt(2 / max(np.prod(shape[1:]), 1))
+        value = rng.standard_normal(shape) * scale
+        positive = name.startswith("lin") or name.endswith("running_var") or len(shape) == 1
+        weights[name] = np.float32(np.abs(value) if positive else value)
+    return weights
+
+
+def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):
+    save_file(random_weights(perceptual.shapes("squeeze"), 0), tmp_path / "lpips_squeeze.safetensors")
+    changes = "evaluation.learned=lpips_squeeze,", f"evaluation.weights={tmp_path}", "evaluation.seeds=0,1"
+    models = {"exact": fake(nothing, *changes), "noisy": fake(its_input, *changes)}
+    pictures = pictures_of(models["noisy"])
+    record, _ = evaluate.evaluate(models, pictures, QUIET)
+    baseline, exact, noisy = record["rows"]
+    assert exact["lpips_squeeze"] == pytest.approx(baseline["lpips_squeeze"], rel=1e-5) and noisy["lpips_squeeze"] > 0
+    assert exact["lpips_squeeze_diversity"] == pytest.approx(0, abs=1e-6) and noisy["lpips_squeeze_diversity"] > 1e-4
+    file = tmp_path / "lpips_squeeze.safetensors"
+    assert record["learned"]["lpips_squeeze"]["files"] == [
+        {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    ]
+
+    official = fake(its_input, *changes, "evaluation.protocol=dream_official", "evaluation.seeds=0,")
+    theirs = evaluate.evaluate({"noisy": official}, pictures, QUIET)[0]["rows"][1]["lpips_squeeze"]
+    assert theirs != pytest.approx(noisy["lpips_squeeze"], rel=1e-2), "fed with pictures in [0, 1]"
 
 
 def test_unconditional_models_are_measured_as_sets():

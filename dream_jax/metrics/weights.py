@@ -67,8 +67,9 @@ def load(name, path=None, cache=CACHE, timeout=60.0):
 
     Args:
         name: "lpips_alex", "lpips_vgg", "lpips_squeeze" or "inception".
-        path: a file with the whole network's state dict (.pth, .pt, .bin, .safetensors), or a folder that holds the
-            official files by their names. None takes the official files from the cache, and downloads those not there.
+        path: a file with the whole network's state dict (.pth, .pt, .bin, .safetensors), or a folder that holds such a
+            file named after the network (lpips_alex.pth), or the official files by their names. None takes the official
+            files from the cache, and downloads those not there.
         cache: the folder of official files, made when needed.
         timeout: seconds that a download may stand still.
 
@@ -99,13 +100,18 @@ def load(name, path=None, cache=CACHE, timeout=60.0):
 
 
 def _named(path, name):
-    """The person's files: the one, or a folder's of the official names."""
+    """The person's files: the one, or a folder's of the network's own name, or of the official names."""
     if not path.is_dir():
         return [path]
+    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        if (path / f"{name}{suffix}").is_file():
+            return [path / f"{name}{suffix}"]
     files = [path / file.name for file in FILES[name]]
     for file, source in zip(files, FILES[name], strict=True):
         if not file.is_file():
-            raise UserError(f"{path} lacks {file.name} for {name}, which comes from {source.url}")
+            raise UserError(
+                f"{path} lacks {file.name} for {name}, which comes from {source.url}; or a {name}.pth with all"
+            )
     return files
 
 

@@ -109,9 +109,7 @@ def _named(path, name):
     files = [path / file.name for file in FILES[name]]
     for file, source in zip(files, FILES[name], strict=True):
         if not file.is_file():
-            raise UserError(
-                f"{path} lacks {file.name} for {name}, which comes from {source.url}; or a {name}.pth with all"
-            )
+            raise UserError(f"{path} lacks {name}.pth, or else {file.name}, which comes from {source.url}")
     return files
 
 

@@ -3,6 +3,7 @@
 import ast
 import copy
 import difflib
+import functools
 import json
 import math
 import os
@@ -161,13 +162,30 @@ def save(config: ConfigDict, path) -> None:
 
 
 def read(path) -> ConfigDict:
-    """The config of a workdir, from its config.json."""
+    """The config of a workdir, from its config.json.
+
+    Keys that change nothing about training, but came into configs/base.py after the run, get their defaults.
+    """
     try:
-        return from_dict(json.loads(path.read_text()))
+        return _brought_up_to_date(from_dict(json.loads(path.read_text())))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; is {path.parent} the workdir of a training run?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a config of this program ({error})") from None
+
+
+def _brought_up_to_date(config):
+    base = Path(__file__).resolve().parent.parent / "configs" / "base.py"
+    if not base.is_file():
+        return config
+    kept, defaults = flatten(config), flatten(load(base))
+    values = {key: value for key, value in kept.items() if key in defaults or not key.startswith(_CHANGEABLE)}
+    values |= {key: value for key, value in defaults.items() if key not in kept and key.startswith(_CHANGEABLE)}
+    nested = {}
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        functools.reduce(lambda inner, name: inner.setdefault(name, {}), sections, nested)[leaf] = value
+    return from_dict(nested)
 
 
 def from_dict(values, prefix=""):

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 from ml_collections.config_dict import FieldReference
 
 from dream_jax import config as configs
@@ -297,3 +298,18 @@ def test_a_folder_that_is_no_workdir_is_named(tmp_path):
 def test_steps_and_epochs_given_last_count(base):
     base.epochs = 3
     assert changed(base, "steps=7").epochs is None and changed(base, "steps=7", "epochs=2").epochs == 2
+
+
+def test_a_workdir_of_before_a_key_that_does_not_change_training_came_is_read(tmp_path):
+    path = tmp_path / "config.json"
+    old = tiny.tiny_config().to_dict()
+    del old["sampling"], old["evaluation"]["seeds"]
+    old["evaluation"] |= {"seed": 0, "steps": [3]}
+    path.write_text(json.dumps(old))
+    read = configs.validate(configs.read(path))
+    assert read.sampling == tiny.tiny_config().sampling and read.evaluation.seeds == (0,)
+    assert read.evaluation.steps == (3,) and "seed" not in read.evaluation
+    del old["objective"]["kind"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(UserError, match="kind"):
+        configs.validate(configs.read(path))

@@ -16,11 +16,17 @@ A deterministic move is DDIM's with x0_hat, or eps_hat, replaced by a weighted m
 where they evaluate and in the weights. All of them keep to this:
 
 - N + 1 levels make N rows, and N is never too small: what does not fit falls back to lower orders.
-- Multistep samplers evaluate at levels 0 .. N-1, and gain an order with each evaluation until they have theirs.
+- Multistep samplers evaluate at levels 0 .. N-1, and gain an order with each evaluation until they have theirs. The
+  error of their first moves is of second order, but as small as the signal at level 0: above order 2, theirs shows
+  only where level 0 is mostly noise.
 - Single-step samplers take blocks of k evaluations, each from level i to level i + k. Evaluations left over make a
-  last, shorter block of lower order.
+  last, shorter block of lower order. A level where a block would be too long a step is left by DDIM's.
 - A last move to sigma = 0, where the logsnr is infinite, is DDIM's, straight to x0_hat, and takes one evaluation.
   Where sigma[N] > 0 the order holds to the end.
+
+The papers: Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Karras et al. 2022 (EDM), Lu et al. 2022 (DPM-Solver) and
+2022b (DPM-Solver++), Zhang & Chen 2023 (DEIS), Liu et al. 2022 (PNDM), Zhao et al. 2023 (UniPC), Wizadwongsa et al.
+2024 (GHVB). Orders are slopes of the error over N on smoothly spaced levels, as measured in tests/test_samplers.py.
 """
 
 import inspect
@@ -37,11 +43,15 @@ HISTORY = 5
 # Half the logsnr at which a flow schedule begins.
 _LOWEST = -10.0
 
+# The longest Runge-Kutta step, in half the logsnr. Such a step weighs differences of eps_hat by sigma / alpha, and so
+# multiplies errors by up to e^3 = 20; out of pure noise, where it would be thousands, DDIM's step is harmless.
+_LONGEST = 3.0
+
 _POINTS, _AREAS = np.polynomial.legendre.leggauss(32)
 
 
 class Levels(NamedTuple):
-    """Variance-preserving levels, noisiest first, float64 [N+1]; sigma[N] may be 0 and is never evaluated."""
+    """Variance-preserving levels, noisiest first, float64 [N+1]; sigma[N] may be 0, and then is not evaluated."""
 
     alpha: np.ndarray
     sigma: np.ndarray
@@ -124,20 +134,23 @@ def dpmpp_2m(levels: Levels) -> Rows:
 
 
 def dpmpp_2m_sde(levels: Levels) -> Rows:
-    """SDE-DPM-Solver++(2M), Lu et al. 2022b, eq. 20 (section 5): 2M's weights in the ancestral move.
+    """SDE-DPM-Solver++(2M), Lu et al. 2022b, section 5: `dpmpp_2m`'s weights in the moves of `ddpm`.
 
-    Its mean is of order 2; its first move is a step of `ddpm`.
+    The moments of Gaussian data converge with order 2, those of `ddpm` with order 1.
     """
     return _dpmpp(ddpm(levels), levels, 2)
 
 
 def dpmpp_3m(levels: Levels) -> Rows:
-    """The third-order multistep method of DPM-Solver++, Lu et al. 2022b: the exact integral of a parabola in lam."""
+    """DPM-Solver++(3M), Lu et al. 2022b: the exact integral of a parabola in lam. Order 3.
+
+    Implementations that give the second difference the factor phi_3, without 2 for the second derivative, have order 2.
+    """
     return _dpmpp(ddim(levels), levels, 3)
 
 
 def deis_2(levels: Levels) -> Rows:
-    """DEIS with two points, Zhang & Chen 2023, eq. 14 and 15, with polynomials in log(sigma / alpha). Order 2."""
+    """DEIS, Zhang & Chen 2023, eq. 14 and 15, with two points and polynomials in log(sigma / alpha). Order 2."""
     return _deis(levels, 2)
 
 
@@ -147,19 +160,23 @@ def deis_3(levels: Levels) -> Rows:
 
 
 def plms(levels: Levels) -> Rows:
-    """Pseudo linear multistep, Liu et al. 2022 (PNDM), eq. 12, after one step of pseudo Heun. Order 2."""
-    rows = _eps_rows(levels)
-    if _num_full(levels) >= 2:
+    """Pseudo linear multistep, Liu et al. 2022 (PNDM), eq. 12, after one step of pseudo Heun. Order 2.
+
+    Eq. 12 takes levels for equally far apart; where they are far from that, the order is 1.
+    """
+    rows, fits = _eps_rows(levels), _fits(levels, 0, 2)
+    if fits:
         _block(rows, 0, levels.lam[0], _heun_stages(levels.lam[:3]))
-    return _pseudo_adams(rows, levels, [0, 2])
+    return _pseudo_adams(rows, levels, [0, 2] if fits else [0])
 
 
 def pndm(levels: Levels) -> Rows:
     """`plms` after three steps of pseudo Runge-Kutta, Liu et al. 2022, algorithm 2 and eq. 13. Order 2.
 
-    Those steps take four evaluations and levels each; where twelve evaluations do not fit, this is `plms`.
+    Those steps take four evaluations and four levels each. Where they do not fit, as with fewer than 13 evaluations to
+    sigma = 0, this is `plms`. Eq. 12 then begins with what the history still holds: the last step's own evaluations.
     """
-    if _num_full(levels) < 12:
+    if not all(_fits(levels, i, 4) for i in (0, 4, 8)):
         return plms(levels)
     rows, lam = _eps_rows(levels), levels.lam
     for i in (0, 4, 8):
@@ -170,20 +187,25 @@ def pndm(levels: Levels) -> Rows:
 
 
 def unipc_2(levels: Levels) -> Rows:
-    """UniPC-2, Zhao et al. 2023, algorithm 1 with B2(h) = e^h - 1, predicting x0."""
+    """UniPC-2, Zhao et al. 2023, section 3, multistep, predicting x0, with B2(h) = e^h - 1. Order 3, for UniP-2 has 2.
+
+    The corrector costs nothing: the next evaluation, at the predicted point, also corrects the move that led there.
+    B(h) matters only where they fix a coefficient to 1/2, in UniP-2 and UniC-1; the other systems are solved exactly.
+    """
     return _unipc(levels, 2)
 
 
 def unipc_3(levels: Levels) -> Rows:
-    """`unipc_2` of one order more."""
+    """UniPC-3, see `unipc_2`. Order 4, for UniP-3 has 3."""
     return _unipc(levels, 3)
 
 
 def ghvb(levels: Levels, order: int = 2, momentum: float = 0.2) -> Rows:
-    """Generalised heavy ball, Wizadwongsa et al. 2023 (arXiv 2307.11118).
+    """Generalised heavy ball, Wizadwongsa et al. 2024 (arXiv 2307.11118).
 
-    The velocity v = (1 - beta) v + beta eps_hat is remembered in place of eps_hat, and extrapolated by
-    AM . v + (AB - AM) . v / beta, the Adams-Bashforth and Adams-Moulton weights of this order.
+    The velocity v = (1 - beta) v + beta eps_hat stands in for eps_hat in Adams-Bashforth (AB), whose weights become
+    AM + (AB - AM) / beta, with those of Adams-Moulton (AM). Levels count as equally far apart, as in `plms`: the order
+    is min(order, 2), or `order` for equal steps of sigma / alpha; order 1 is Polyak's heavy ball.
 
     Args:
       order: 1 to 5.
@@ -276,7 +298,7 @@ def _unipc(levels: Levels, order: int) -> Rows:
     rows.move[0, 0] = 1
     for i in range(len(of_x)):
         if i > 0:
-            # The new output corrects the step that led to it, for nothing: base is at level i, y was its forecast.
+            # base goes to level i, where y was its prediction.
             weights = _mean(lam[i::-1][: order + 1], lam[i - 1], lam[i], 1) if i > 1 else np.array([1 / 2, 1 / 2])
             rows.move[i, : 1 + len(weights)] = of_x[i - 1], *of_x0[i - 1] * weights
         weights = _predictor(lam, i, order if i < full else 1)
@@ -312,9 +334,18 @@ def _dpm_stages(lam):
 def _single_step(levels: Levels, order: int, stages) -> Rows:
     """stages: the half-logsnrs of a block's levels, first to last -> its stages as `_block` takes them."""
     rows, full = _eps_rows(levels), _num_full(levels)
-    for i in range(0, full, order):
-        _block(rows, i, levels.lam[i], stages(levels.lam[i : min(i + order, full) + 1]))
+    i = 0
+    while i < full:
+        size = min(order, full - i)
+        size = size if _fits(levels, i, size) else 1
+        _block(rows, i, levels.lam[i], stages(levels.lam[i : i + size + 1]))
+        i += size
     return rows
+
+
+def _fits(levels: Levels, i: int, size: int) -> bool:
+    """Whether a block of this many evaluations can begin at level i: it ends in time, and is not too long a step."""
+    return i + size <= _num_full(levels) and levels.lam[i + size] - levels.lam[i] <= _LONGEST
 
 
 def _block(rows: Rows, i: int, start: float, stages):
@@ -379,11 +410,11 @@ def _mean(nodes, start, end, growth=0):
     """
     s = start + (end - start) * (_POINTS + 1) / 2
     density = _AREAS * np.exp(growth * (s - end))
-    others = [[other for other in nodes if other != node] for node in nodes]
-    basis = [
-        np.prod([(s - b) / (a - b) for b in rest] or [s**0], axis=0) for a, rest in zip(nodes, others, strict=True)
-    ]
-    return np.array(basis) @ density / density.sum()
+    weights = []
+    for node in nodes:
+        lagrange = np.prod([(s - other) / (node - other) for other in nodes if other != node], axis=0)
+        weights.append(np.sum(density * lagrange))
+    return np.array(weights) / density.sum()
 
 
 def _num_full(levels: Levels) -> int:

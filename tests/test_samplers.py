@@ -366,6 +366,43 @@ def test_dpm_solver_3_is_the_published_loop():
     np.testing.assert_allclose(run(samplers.dpm_solver_3(levels), denoise, POINTS), x, rtol=1e-12)
 
 
+def test_pndm_begins_with_the_published_loop():
+    levels, denoise = levels_at(even(12)), MIXTURE.denoise()
+
+    def eps_at(x, i):
+        return (x - levels.alpha[i] * denoise(x, levels.alpha[i], levels.sigma[i])) / levels.sigma[i]
+
+    def transfer(x, eps, i, j):
+        return samplers.ddim_step(x, (x - levels.sigma[i] * eps) / levels.alpha[i], *levels.alpha[[i, j]], 0)
+
+    x = POINTS
+    for i in (0, 4, 8):
+        e1 = eps_at(x, i)
+        e2 = eps_at(transfer(x, e1, i, i + 2), i + 2)
+        e3 = eps_at(transfer(x, e2, i, i + 2), i + 2)
+        e4 = eps_at(transfer(x, e3, i, i + 4), i + 4)
+        x = transfer(x, (e1 + 2 * e2 + 2 * e3 + e4) / 6, i, i + 4)
+    np.testing.assert_allclose(run(samplers.pndm(levels), denoise, POINTS), x, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "sampler, asked", [("plms", [0, 2]), ("pndm", [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12]), ("ghvb", [])]
+)
+def test_pseudo_multistep_moves_integrate_polynomials_of_the_level_s_number(sampler, asked):
+    options = {"order": 4, "momentum": 0.0}
+    rows = samplers.make_rows(sampler, levels_at(even(20)), **options)
+    first, asked = len(asked), np.array([*asked, *range(len(asked), 20)], float)
+    for i in range(first, 20):
+        recent = asked[i::-1][:5]
+        weights = np.resize(rows.move[i, 1:6], len(recent)) / rows.move[i, 1:6].sum()
+        for power in range(min(4, len(set(recent)))):
+            integral = ((i + 1.0) ** (power + 1) - float(i) ** (power + 1)) / (power + 1)
+            np.testing.assert_allclose(weights @ recent**power, integral, rtol=1e-9)
+        # Of two evaluations at one level the newer is the better.
+        repeated = np.flatnonzero(np.diff(recent) == 0) + 1
+        np.testing.assert_array_equal(weights[repeated], 0)
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_sde"])
 def test_dpmpp_2m_has_the_published_coefficients(sampler):
     lam = np.array([-3.0, -2.0, -1.7, 0.1])
@@ -441,7 +478,7 @@ def test_ghvb_without_momentum_is_what_it_generalises():
 def test_options_go_to_the_samplers_that_take_them():
     levels = samplers.levels_of(VP, 8)
     for name, sampler in samplers.SAMPLERS.items():
-        taken = {"ddim": {"eta": 0.5}, "ghvb": {"order": 3, "momentum": 0.5}}.get(name, {})
+        taken = {"ddim": {"eta": 0.5}, "ghvb": {"order": 3.0, "momentum": 0.5}}.get(name, {})
         rows = samplers.make_rows(name, levels, eta=0.5, order=3, momentum=0.5)
         chex.assert_trees_all_equal(rows, sampler(levels, **taken))
     chex.assert_trees_all_equal(

@@ -11,6 +11,22 @@ row per network evaluation:
 
 with base = y = x_T and h = 0 at first; the result is the last y. `sampling.run` runs any of them in the same loop. To
 add a sampler, write its function and name it in SAMPLERS.
+
+A deterministic move is DDIM's with x0_hat, or eps_hat, replaced by a weighted mean over the history; samplers differ in
+where they evaluate and in the weights. All of them keep to this:
+
+- N + 1 levels make N rows, and N is never too small: what does not fit falls back to lower orders.
+- Multistep samplers evaluate at levels 0 .. N-1, and gain an order with each evaluation until they have theirs. The
+  first move's error is of second order but as small as the signal at level 0: dpmpp_3m and deis_3 have order 3 from
+  logsnr -10 on, and 2 from -2 on.
+- Single-step samplers take blocks of k evaluations, each from level i to level i + k. Evaluations left over make a
+  last, shorter block of lower order. A level where a block would be too long a step is left by DDIM's.
+- A last move to sigma = 0, where the logsnr is infinite, is DDIM's, straight to x0_hat, and takes one evaluation.
+  Where sigma[N] > 0 the order holds to the end.
+
+The papers: Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Karras et al. 2022 (EDM), Lu et al. 2022 (DPM-Solver) and
+2022b (DPM-Solver++), Zhang & Chen 2023 (DEIS), Liu et al. 2022 (PNDM), Zhao et al. 2023 (UniPC), Wizadwongsa et al.
+2024 (GHVB). Orders are slopes of the error over N on smoothly spaced levels, as measured in tests/test_samplers.py.
 """
 
 import inspect
@@ -24,9 +40,18 @@ from dream_jax.noise_schedule import NoiseSchedule
 
 HISTORY = 5
 
+# Half the logsnr at which a flow schedule begins.
+_LOWEST = -10.0
+
+# The longest Runge-Kutta step, in half the logsnr. Such a step weighs differences of eps_hat by sigma / alpha, and so
+# multiplies errors by up to e^3 = 20; out of pure noise, where it would be thousands, DDIM's step is harmless.
+_LONGEST = 3.0
+
+_POINTS, _AREAS = np.polynomial.legendre.leggauss(32)
+
 
 class Levels(NamedTuple):
-    """Variance-preserving levels, noisiest first, float64 [N+1]; sigma[N] may be 0 and is never evaluated."""
+    """Variance-preserving levels, noisiest first, float64 [N+1]; sigma[N] may be 0, and then is not evaluated."""
 
     alpha: np.ndarray
     sigma: np.ndarray
@@ -82,7 +107,160 @@ def ddim(levels: Levels, eta: float = 0.0) -> Rows:
     return _one_step_rows(lambda *args: ddim_step(*args, eta=eta), levels)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+def heun(levels: Levels) -> Rows:
+    """Heun's method, Karras et al. 2022, algorithm 1, in their coordinates x / alpha and sigma / alpha. Order 2.
+
+    There the derivative is eps_hat. The second evaluation is at the end of its block, level i + 2.
+    """
+    return _single_step(levels, 2, _heun_stages)
+
+
+def dpm_solver_2(levels: Levels) -> Rows:
+    """DPM-Solver-2, Lu et al. 2022, algorithm 1 with r1 = 1/2. Order 2."""
+    return _single_step(levels, 2, _dpm_stages)
+
+
+def dpm_solver_3(levels: Levels) -> Rows:
+    """DPM-Solver-3, Lu et al. 2022, algorithm 2 with r1 = 1/3, r2 = 2/3. Order 3, where the blocks come out even.
+
+    As in their DPM-Solver-fast, a remainder of two evaluations is a step of DPM-Solver-2, of one a step of DDIM.
+    """
+    return _single_step(levels, 3, _dpm_stages)
+
+
+def dpmpp_2m(levels: Levels) -> Rows:
+    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2. Order 2."""
+    return _dpmpp(ddim(levels), levels, 2)
+
+
+def dpmpp_2m_sde(levels: Levels) -> Rows:
+    """SDE-DPM-Solver++(2M), Lu et al. 2022b, section 5: `dpmpp_2m`'s weights in the moves of `ddpm`.
+
+    The moments of Gaussian data converge with order 2, those of `ddpm` with order 1.
+    """
+    return _dpmpp(ddpm(levels), levels, 2)
+
+
+def dpmpp_3m(levels: Levels) -> Rows:
+    """DPM-Solver++(3M), Lu et al. 2022b: the exact integral of a parabola in lam. Order 3.
+
+    Implementations that give the second difference the factor phi_3, without 2 for the second derivative, have order 2.
+    """
+    return _dpmpp(ddim(levels), levels, 3)
+
+
+def deis_2(levels: Levels) -> Rows:
+    """DEIS, Zhang & Chen 2023, eq. 14 and 15, with two points and polynomials in log(sigma / alpha). Order 2."""
+    return _deis(levels, 2)
+
+
+def deis_3(levels: Levels) -> Rows:
+    """`deis_2` with three points. Order 3."""
+    return _deis(levels, 3)
+
+
+def plms(levels: Levels) -> Rows:
+    """Pseudo linear multistep, Liu et al. 2022 (PNDM), eq. 12, after one step of pseudo Heun. Order 2.
+
+    Eq. 12 takes levels for equally far apart; where they are far from that, the order is 1.
+    """
+    rows, fits = _eps_rows(levels), _fits(levels, 0, 2)
+    if fits:
+        _block(rows, 0, levels.lam[0], _heun_stages(levels.lam[:3]))
+    return _pseudo_adams(rows, levels, [0, 2] if fits else [0])
+
+
+def pndm(levels: Levels) -> Rows:
+    """`plms` after three steps of pseudo Runge-Kutta, Liu et al. 2022, algorithm 2 and eq. 13. Order 2.
+
+    Those steps take four evaluations and four levels each. Where they do not fit, as with fewer than 13 evaluations to
+    sigma = 0, this is `plms`. Eq. 12 then begins with what the history still holds: the last step's own evaluations.
+    """
+    if not all(_fits(levels, i, 4) for i in (0, 4, 8)):
+        return plms(levels)
+    rows, lam = _eps_rows(levels), levels.lam
+    for i in (0, 4, 8):
+        middle, end = lam[i + 2], lam[i + 4]
+        weights = [1 / 6, 1 / 3, 1 / 3, 1 / 6]
+        _block(rows, i, lam[i], [(middle, [1]), (middle, [1, 0]), (end, [1, 0, 0]), (end, weights)])
+    return _pseudo_adams(rows, levels, [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12])
+
+
+def unipc_2(levels: Levels) -> Rows:
+    """UniPC-2, Zhao et al. 2023, section 3, multistep, predicting x0, with B2(h) = e^h - 1. Order 3, for UniP-2 has 2.
+
+    The corrector costs nothing: the next evaluation, at the predicted point, also corrects the move that led there.
+    B(h) matters only where they fix a coefficient to 1/2, in UniP-2 and UniC-1; the other systems are solved exactly.
+    """
+    return _unipc(levels, 2)
+
+
+def unipc_3(levels: Levels) -> Rows:
+    """UniPC-3, see `unipc_2`. Order 4, for UniP-3 has 3."""
+    return _unipc(levels, 3)
+
+
+def ghvb(levels: Levels, order: int = 2, momentum: float = 0.2) -> Rows:
+    """Generalised heavy ball, Wizadwongsa et al. 2024 (arXiv 2307.11118).
+
+    The velocity v = (1 - beta) v + beta eps_hat stands in for eps_hat in Adams-Bashforth (AB), whose weights become
+    AM + (AB - AM) / beta, with those of Adams-Moulton (AM). Levels count as equally far apart, as in `plms`: the order
+    is min(order, 2), or `order` for equal steps of sigma / alpha; order 1 is Polyak's heavy ball.
+
+    Args:
+      order: 1 to 5.
+      momentum: 1 - beta, from 0 (none; Adams-Bashforth) to below 1. The paper's GHVB1.8 is order 2, momentum 0.2.
+    """
+    if order not in range(1, HISTORY + 1):
+        raise UserError(f"order = {order}: ghvb has the orders 1 to {HISTORY}")
+    if not 0 <= momentum < 1:
+        raise UserError(f"momentum = {momentum}: it must lie between 0 (none) and 1 (excluded)")
+    rows, lam, full = _eps_rows(levels), levels.lam, _num_full(levels)
+    # The first velocity is the first eps_hat.
+    rows.remember[1:full] *= 1 - momentum
+    rows.remember[1:full, 2] = momentum
+    for i in range(full):
+        nodes = np.arange(i, max(i - order, -1), -1)
+        ahead, behind = _mean(nodes, i, i + 1), _mean(nodes, i - 1, i)
+        _write_move(rows.move[i], lam[i], lam[i + 1], behind + (ahead - behind) / (1 - momentum))
+    return rows
+
+
+SAMPLERS = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "heun": heun,
+    "dpm_solver_2": dpm_solver_2,
+    "dpm_solver_3": dpm_solver_3,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "deis_2": deis_2,
+    "deis_3": deis_3,
+    "plms": plms,
+    "pndm": pndm,
+    "unipc_2": unipc_2,
+    "unipc_3": unipc_3,
+    "ghvb": ghvb,
+}
+
+
+def make_rows(sampler, levels: Levels, **options) -> Rows:
+    """The rows of a sampler given by name in SAMPLERS or as a function `levels -> Rows`.
+
+    options: passed on where the sampler takes them, so that a caller can hold one set for all; UserError for one that
+    no sampler takes.
+    """
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise UserError(f"sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        sampler = SAMPLERS[sampler]
+    taken = inspect.signature(sampler).parameters
+    known = set(taken).union(*(inspect.signature(other).parameters for other in SAMPLERS.values())) - {"levels"}
+    unknown = set(options) - known
+    if unknown:
+        raise UserError(f"sampler option {', '.join(sorted(unknown))}: choose from {', '.join(sorted(known))}")
+    return sampler(levels, **{name: value for name, value in options.items() if name in taken})
 
 
 def _one_step_rows(step, levels: Levels) -> Rows:
@@ -96,7 +274,160 @@ def _one_step_rows(step, levels: Levels) -> Rows:
     remember, look = np.zeros((num, 3)), np.zeros((num, HISTORY + 1))
     remember[:, 1] = 1
     look[:, 0] = 1
-    return Rows(levels.alpha[:-1], levels.sigma[:-1], remember, move, look)
+    return Rows(levels.alpha[:-1].copy(), levels.sigma[:-1].copy(), remember, move, look)
+
+
+def _dpmpp(rows: Rows, levels: Levels, order: int) -> Rows:
+    for i in range(1, _num_full(levels)):
+        weights = _predictor(levels.lam, i, order)
+        rows.move[i, 1 : 1 + len(weights)] = rows.move[i, 1] * weights
+    return rows
+
+
+def _deis(levels: Levels, order: int) -> Rows:
+    rows, lam = _eps_rows(levels), levels.lam
+    for i in range(_num_full(levels)):
+        _write_move(rows.move[i], lam[i], lam[i + 1], _mean(lam[i::-1][:order], lam[i], lam[i + 1], -1))
+    return rows
+
+
+def _unipc(levels: Levels, order: int) -> Rows:
+    rows, lam, full = ddim(levels), levels.lam, _num_full(levels)
+    of_x, of_x0 = rows.move[:, :2].T.copy()
+    rows.move[:] = rows.look[:] = 0
+    rows.move[0, 0] = 1
+    for i in range(len(of_x)):
+        if i > 0:
+            # base goes to level i, where y was its prediction.
+            weights = _mean(lam[i::-1][: order + 1], lam[i - 1], lam[i], 1) if i > 1 else np.array([1 / 2, 1 / 2])
+            rows.move[i, : 1 + len(weights)] = of_x[i - 1], *of_x0[i - 1] * weights
+        weights = _predictor(lam, i, order if i < full else 1)
+        rows.look[i, : 1 + len(weights)] = of_x[i], *of_x0[i] * weights
+    return rows
+
+
+def _predictor(lam, i, order):
+    """The weights of x0_hat at level i and before in DPM-Solver++'s and UniP's move from level i to i + 1."""
+    if order == 1 or i == 0:
+        return np.ones(1)
+    if order == 2 or i == 1:
+        lean = (lam[i + 1] - lam[i]) / (2 * (lam[i] - lam[i - 1]))
+        return np.array([1 + lean, -lean])
+    return _mean(lam[i::-1][:order], lam[i], lam[i + 1], 1)
+
+
+def _heun_stages(lam):
+    return [(lam[-1], [1]), (lam[-1], [1 / 2, 1 / 2])][: len(lam) - 1]
+
+
+def _dpm_stages(lam):
+    start, end, h = lam[0], lam[-1], lam[-1] - lam[0]
+    if len(lam) == 2:
+        return [(end, [1])]
+    if len(lam) == 3:
+        return [(start + h / 2, [1]), (end, [1, 0])]
+    second = 3 / h - 2 / np.expm1(2 * h / 3)
+    third = 3 / 2 * (1 / h - 1 / np.expm1(h))
+    return [(start + h / 3, [1]), (start + 2 * h / 3, [second, 1 - second]), (end, [third, 0, 1 - third])]
+
+
+def _single_step(levels: Levels, order: int, stages) -> Rows:
+    """stages: the half-logsnrs of a block's levels, first to last -> its stages as `_block` takes them."""
+    rows, full = _eps_rows(levels), _num_full(levels)
+    i = 0
+    while i < full:
+        size = min(order, full - i)
+        size = size if _fits(levels, i, size) else 1
+        _block(rows, i, levels.lam[i], stages(levels.lam[i : i + size + 1]))
+        i += size
+    return rows
+
+
+def _fits(levels: Levels, i: int, size: int) -> bool:
+    """Whether a block of this many evaluations can begin at level i: it ends in time, and is not too long a step."""
+    return i + size <= _num_full(levels) and levels.lam[i + size] - levels.lam[i] <= _LONGEST
+
+
+def _block(rows: Rows, i: int, start: float, stages):
+    """One Runge-Kutta step from half-logsnr `start`, written into rows i and on.
+
+    stages: for each row (lam, weights): it leads from the start to lam along the mean of the step's eps_hat so far,
+    newest first. The last stage moves; those before only look where the network is evaluated next.
+    """
+    for row, (lam, weights) in enumerate(stages, i):
+        if row == i + len(stages) - 1:
+            _write_move(rows.move[row], start, lam, weights)
+        else:
+            rows.move[row] = np.eye(HISTORY + 2)[0]
+            _write_move(rows.look[row], start, lam, weights)
+            _evaluate_at(rows, row + 1, *_level(lam))
+
+
+def _pseudo_adams(rows: Rows, levels: Levels, warm_up) -> Rows:
+    """Adams-Bashforth over the last four levels within reach, as if levels were equally far apart in time.
+
+    For four in a row its weights are (55, -59, 37, -9) / 24. warm_up: the level of each evaluation before.
+    """
+    full = _num_full(levels)
+    evaluated = [*warm_up, *range(len(warm_up), full)]
+    for i in range(len(warm_up), full):
+        columns = {}
+        for column, level in enumerate(evaluated[i::-1][:HISTORY]):
+            columns.setdefault(level, column)
+        nodes, weights = list(columns)[:4], np.zeros(HISTORY)
+        weights[[columns[level] for level in nodes]] = _mean(nodes, i, i + 1)
+        _write_move(rows.move[i], levels.lam[i], levels.lam[i + 1], weights)
+    return rows
+
+
+def _eps_rows(levels: Levels) -> Rows:
+    """DDIM's rows with eps_hat in the history in place of x0_hat, but for a last move to sigma = 0."""
+    rows, lam = ddim(levels), levels.lam
+    for i in range(_num_full(levels)):
+        _evaluate_at(rows, i, levels.alpha[i], levels.sigma[i])
+        _write_move(rows.move[i], lam[i], lam[i + 1], [1])
+    return rows
+
+
+def _evaluate_at(rows: Rows, i: int, alpha: float, sigma: float):
+    rows.alpha[i], rows.sigma[i] = alpha, sigma
+    rows.remember[i] = 1 / sigma, -alpha / sigma, 0
+
+
+def _write_move(row, start, end, weights):
+    """DDIM's move between two half-logsnrs, along a mean of the eps_hat in the history (Lu et al. 2022, eq. 3.7)."""
+    (alpha_from, _), (alpha_to, sigma_to) = _level(start), _level(end)
+    row[:] = 0
+    row[0] = alpha_to / alpha_from
+    row[1 : 1 + len(weights)] = -sigma_to * np.expm1(end - start) * np.asarray(weights)
+
+
+def _mean(nodes, start, end, growth=0):
+    """Weights of values at nodes in the mean of their polynomial from start to end, with density e^(growth s).
+
+    growth 1 makes the integral over x0_hat exact, -1 that over eps_hat, in s = lam (Lu et al. 2022, eq. 3.4; 2022b, eq.
+    8). Gaussian quadrature is as exact as float64 and free of the usual formulas' cancellation at small steps.
+    """
+    s = start + (end - start) * (_POINTS + 1) / 2
+    density = _AREAS * np.exp(growth * (s - end))
+    weights = []
+    for node in nodes:
+        lagrange = np.prod([(s - other) / (node - other) for other in nodes if other != node], axis=0)
+        weights.append(np.sum(density * lagrange))
+    return np.array(weights) / density.sum()
+
+
+def _num_full(levels: Levels) -> int:
+    """How many rows there are but for a last one that moves to sigma = 0."""
+    return len(levels.sigma) - 1 - int(levels.sigma[-1] == 0)
+
+
+def _level(lam):
+    return (1 + np.exp(-2 * lam)) ** -0.5, (1 + np.exp(2 * lam)) ** -0.5
+
+
+def _sigma(alpha):
+    return ((1 - alpha) * (1 + alpha)) ** 0.5
 
 
 def uniform_t(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
@@ -104,11 +435,30 @@ def uniform_t(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
     return np.round(np.linspace(schedule.num_steps, 0, num_steps + 1)).astype(int)
 
 
-SPACINGS = {"uniform_t": uniform_t}
+def quadratic(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+    """t proportional to the square of the number of steps that are left (Song et al. 2021, appendix D.2)."""
+    return schedule.num_steps * np.linspace(1, 0, num_steps + 1) ** 2
+
+
+def uniform_logsnr(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+    """logsnr in equal steps from t = T to t = 1 (Lu et al. 2022, section 3.2), then t = 0."""
+    return _times(schedule, np.linspace(*_ends(schedule), num_steps))
+
+
+def karras(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+    """Equal steps of (sigma / alpha)^(1/7) from t = T to t = 1, then t = 0 (Karras et al. 2022, eq. 5)."""
+    first, last = np.exp(-_ends(schedule) / 7)
+    return _times(schedule, -7 * np.log(np.linspace(first, last, num_steps)))
+
+
+SPACINGS = {"uniform_t": uniform_t, "uniform_logsnr": uniform_logsnr, "quadratic": quadratic, "karras": karras}
 
 
 def levels_of(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform_t") -> Levels:
-    """The variance-preserving sampling levels for this number of network evaluations."""
+    """The variance-preserving sampling levels for this number of network evaluations.
+
+    A spacing gives t, falling from T to 0. Between whole t, 1 - alpha is linear, as it is in training.
+    """
     if spacing not in SPACINGS:
         raise UserError(f"spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
     if not 1 <= num_steps <= schedule.num_steps:
@@ -116,26 +466,34 @@ def levels_of(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform_t
             f"{num_steps} sampling steps: the noise schedule has {schedule.num_steps} steps, so choose 1 to "
             f"{schedule.num_steps}"
         )
-    chosen = SPACINGS[spacing](schedule, num_steps)
-    alpha, sigma = schedule.alpha[chosen], schedule.sigma[chosen]
+    t = SPACINGS[spacing](schedule, num_steps)
+    if t.dtype == int:
+        alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    else:
+        d = np.interp(t, np.arange(schedule.num_steps + 1), _distance(schedule, schedule.sigma))
+        alpha, sigma = 1 - d, d if schedule.flow else np.sqrt(d * (2 - d))
     if schedule.flow:
         # Pure noise has no finite logsnr, which multistep samplers need; at -20 the picture is still invisible.
-        alpha = np.where(sigma > 0, np.maximum(alpha, 1 / (1 + np.exp(10.0))), alpha)
+        alpha = np.where(sigma > 0, np.maximum(alpha, 1 / (1 + np.exp(-_LOWEST))), alpha)
         sigma = 1 - alpha
         length = np.hypot(alpha, sigma)
         alpha, sigma = alpha / length, sigma / length
     return Levels(alpha, sigma)
 
 
-def make_rows(sampler, levels: Levels, **options) -> Rows:
-    """The rows of a sampler given by name in SAMPLERS or as a function `levels -> Rows`."""
-    if isinstance(sampler, str):
-        if sampler not in SAMPLERS:
-            raise UserError(f"sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        sampler = SAMPLERS[sampler]
-    taken = inspect.signature(sampler).parameters
-    return sampler(levels, **{name: value for name, value in options.items() if name in taken})
+def _ends(schedule: NoiseSchedule):
+    """Half the logsnr at t = T and at t = 1."""
+    ends = schedule.logsnr[[-1, 1]] / 2
+    return np.maximum(ends, _LOWEST) if schedule.flow else ends
 
 
-def _sigma(alpha):
-    return ((1 - alpha) * (1 + alpha)) ** 0.5
+def _times(schedule: NoiseSchedule, lam):
+    """The t at which the schedule has these half-logsnrs, of which the first is T's; then 0."""
+    sigma = 1 / (1 + np.exp(lam)) if schedule.flow else _level(lam)[1]
+    t = np.interp(_distance(schedule, sigma), _distance(schedule, schedule.sigma), np.arange(schedule.num_steps + 1))
+    return np.array([schedule.num_steps, *t[1:], 0.0])
+
+
+def _distance(schedule: NoiseSchedule, sigma):
+    """1 - alpha, without the cancellation near alpha = 1."""
+    return sigma if schedule.flow else -np.expm1(np.log1p(-(sigma**2)) / 2)

@@ -1,6 +1,5 @@
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +25,6 @@ def toy(x, alpha, sigma):
     return jnp.tanh(alpha * x) * (1 - 0.5 * sigma)
 
 
-def coefficients(step, alpha_from, alpha_to, **options):
-    """Of x_t, of x0_hat, of the noise."""
-    return [step(*unit[:2], alpha_from, alpha_to, unit[2], **options) for unit in np.eye(3)]
-
-
 def draw(sampler, index=(0, 1), levels=LEVELS, denoise=None, shape=SHAPE):
     return run(KEY, denoise or toy, shape, sampling.make_rows(sampler, levels), jnp.array(index))
 
@@ -42,45 +36,6 @@ def stay(levels):
     return rows
 
 
-@pytest.mark.parametrize("t, s", [(1, 0), (2, 1), (100, 99), (200, 199), (200, 100), (200, 1), (50, 0)])
-def test_ddim_with_eta_one_is_ddpm(t, s):
-    ancestral = coefficients(sampling.ddpm_step, VP.alpha[t], VP.alpha[s])
-    np.testing.assert_allclose(
-        coefficients(sampling.ddim_step, VP.alpha[t], VP.alpha[s], eta=1.0), ancestral, rtol=1e-9, atol=1e-12
-    )
-
-
-def test_ddim_with_eta_one_is_finite_and_ddpm_in_float32_at_all_pairs_of_levels():
-    schedule = noise_schedule.linear(1000, 1e-6, 2e-2)
-    t, s = np.tril_indices(1001, -1)
-    levels = jnp.float32(schedule.alpha[t]), jnp.float32(schedule.alpha[s])
-    np.testing.assert_allclose(
-        coefficients(sampling.ddim_step, *levels, eta=1.0), coefficients(sampling.ddpm_step, *levels), atol=1e-3
-    )
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("t, s", [(2, 1), (200, 150), (100, 1), (100, 0)])
-def test_ddim_keeps_the_forward_process(t, s, eta):
-    # With the true x0, a move must land on q(x_s | x0), whatever eta.
-    of_x_t, of_x0, of_noise = coefficients(sampling.ddim_step, VP.alpha[t], VP.alpha[s], eta=eta)
-    np.testing.assert_allclose(of_x_t * VP.alpha[t] + of_x0, VP.alpha[s], rtol=1e-9)
-    np.testing.assert_allclose(np.hypot(of_x_t * VP.sigma[t], of_noise), VP.sigma[s], rtol=1e-9, atol=1e-12)
-    _, deviation = diffusion.posterior(0.0, 0.0, VP.alpha[t], VP.alpha[s])
-    np.testing.assert_allclose(of_noise, eta * deviation, rtol=1e-12)
-
-
-@pytest.mark.parametrize("step", [sampling.ddpm_step, sampling.ddim_step])
-def test_steps_take_numpy_and_jax_with_scalar_or_batched_levels(step):
-    x_t, x0_hat, noise = np.random.default_rng(0).standard_normal((3, *SHAPE))
-    on_host = step(x_t, x0_hat, VP.alpha[100], VP.alpha[50], noise)
-    assert on_host.dtype == np.float64
-    batched = (np.full((2, 1, 1, 1), VP.alpha[t]) for t in (100, 50))
-    np.testing.assert_array_equal(step(x_t, x0_hat, *batched, noise), on_host)
-    on_device = step(*map(jnp.float32, (x_t, x0_hat, VP.alpha[100], VP.alpha[50], noise)))
-    np.testing.assert_allclose(on_device, on_host, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("num_steps", [1, STEPS])
 def test_a_perfect_denoiser_is_reproduced(num_steps):
     truth = np.linspace(-1, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
@@ -88,7 +43,7 @@ def test_a_perfect_denoiser_is_reproduced(num_steps):
     def perfect(x, alpha, sigma):
         return jnp.asarray(truth)
 
-    for sampler in ("ddpm", "ddim", ETA_HALF):
+    for sampler in (*sampling.SAMPLERS, ETA_HALF):
         x0 = draw(sampler, levels=sampling.levels_of(VP, num_steps), denoise=perfect)
         np.testing.assert_allclose(x0, truth, atol=1e-6)
 
@@ -116,27 +71,6 @@ def moments(rows, denoise):
         slope = move[0] + move[1] * (denoise(1.0, alpha, sigma) - offset)
         mean, deviation = slope * mean + move[1] * offset, np.hypot(slope * deviation, move[-1])
     return np.array([mean, deviation])
-
-
-@pytest.mark.parametrize("kind", diffusion.KINDS)
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_the_distribution_of_gaussian_data_is_approached_as_steps_grow(kind, sampler):
-    # The linear schedule ends at a signal-to-noise ratio that no longer matters.
-    schedule = noise_schedule.flow(1600) if kind == "flow" else noise_schedule.linear(1600, 1e-5, 2e-2)
-    denoise = sampling.make_denoise(gaussian_network(kind), kind, schedule.flow)
-    errors = []
-    for num_steps in (25, 100, 400, 1600):
-        rows = sampling.make_rows(sampler, sampling.levels_of(schedule, num_steps))
-        errors.append(abs(moments(rows, denoise) - (MEAN, DEVIATION)).max())
-    # Both are methods of the first order: four times the steps, about a quarter of the error.
-    assert errors[-1] < 0.02 * DEVIATION
-    assert (np.divide(errors[1:], errors[:-1]) < 0.45).all()
-
-
-def test_kinds_agree_on_one_schedule():
-    rows = sampling.make_rows("ddpm", sampling.levels_of(VP, 10))
-    results = [moments(rows, sampling.make_denoise(gaussian_network(kind), kind, False)) for kind in ("eps", "x0", "v")]
-    chex.assert_trees_all_close(*results, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind, schedule", [("eps", VP), ("flow", FLOW)])
@@ -197,53 +131,6 @@ def test_impossible_step_counts_are_refused(num_steps):
         sampling.sample(KEY, toy, SHAPE, VP, "ddim", num_steps)
 
 
-def test_unknown_names_and_etas_are_refused():
-    with pytest.raises(UserError, match="choose one of ddpm, ddim"):
-        sampling.sample(KEY, toy, SHAPE, VP, "dpm", 2)
-    with pytest.raises(UserError, match="choose one of uniform_t"):
-        sampling.sample(KEY, toy, SHAPE, VP, "ddim", 2, spacing="even")
-    for eta in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match="eta"):
-            sampling.make_rows("ddim", sampling.levels_of(VP, 2), eta=eta)
-
-
-@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
-@pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
-@pytest.mark.parametrize("num_steps", [1, 2, 13, 200])
-def test_rows_are_float64_tables(sampler, schedule, num_steps):
-    rows = sampling.make_rows(sampler, sampling.levels_of(schedule, num_steps))
-    history = samplers.HISTORY
-    chex.assert_shape(rows[:2], (num_steps,))
-    chex.assert_shape(rows[2:], [(num_steps, n) for n in (3, history + 2, history + 1)])
-    for table in rows:
-        assert isinstance(table, np.ndarray) and table.dtype == np.float64 and np.isfinite(table).all()
-    np.testing.assert_allclose(rows.alpha**2 + rows.sigma**2, 1, rtol=1e-12)
-
-
-def test_uniform_t_falls_strictly_from_the_end_to_clean():
-    for total in (1, 7, 50, 200):
-        schedule = noise_schedule.flow(total)
-        for num_steps in range(1, total + 1):
-            chosen = samplers.uniform_t(schedule, num_steps)
-            assert len(chosen) == num_steps + 1 and chosen[0] == total and chosen[-1] == 0
-            gaps = -np.diff(chosen)
-            assert gaps.min() >= 1 and np.ptp(gaps) <= 1
-
-
-def test_levels_are_those_of_the_schedule():
-    levels = sampling.levels_of(VP, 200)
-    np.testing.assert_array_equal(levels.alpha, VP.alpha[::-1])
-    np.testing.assert_allclose(2 * levels.lam, VP.logsnr[::-1], rtol=1e-12)
-
-
-def test_flow_levels_keep_the_signal_to_noise_ratio_and_start_at_minus_twenty():
-    levels = sampling.levels_of(FLOW, 200)
-    np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1, rtol=1e-14)
-    np.testing.assert_allclose(2 * levels.lam[0], -20, rtol=1e-12)
-    np.testing.assert_allclose(2 * levels.lam[1:-1], FLOW.logsnr[1:-1][::-1], rtol=1e-10)
-    assert levels.alpha[-1] == 1 and levels.sigma[-1] == 0
-
-
 def test_sample_runs_the_rows_of_the_respaced_schedule():
     np.testing.assert_allclose(sampling.sample(KEY, toy, SHAPE, VP, "ddpm", STEPS), draw("ddpm"), atol=1e-5)
     given = sampling.sample(KEY, toy, SHAPE, None, ETA_ONE, None, levels=LEVELS, example_index=jnp.array([5, 3]))
@@ -258,7 +145,7 @@ def test_all_samplers_share_one_trace_at_equal_steps():
         traces.append(rows)
         return sampling.run(key, toy, SHAPE, rows)
 
-    for sampler in ("ddpm", "ddim", ETA_HALF):
+    for sampler in (*sampling.SAMPLERS, ETA_HALF):
         np.testing.assert_allclose(counted(KEY, sampling.make_rows(sampler, LEVELS)), draw(sampler), atol=1e-5)
     assert len(traces) == 1
 

@@ -200,7 +200,7 @@ def unipc_3(levels: Levels) -> Rows:
     return _unipc(levels, 3)
 
 
-def ghvb(levels: Levels, order: int = 2, momentum: float = 0.2) -> Rows:
+def ghvb(levels: Levels, order: int = 2, momentum: float = 0.8) -> Rows:
     """Generalised heavy ball, Wizadwongsa et al. 2024 (arXiv 2307.11118).
 
     The velocity v = (1 - beta) v + beta eps_hat stands in for eps_hat in Adams-Bashforth (AB), whose weights become
@@ -209,20 +209,21 @@ def ghvb(levels: Levels, order: int = 2, momentum: float = 0.2) -> Rows:
 
     Args:
       order: 1 to 5.
-      momentum: 1 - beta, from 0 (none; Adams-Bashforth) to below 1. The paper's GHVB1.8 is order 2, momentum 0.2.
+      momentum: the paper's beta, above 0 and up to 1: 1 is Adams-Bashforth, and below 1 moves are damped. The paper's
+        GHVB1.8 is order 2, momentum 0.8.
     """
     if order not in range(1, HISTORY + 1):
         raise UserError(f"order = {order}: ghvb has the orders 1 to {HISTORY}")
-    if not 0 <= momentum < 1:
-        raise UserError(f"momentum = {momentum}: it must lie between 0 (none) and 1 (excluded)")
+    if not 0 < momentum <= 1:
+        raise UserError(f"momentum = {momentum}: it must lie between 0 (excluded) and 1 (undamped)")
     rows, lam, full = _eps_rows(levels), levels.lam, _num_full(levels)
     # The first velocity is the first eps_hat.
-    rows.remember[1:full] *= 1 - momentum
-    rows.remember[1:full, 2] = momentum
+    rows.remember[1:full] *= momentum
+    rows.remember[1:full, 2] = 1 - momentum
     for i in range(full):
         nodes = np.arange(i, max(i - order, -1), -1)
         ahead, behind = _mean(nodes, i, i + 1), _mean(nodes, i - 1, i)
-        _write_move(rows.move[i], lam[i], lam[i + 1], behind + (ahead - behind) / (1 - momentum))
+        _write_move(rows.move[i], lam[i], lam[i + 1], behind + (ahead - behind) / momentum)
     return rows
 
 

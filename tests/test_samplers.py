@@ -178,7 +178,7 @@ def test_the_first_moves_show_where_the_first_level_is_not_noise(sampler, order)
     assert abs(measured - order) < 0.3
 
 
-@pytest.mark.parametrize("order, momentum", [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5), (3, 0.2), (4, 0.2)])
+@pytest.mark.parametrize("order, momentum", [(1, 1.0), (1, 0.5), (2, 1.0), (2, 0.5), (3, 0.8), (4, 0.8)])
 def test_ghvb_has_its_order_at_equal_steps_of_sigma_over_alpha(order, momentum):
     sampler = functools.partial(samplers.ghvb, order=order, momentum=momentum)
     counts = (768, 1536, 3072)
@@ -389,7 +389,7 @@ def test_pndm_begins_with_the_published_loop():
     "sampler, asked", [("plms", [0, 2]), ("pndm", [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12]), ("ghvb", [])]
 )
 def test_pseudo_multistep_moves_integrate_polynomials_of_the_level_s_number(sampler, asked):
-    options = {"order": 4, "momentum": 0.0}
+    options = {"order": 4, "momentum": 1.0}
     rows = samplers.make_rows(sampler, levels_at(even(20)), **options)
     first, asked = len(asked), np.array([*asked, *range(len(asked), 20)], float)
     for i in range(first, 20):
@@ -445,7 +445,7 @@ def test_linear_multistep_has_the_published_weights():
         (3, [(18 + 5 * b) / 12, -(24 - 8 * b) / 12, (6 - b) / 12]),
         (4, [(46 + 9 * b) / 24, -(78 - 19 * b) / 24, (42 - 5 * b) / 24, -(10 - b) / 24]),
     ):
-        rows = samplers.ghvb(levels, order=order, momentum=1 - b)
+        rows = samplers.ghvb(levels, order=order, momentum=b)
         weights = rows.move[8, 1:6] / rows.move[8, 1:6].sum()
         expected = np.pad(np.array(published) / (b if order > 1 else 1), (0, 5 - order))
         np.testing.assert_allclose(weights, expected, rtol=1e-12, atol=1e-12)
@@ -467,12 +467,12 @@ def test_unipc_corrects_by_the_published_linear_system():
     np.testing.assert_allclose(samplers.unipc_3(levels).move[3, 1:5], of_x0, rtol=1e-9)
 
 
-def test_ghvb_without_momentum_is_what_it_generalises():
+def test_undamped_ghvb_is_what_it_generalises():
     levels = samplers.levels_of(VP, 20)
     for data in (GAUSSIAN, MIXTURE):
-        x = run(samplers.ghvb(levels, order=1, momentum=0.0), data.denoise(), POINTS)
+        x = run(samplers.ghvb(levels, order=1, momentum=1.0), data.denoise(), POINTS)
         np.testing.assert_allclose(x, run(samplers.ddim(levels), data.denoise(), POINTS), rtol=1e-9)
-    chex.assert_trees_all_close(samplers.ghvb(levels, order=4, momentum=0.0).move[6:], samplers.plms(levels).move[6:])
+    chex.assert_trees_all_close(samplers.ghvb(levels, order=4, momentum=1.0).move[6:], samplers.plms(levels).move[6:])
 
 
 def test_options_go_to_the_samplers_that_take_them():
@@ -497,7 +497,14 @@ def test_unknown_names_and_impossible_options_are_refused():
     for eta in (-0.1, 1.1, float("nan")):
         with pytest.raises(UserError, match="eta"):
             samplers.make_rows("ddim", levels, eta=eta)
-    for options in ({"order": 0}, {"order": 6}, {"order": 1.5}, {"momentum": -0.1}, {"momentum": 1.0}):
+    for options in (
+        {"order": 0},
+        {"order": 6},
+        {"order": 1.5},
+        {"momentum": 0.0},
+        {"momentum": 1.1},
+        {"momentum": float("nan")},
+    ):
         with pytest.raises(UserError, match=next(iter(options))):
             samplers.make_rows("ghvb", levels, **options)
 

@@ -108,9 +108,11 @@ def main() -> int:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     versions = {"python": platform.python_version(), **versions}
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    for r in rows:
+        r["range"] = "{:.3f} to {:.3f}".format(*r["ratio_range"])
     table = "\n".join(
         f"| {r['network']} | {r['parameters']:,} | {r['batch']} | {r['pictures_per_second']:.2f} | "
-        f"{r['loop_pictures_per_second']:.2f} | {r['ratio']:.3f} ({r['ratio_range'][0]:.3f} to {r['ratio_range'][1]:.3f})"
+        f"{r['loop_pictures_per_second']:.2f} | {r['ratio']:.3f} ({r['range']})"
         f" | {r['difference']:.1e} |"
         for r in rows
     )
@@ -118,8 +120,8 @@ def main() -> int:
 
 `python -m benchmarks.sampling_loop` on {device}: {", ".join(f"{n} {v}" for n, v in versions.items())}.
 
-Ancestral sampling in {STEPS} evaluations, {SIZE} x {SIZE} pixels, float32. Medians of {REPEATS} turns, each of both; the
-ratio is that of throughputs, scanned to loop, turn by turn.
+Ancestral sampling in {STEPS} evaluations, {SIZE} x {SIZE} pixels, float32. Medians of {REPEATS} turns, each of
+both; the ratio is that of throughputs, scanned to loop, turn by turn.
 
 | network | parameters | batch | scanned, pictures/s | loop, pictures/s | ratio (range) | largest difference |
 |---|---|---|---|---|---|---|

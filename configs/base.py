@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()  # how pictures are drawn: samples, evaluate, upscale, generate
     config.sampling.spacing = "uniform_t"  # or uniform_logsnr, quadratic, karras
     config.sampling.eta = 0.0  # the noise that ddim adds: from 0, none, to 1, as much as ddpm
-    config.sampling.momentum = 0.8  # ghvb: below 1 damps its moves
+    config.sampling.momentum = 0.8  # ghvb: above 0, to 1, which is none; below 1 damps its moves
     config.sampling.clip = "range"  # of predicted pictures, to [-1, 1]; or dynamic (thresholding), none
     config.sampling.percentile = 0.995  # dynamic: the share of values that is kept
     config.sampling.eps_scale = 1.0  # epsilon scaling: predicted noise is divided by eps_scale + eps_scale_slope t / T

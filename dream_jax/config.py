@@ -306,6 +306,7 @@ def _validate(config):
         allowed = all(isinstance(value, int) and 0 <= value < 2**32 for value in values)
         _require(allowed, config, key, "a seed is a whole number from 0 to 2^32 - 1")
     _require(len(set(config.evaluation.seeds)) == len(config.evaluation.seeds), config, "evaluation.seeds", "each once")
+    _require(config.sampling.momentum > 0, config, "sampling.momentum", "it must be greater than 0")
     _require(config.sampling.eps_scale > 0, config, "sampling.eps_scale", "it must be greater than 0")
     least = config.sampling.eps_scale + config.sampling.eps_scale_slope
     _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")

@@ -113,13 +113,13 @@ def pictures_of(model):
 
 
 def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path, capsys):
-    changes = "evaluation.samplers=ddpm,ddim", "evaluation.steps=1,2", "evaluation.seeds=3,4"
+    changes = "evaluation.samplers=ddpm,dpmpp_2m", "evaluation.steps=1,2", "evaluation.seeds=3,4"
     models = {"bicubic itself": fake(nothing, *changes), "noisy": fake(its_input, *changes, step=2)}
     pictures = pictures_of(models["noisy"])
     record, columns = evaluate.evaluate(models, pictures, QUIET)
     baseline, *rows = record["rows"]
     assert [(row["model"], row["sampler"], row["steps"]) for row in rows] == [
-        (name, sampler, steps) for name in models for sampler in ("ddpm", "ddim") for steps in (1, 2)
+        (name, sampler, steps) for name in models for sampler in ("ddpm", "dpmpp_2m") for steps in (1, 2)
     ]
     for row in rows:
         same = row["model"] == "bicubic itself"

@@ -40,7 +40,14 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
     evaluate.check_task(models)
     first = next(iter(models.values())).experiment.config.evaluation
     sampler, steps, seed = first.samplers[0], max(first.steps), first.seeds[0]
-    record = {"sampler": sampler, "steps": steps, "seed": seed, "pictures": len(pictures), "crop": pictures.shape[1]}
+    record = {
+        "protocol": "gap",
+        "sampler": sampler,
+        "steps": steps,
+        "seed": seed,
+        "pictures": len(pictures),
+        "crop": pictures.shape[1],
+    }
     record["models"] = {}
     with draw.progress_bar(console) as bar:
         job = bar.add_task("measuring the gap", total=len(models) * len(pictures))

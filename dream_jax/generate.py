@@ -65,6 +65,7 @@ def generate(
         "sampler": sampler,
         "steps": steps,
         "seed": seed,
+        "count": count,
         "sampling": chosen.sampling.to_dict(),
         "size": chosen.image_size,
         "version": __version__,
@@ -102,7 +103,7 @@ def _check(path, about, overwrite):
         before = {}
     if before is None and any((path.parent / "pictures").iterdir()) and not overwrite:
         raise UserError(f"{path.parent}/pictures holds pictures already, of unknown origin; choose another --output")
-    ignored = ("workdir", "version")
+    ignored = ("workdir", "version", "count")
     if before is not None and not overwrite:
         changed = [
             f"{name}: {before.get(name)} -> {about[name]}"
@@ -115,4 +116,6 @@ def _check(path, about, overwrite):
                 f"{path.parent} holds pictures of other settings; choose another --output, or pass --overwrite to draw "
                 f"them again (theirs -> given):\n  {listed}"
             )
+    if before and not overwrite:
+        about = about | {"count": max(about["count"], before.get("count", 0))}
     evaluate.write_json(about, path)

@@ -5,27 +5,28 @@ import pytest
 import tiny
 from PIL import Image
 
-from dream_jax import config, evaluate, images, trained, upscale
+from dream_jax import config, images, trained, upscale
 from dream_jax.__main__ import main
 
 SCALE = 2
 
 
 @pytest.fixture(scope="module")
-def shared():
-    return []
+def known():
+    return {}
 
 
 @pytest.fixture(autouse=True)
-def quick(shared, monkeypatch):
-    """All tests draw with the same model, so each shape needs to be compiled once only."""
-    make_draw = evaluate.make_draw
+def quick(known, monkeypatch):
+    """All tests draw with the same network, so each shape needs to be compiled once only."""
+    make_ways = upscale.make_ways
 
-    def make_once(*args):
-        shared[:] = shared or [make_draw(*args)]
-        return shared[0]
+    def make_once(model, rows, limit, tile, tick):
+        key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
+        known[key] = known.get(key) or make_ways(model, rows, limit, tile)
+        return known[key]
 
-    monkeypatch.setattr(evaluate, "make_draw", make_once)
+    monkeypatch.setattr(upscale, "make_ways", make_once)
     with tiny.quick_compiles():
         yield
 
@@ -57,8 +58,8 @@ def bicubic(picture):
 
 
 def run(workdir, source, output, *options):
-    named = ("--workdir", workdir, "--input", source, "--output", output, "--sampler", "ddpm", "--steps", "2", *options)
-    return main(["upscale", *map(str, named)])
+    named = ("--workdir", workdir, "--input", source, "--output", output, "--sampler", "ddpm", "--steps", "2")
+    return main(["upscale", *map(str, (*named, "--memory", 1, *options))])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 5)])
@@ -92,12 +93,12 @@ def test_pictures_are_upright(tiny_workdir, tmp_path):
 
 def test_a_folder_is_mirrored_past_bad_pictures_and_made_complete_later(tiny_workdir, tmp_path, capsys):
     source, output = tmp_path / "low", tmp_path / "low" / "high"
-    names = "a.png", "b.JPG", "deeper/a.webp"
+    names = "a.png", "b.TIFF", "deeper/a.webp"
     for seed, name in enumerate(names):
         images.write(source / name, picture_of(seed, 16, 16))
     (source / "bad.png").write_text("no picture")
     assert run(tiny_workdir, source, output) == 1
-    results = [output / name for name in ("a.png", "b.png", "deeper/a.png")]
+    results = [output / name for name in names]
     assert images.list_pictures(output) == results
     for name, result in zip(names, results, strict=True):
         np.testing.assert_array_equal(images.read(result), bicubic(images.read(source / name)))
@@ -165,7 +166,8 @@ def test_network_sides(divisor):
         ("one.png", "high.gif", "suffix"),
         ("one.png", "high", "suffix"),
         ("one.png", "file/high.png", "written"),
-        ("twins", "high", "both become"),
+        ("twins", "high --format png", "both become"),
+        ("one.png", "high.png --format jpg", "format asked for"),
         ("twins", "twins", "another folder"),
         ("twins/a.png", "twins/", "would replace"),
         ("nested", ".", "would replace"),
@@ -179,7 +181,7 @@ def test_mistakes_in_paths(source, output, reason, tiny_workdir, tmp_path, monke
     (tmp_path / "file").write_text("")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     monkeypatch.chdir(tmp_path)
-    assert run(tiny_workdir, source, output) == 2
+    assert run(tiny_workdir, source, *output.split()) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -288,7 +289,9 @@ def read_picture(path) -> Picture:
     The pixels are upright, so that the EXIF tags are without orientation, and without thumbnail and dimensions. Grey
     and CMYK pictures with a colour profile are turned into sRGB; a profile of RGB colours is kept, any other is not.
     """
-    return _read(path, managed=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged tags, which are left out
+        return _read(path, managed=True)
 
 
 def read_with_alpha(path):

@@ -110,24 +110,11 @@ def upscale(
             failures[job.picture] = str(error)
             bar.advance(task, count)
 
-        def prepare(job):
-            nonlocal model, way_of
+        def read(job):
             picture = images.read_picture(job.picture)
-            low = picture.colours.shape[:2]
             for _, result in job.results:
-                images.check_size(result, low[0] * scale, low[1] * scale)
-            if model is None:
-                model = trained.load(workdir, overrides)
-                limit = tiles.free_bytes(model.mesh.local_devices[0]) / 2 if memory is None else memory * 2**30
-                way_of = make_ways(model, rows, limit, tile, lambda share: bar.advance(task, share / steps))
-            # What is projected on a low-resolution picture is compiled for its own shape.
-            own = low if experiment.config.sampling.project else ()
-            shape = tuple(network_side(side * scale, align) for side in low), own
-            bar.update(task, description="preparing")
-            try:
-                return picture, shape, way_of(*shape)
-            except UserError as error:
-                raise UserError(f"{shown(job.picture)}: {error}") from error
+                images.check_size(result, *(side * scale for side in picture.colours.shape[:2]))
+            return picture
 
         def finish(shape, seed):
             nonlocal done, pixels, seconds
@@ -137,10 +124,11 @@ def upscale(
             named = [(job.name, picture) for job, picture, _ in group]
             try:
                 drawn = draw_group(model, way, rows, seed, named, shape[0])
-            except jax.errors.JaxRuntimeError as error:
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 # Another program may have taken the memory that was free; the first line says what was asked for.
+                bar.update(task, completed=before)
                 for job, _, _ in group:
-                    fail(job, f"{shown(job.picture)}: cannot be drawn ({str(error).splitlines()[0]})")
+                    fail(job, f"{shown(job.picture)}: cannot be drawn ({str(error).partition(chr(10))[0]})")
                 return
             seconds += time.monotonic() - start
             pixels += sum(colours[..., 0].size for colours in drawn)
@@ -156,9 +144,23 @@ def upscale(
 
         for job in jobs:
             try:
-                picture, shape, way = prepare(job)
+                picture = read(job)
             except UserError as error:
                 fail(job, error, len(job.results))
+                continue
+            bar.update(task, description="preparing")
+            if model is None:
+                model = trained.load(workdir, overrides)
+                limit = tiles.free_bytes(model.mesh.local_devices[0]) / 2 if memory is None else memory * 2**30
+                way_of = make_ways(model, rows, limit, tile, lambda share: bar.advance(task, share / len(rows.alpha)))
+            low = picture.colours.shape[:2]
+            # What is projected on a low-resolution picture is compiled for its own shape.
+            own = low if experiment.config.sampling.project else ()
+            shape = tuple(network_side(side * scale, align) for side in low), own
+            try:
+                way = way_of(*shape)
+            except UserError as error:
+                fail(job, f"{shown(job.picture)}: {error}", len(job.results))
                 continue
             for number, result in job.results:
                 group = waiting.setdefault((shape, number), [])
@@ -420,7 +422,7 @@ def draw_group(model: trained.Trained, way: Way, rows, seed: int, named, sides) 
     # Filled up with its own last picture.
     chosen = [named[min(i, len(named) - 1)] for i in range(way.batch)]
     inputs = jax.device_put(_inputs_of(experiment, [picture.colours for _, picture in chosen], sides), way.layout)
-    numbers = np.array([zlib.crc32(name.encode()) >> 1 for name, _ in chosen], np.int32)
+    numbers = np.array([zlib.crc32(os.fsencode(name)) >> 1 for name, _ in chosen], np.int32)
     drawn = np.asarray(way.draw(model.params, inputs, numbers, rows, drawing.make_key(seed)))
     ends = ([side * experiment.task.scale for side in picture.colours.shape[:2]] for _, picture in named)
     return [picture[:height, :width] for picture, (height, width) in zip(drawn, ends, strict=False)]

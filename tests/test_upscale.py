@@ -292,23 +292,32 @@ def test_a_run_that_was_killed_is_made_complete(tiny_workdir, tmp_path, monkeypa
     class Killed(BaseException):
         pass
 
-    def die(source, target):
-        monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # nothing tidies up after a kill
+    def die(*_):
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", die)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # nothing tidies up after a kill
         with pytest.raises(Killed):
             run(tiny_workdir, tmp_path / "low", tmp_path / "high")
-    monkeypatch.undo()
     left = list((tmp_path / "high").iterdir())
     assert len(left) == 1 and left[0].suffix == ".tmp"
-    assert (
-        main(["upscale", "--workdir", str(tiny_workdir), "--input", f"{tmp_path}/low", "--output", f"{tmp_path}/high"])
-        == 0
-    )
+    assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 0
     assert sorted(path.name for path in (tmp_path / "high").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_run_without_a_checkpoint_says_so_once(tiny_workdir, tmp_path, capsys):
+    config.save(config.read(tiny_workdir / "config.json"), tmp_path / "config.json")
+    for name in "ab":
+        images.write(tmp_path / "low" / f"{name}.png", picture_of(0, 4, 4))
+    assert run(tmp_path, tmp_path / "low", tmp_path / "high") == 2
+    assert "no checkpoint" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_names_of_any_bytes(tiny_workdir, tmp_path):
+    images.write(tmp_path / "low" / os.fsdecode(b"\xff.png"), picture_of(0, 16, 16))
+    assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 0
+    assert os.listdir(os.fsencode(tmp_path / "high")) == [b"\xff.png"]
 
 
 @pytest.mark.parametrize("divisor", [1, 4, 12])

@@ -11,6 +11,8 @@ from rich.console import Console
 from dream_jax.errors import UserError
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
+SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
+FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
 # A launcher that starts several processes sets it to the address at which they meet.
 _COORDINATOR = "DREAM_JAX_COORDINATOR"
@@ -32,14 +34,21 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
 
-    upscale = commands.add_parser("upscale", help="enlarge your own pictures with a trained model")
+    upscale = commands.add_parser(
+        "upscale", help="enlarge your own pictures with a trained model", epilog=SAMPLING_HELP
+    )
     upscale.add_argument("--workdir", required=True, help="of the training run")
     upscale.add_argument("--input", required=True, help="a picture, or a folder of pictures")
     upscale.add_argument("--output", required=True, help="a picture, or a folder")
+    upscale.add_argument("--format", choices=FORMATS, help="of results in a folder (default: that of each picture)")
     upscale.add_argument("--sampler", default="ddim")
     upscale.add_argument("--steps", type=int, default=10, help="network evaluations (default: 10)")
-    upscale.add_argument("--eta", type=float, default=0.0, help="noise that ddim adds, 0 to 1 (default: 0)")
     upscale.add_argument("--seed", type=int, default=0)
+    upscale.add_argument("--samples", type=int, default=1, help="results for each picture, of seeds --seed and up")
+    upscale.add_argument(
+        "--memory", type=float, metavar="GIB", help="most that drawing may take (default: half of what is free)"
+    )
+    upscale.add_argument("--tile", type=int, metavar="PIXELS", help="side of tiles, instead of one found by --memory")
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
 
     generate = commands.add_parser("generate", help="make new pictures with a trained model", epilog=CONFIG_HELP)
@@ -57,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
 
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command in ("upscale", "prepare"):
+    if rest and options.command == "prepare":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     console = Console(soft_wrap=True)
     try:
@@ -167,8 +176,12 @@ def _find_start(options, model, console):
 def _upscale(options, rest, console):
     from dream_jax import upscale
 
-    choices = {name: getattr(options, name) for name in ("sampler", "steps", "eta", "seed", "overwrite")}
-    return upscale.upscale(options.workdir, options.input, options.output, console, **choices)
+    names = "sampler", "steps", "seed", "samples", "memory", "tile", "overwrite"
+    choices = {name: getattr(options, name) for name in names}
+    suffix = options.format and f".{options.format}"
+    return upscale.upscale(
+        options.workdir, options.input, options.output, console, suffix=suffix, overrides=rest, **choices
+    )
 
 
 def _generate(options, rest, console):

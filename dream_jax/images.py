@@ -1,22 +1,60 @@
 """Pictures: value ranges, resizing that agrees with Pillow's files, reading, writing and labelled grids."""
 
 import functools
+import hashlib
 import io
 import math
 import os
 import stat
-import uuid
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from dream_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26
+
+# By Pillow's names: how each format is saved, the most pixels a side, and which of `Picture.extras` it can hold.
+_OPTIONS = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+    "BMP": {},
+}
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
+_HOLDS = {"WEBP": ("exif", "icc_profile"), "BMP": ("dpi",)}
+_OPAQUE = ("JPEG", "BMP")
+
+# Tags of a file's own making, wrong in another file: its layout, tables, thumbnails, profile and second copies of EXIF.
+_LAYOUT_TAGS = (
+    *range(254, 260),
+    *(262, 266, 273, 277, 278, 279, 284, 288, 289, 290, 291, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330),
+    *(332, 334, 336, 338, 339, 340, 341, 347, 513, 514, 529, 530, 531, 532, 700, 34377, 34675),
+)
+_DIMENSION_TAGS = (0xA002, 0xA003)
+
+
+class Picture(NamedTuple):
+    """What a file holds: colours uint8 [H, W, 3], alpha uint8 [H, W] or None, and extras to be written again.
+
+    extras: Pillow's options exif (bytes), icc_profile (bytes, one that fits the colours) and dpi, where there are any.
+    """
+
+    colours: np.ndarray
+    alpha: np.ndarray | None
+    extras: dict
+
+
+def shown(name) -> str:
+    """A file's name for a message: what would break the line, or cannot be printed, as in a Python string."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
 
 
 def to_float(picture, dtype=jnp.float32):
@@ -159,7 +197,48 @@ def _grey_levels(values):
     return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
-def _decode(file):
+def _kept_exif(picture):
+    """The EXIF tags of an upright picture that still hold for its enlarged copy, as bytes, or None."""
+    try:
+        exif = picture.getexif()
+        for tag in (*_LAYOUT_TAGS, ExifTags.Base.Orientation):
+            exif.pop(tag, None)
+        for tag in _DIMENSION_TAGS:
+            exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
+        exif.get_ifd(ExifTags.IFD.GPSInfo)
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # damaged tags raise almost anything, and are no reason to lose the picture
+        return None
+
+
+def _kept_dpi(dpi):
+    try:
+        across, down = map(float, dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 1 <= across < 65536 and 1 <= down < 65536 else None
+
+
+def _colour_space(icc_profile):
+    """RGB, GRAY, CMYK, ...; None of a damaged profile."""
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)).profile.xcolor_space.strip()
+    except (OSError, ImageCms.PyCMSError):
+        return None
+
+
+def _to_srgb(picture, icc_profile):
+    """A Pillow picture in the colours of the profile as RGB in those of sRGB; as plain RGB where the profile fails."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return picture.convert("RGB")
+
+
+def _decode(file, managed):
+    """A Picture; where managed, with extras, and grey and CMYK colours by their profiles."""
     with Image.open(file) as picture:
         if picture.format == "EPS":
             raise ValueError("PostScript is a program, not a picture")
@@ -168,15 +247,51 @@ def _decode(file):
             raise ValueError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
+        profile = picture.info.get("icc_profile")
+        extras = {}
+        if managed:
+            extras = {"exif": _kept_exif(picture), "dpi": _kept_dpi(picture.info.get("dpi"))}
         if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-            grey = _grey_levels(np.asarray(picture))
-            return np.repeat(grey[:, :, None], 3, axis=2), None
+            picture = Image.fromarray(_grey_levels(np.asarray(picture)))
         if picture.mode == "La":
             picture = picture.convert("LA")
-        if not picture.has_transparency_data:
-            return np.array(picture.convert("RGB")), None
-        pixels = np.asarray(picture.convert("RGBA"))
-        return pixels[..., :3].copy(), pixels[..., 3].copy()
+        if picture.has_transparency_data:
+            pixels = np.asarray(picture.convert("RGBA"))
+            colours, alpha = pixels[..., :3].copy(), pixels[..., 3].copy()
+        else:
+            colours, alpha = np.array(picture.convert("RGB")), None
+        if managed and profile:
+            space = _colour_space(profile)
+            if (space, picture.mode) in (("GRAY", "L"), ("GRAY", "LA"), ("CMYK", "CMYK")):
+                colours = np.array(_to_srgb(picture.getchannel("L") if space == "GRAY" else picture, profile))
+            elif space == "RGB" and picture.mode != "CMYK":
+                extras["icc_profile"] = profile
+        return Picture(colours, alpha, {name: value for name, value in extras.items() if value})
+
+
+def _read(path, managed):
+    name = "picture" if isinstance(path, bytes) else shown(path)
+    try:
+        if isinstance(path, bytes):
+            return _decode(io.BytesIO(path), managed)
+        # A named pipe would block the reader for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is not a file")
+        with open(path, "rb") as file:
+            return _decode(file, managed)
+    except Exception as error:  # Pillow's decoders raise almost any kind of exception on damaged files.
+        raise UserError(f"{name}: cannot be read as a picture ({_reason(error)})") from error
+
+
+def read_picture(path) -> Picture:
+    """Read a picture file with what is to be kept beside its pixels; like `read_with_alpha` otherwise.
+
+    The pixels are upright, so that the EXIF tags are without orientation, and without thumbnail and dimensions. Grey
+    and CMYK pictures with a colour profile are turned into sRGB; a profile of RGB colours is kept, any other is not.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged tags, which are left out
+        return _read(path, managed=True)
 
 
 def read_with_alpha(path):
@@ -186,17 +301,7 @@ def read_with_alpha(path):
     divided by 257; float ones are taken to span 0..1 if nothing exceeds 1, and 0..255 otherwise. Of several frames
     the first is read. Raises UserError for whatever cannot be read whole, and above MAX_PIXELS pixels.
     """
-    name = "picture" if isinstance(path, bytes) else path
-    try:
-        if isinstance(path, bytes):
-            return _decode(io.BytesIO(path))
-        # A named pipe would block the reader for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is not a file")
-        with open(path, "rb") as file:
-            return _decode(file)
-    except Exception as error:  # Pillow's decoders raise almost any kind of exception on damaged files.
-        raise UserError(f"{name}: cannot be read as a picture ({_reason(error)})") from error
+    return _read(path, managed=False)[:2]
 
 
 def read(path):
@@ -227,35 +332,73 @@ def list_pictures(folder):
     return sorted(found)
 
 
-def write(path, picture, overwrite=False):
+def format_of(path) -> str:
+    """Pillow's name of the format that a file's suffix stands for; raises UserError for others than SUFFIXES."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{shown(path)}: the suffix must be one of {' '.join(SUFFIXES)}")
+    return Image.registered_extensions()[suffix]
+
+
+def check_size(path, height, width):
+    """Raises UserError where the format of a file cannot hold a picture of this size."""
+    longest = _LONGEST_SIDE.get(format_of(path), math.inf)
+    if max(height, width) > longest:
+        raise UserError(f"{shown(path)}: {width} x {height} pixels; {format_of(path)} holds at most {longest} a side")
+
+
+def holds_alpha(path) -> bool:
+    """Whether the format that a file's suffix stands for can hold transparency."""
+    return format_of(path) not in _OPAQUE
+
+
+def write(path, picture, overwrite=False, extras=None):
     """Write uint8 [H, W, 3] or [H, W, 4] (RGBA) to a file whose suffix names the format, making its folders.
 
     The file appears whole or not at all. PNG, BMP, TIFF and WebP are lossless, JPEG has quality 95 without chroma
-    subsampling. Raises UserError for an existing file unless `overwrite`, an unknown suffix, alpha in a format
-    without it, and when the file cannot be written.
+    subsampling. extras are those of a `Picture`, as far as the format can hold them; where it has no place for a
+    colour profile, colours are turned into sRGB. Raises UserError for an existing file unless `overwrite`, an unknown
+    suffix, alpha in a format without it, and when the file cannot be written.
     """
     path, picture = Path(path), np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4):
         raise ValueError(f"a picture is uint8 [H, W, 3] or [H, W, 4], not {picture.dtype} {picture.shape}")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: the suffix must be one of {' '.join(SUFFIXES)}")
-    if picture.shape[2] == 4 and suffix in (".jpg", ".jpeg", ".bmp"):
-        raise UserError(f"{path}: {suffix} cannot hold transparency; use .png, .webp or .tif")
-    image_format = Image.registered_extensions()[suffix]
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "exact": True}}
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    image_format = format_of(path)
+    if picture.shape[2] == 4 and not holds_alpha(path):
+        raise UserError(f"{shown(path)}: {path.suffix.lower()} cannot hold transparency; use .png, .webp or .tif")
+    check_size(path, *picture.shape[:2])
+    # The name tells whose it is, so that what a killed run left is replaced; it is as short as that of any picture.
+    temporary = path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp"
     try:
         if path.exists() and not overwrite:
-            raise UserError(f"{path}: exists already; name another file or pass --overwrite")
+            raise UserError(f"{shown(path)}: exists already; name another file or pass --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            Image.fromarray(picture).save(temporary, image_format, **options.get(image_format, {}))
+            temporary.write_bytes(_encode(picture, image_format, extras or {}))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({_reason(error)})") from error
+    except (OSError, ValueError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shown(path)}: cannot be written ({_reason(error)})") from error
+
+
+def _encode(picture, image_format, extras):
+    """The bytes of a file."""
+    picture, options = Image.fromarray(picture), dict(_OPTIONS[image_format])
+    held = {name: extras[name] for name in _HOLDS.get(image_format, extras) if name in extras}
+    if "icc_profile" in extras and "icc_profile" not in held:
+        picture = _to_srgb(picture, extras["icc_profile"])
+    if image_format == "TIFF" and "exif" in held:
+        exif = Image.Exif()
+        exif.load(held["exif"])
+        if any(tag in exif for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)):
+            # libtiff, which compresses, cannot write these tags of tags.
+            options = {}
+    with io.BytesIO() as file:
+        picture.save(file, image_format, **options, **held)
+        return file.getvalue()
 
 
 def _enlarge(pictures, factor):

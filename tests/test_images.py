@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import skimage
 from jax.sharding import Mesh, PartitionSpec
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
 from dream_jax import images
 from dream_jax.errors import UserError
@@ -204,6 +204,135 @@ def test_exif_orientation_is_applied(tmp_path, kind):
     Image.fromarray(np.ascontiguousarray(np.rot90(levels))).save(tmp_path / "a.png", exif=exif)
     read = images.read(tmp_path / "a.png")
     np.testing.assert_array_equal(read, upright if kind == "RGB" else np.repeat(upright[..., None], 3, -1))
+
+
+def profile_of(space):
+    """A small ICC profile: GRAY of gamma 1, or CMYK whose inks darken to black alone and together."""
+    xyz = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    if space == "GRAY":
+        kind, pcs, tags = b"mntr", b"XYZ ", {b"wtpt": xyz, b"kTRC": b"curv" + struct.pack(">II", 0, 0)}
+    else:
+        corners = [(0 if any(inks) else 255, 128, 128) for inks in np.ndindex(2, 2, 2, 2)]
+        table = struct.pack(">4sIBBBx9i", b"mft1", 0, 4, 3, 2, *(65536 * np.eye(3, dtype=int)).ravel().tolist())
+        table += bytes(range(256)) * 4 + bytes(np.uint8(corners).ravel()) + bytes(range(256)) * 3
+        kind, pcs, tags = b"prtr", b"Lab ", {b"wtpt": xyz, b"A2B0": table}
+    start, entries, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, value in tags.items():
+        value += b"\0" * (-len(value) % 4)
+        entries += struct.pack(">4sII", name, start + len(data), len(value))
+        data += value
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s28xiii", start + len(data), 0x02400000, kind, space.encode(), pcs, b"acsp", 63190, 65536, 54061
+    )
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + entries + data
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def tagged_exif():
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x0112: 6, 0x9C9B: b"x"})
+    exif.get_ifd(0x8769).update({0xA002: 6, 0xA003: 4, 0x9003: "2020:02:02 02:02:02"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    return exif
+
+
+@pytest.mark.parametrize("target", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("source", ["png", "jpg", "webp", "tif"])
+def test_extras_are_kept(tmp_path, source, target):
+    exif = tagged_exif()
+    exif = exif.tobytes() if source == "tif" else exif
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / f"a.{source}", exif=exif, icc_profile=SRGB, dpi=(300, 300))
+    picture = images.read_picture(tmp_path / f"a.{source}")
+    assert picture.colours.shape == (6, 4, 3)
+    images.write(tmp_path / f"b.{target}", noise(12, 8, 3), extras=picture.extras)
+    with Image.open(tmp_path / f"b.{target}") as written:
+        kept = written.getexif()
+        assert written.size == (8, 12) and written.info["icc_profile"] == SRGB
+        assert kept[0x010F] == "Maker" and 0x0112 not in kept
+        assert dict(kept.get_ifd(0x8769)) == {0x9003: "2020:02:02 02:02:02"}
+        assert dict(kept.get_ifd(0x8825)) == {1: "N", 2: (1.0, 2.0, 3.0)}
+        if "webp" not in (source, target):
+            assert written.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    if target != "jpg":
+        np.testing.assert_array_equal(images.read(tmp_path / f"b.{target}"), noise(12, 8, 3))
+
+
+def test_bmp_keeps_resolution_and_colours_without_a_profile(tmp_path):
+    extras = {"exif": tagged_exif().tobytes(), "icc_profile": SRGB, "dpi": (300, 300)}
+    images.write(tmp_path / "a.bmp", noise(4, 6, 3), extras=extras)
+    picture = images.read_picture(tmp_path / "a.bmp")
+    assert picture.extras == {"dpi": pytest.approx((300, 300), abs=0.1)}
+    assert np.abs(picture.colours.astype(int) - noise(4, 6, 3)).max() <= 1
+
+
+def test_tiff_is_compressed(tmp_path):
+    images.write(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), extras={"dpi": (300, 300)})
+    assert (tmp_path / "a.tif").stat().st_size < 1000
+
+
+def test_thumbnails_are_dropped(tmp_path):
+    exif = tagged_exif()
+    plain = exif.tobytes()
+    # A second directory, which thumbnails lie in, after the first.
+    count = struct.unpack_from(">H", plain, 14)[0]
+    link = 16 + 12 * count
+    second = struct.pack(">HHHIII", 1, 0x0201, 4, 1, 12345, 0)
+    with_thumbnail = plain[:link] + struct.pack(">I", len(plain) - 6) + plain[link + 4 :] + second
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.jpg", exif=with_thumbnail)
+    with Image.open(tmp_path / "a.jpg") as original:
+        assert original.getexif().get_ifd(ExifTags.IFD.IFD1)
+    images.write(tmp_path / "b.jpg", noise(4, 6, 3), extras=images.read_picture(tmp_path / "a.jpg").extras)
+    with Image.open(tmp_path / "b.jpg") as written:
+        assert written.getexif()[0x010F] == "Maker" and not written.getexif().get_ifd(ExifTags.IFD.IFD1)
+
+
+def test_grey_and_cmyk_become_srgb_by_their_profiles(tmp_path):
+    grey = np.uint8([[0, 55, 127, 255]])
+    Image.fromarray(grey).save(tmp_path / "grey.png", icc_profile=profile_of("GRAY"))
+    Image.fromarray(np.dstack([grey, grey]), "LA").save(tmp_path / "both.png", icc_profile=profile_of("GRAY"))
+    linear = grey / 255
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    for name in "grey.png", "both.png":
+        picture = images.read_picture(tmp_path / name)
+        assert np.abs(picture.colours - expected[..., None]).max() < 1.5 and "icc_profile" not in picture.extras
+        np.testing.assert_array_equal(images.read(tmp_path / name)[..., 0], grey)
+    np.testing.assert_array_equal(picture.alpha, grey)
+
+    inks = np.uint8([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255]]])
+    Image.fromarray(inks, "CMYK").save(tmp_path / "inks.tif", icc_profile=profile_of("CMYK"))
+    picture = images.read_picture(tmp_path / "inks.tif")
+    assert "icc_profile" not in picture.extras
+    assert picture.colours[0, 0].min() > 250 and picture.colours[0, 1:].max() < 5
+
+
+@pytest.mark.parametrize("profile", [b"no profile", profile_of("GRAY"), profile_of("CMYK")])
+def test_profiles_that_do_not_fit_are_left_out(tmp_path, profile):
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.png", icc_profile=profile)
+    picture = images.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.colours, noise(4, 6, 3))
+    assert picture.extras == {}
+
+
+def test_damaged_extras_do_not_lose_the_picture(tmp_path):
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0" + b"II*\0\x08\0\0\0\xff\xff", dpi=(0, 0))
+    picture = images.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.colours, noise(4, 6, 3))
+    assert "dpi" not in picture.extras
+
+
+def test_sides_that_a_format_cannot_hold(tmp_path):
+    images.check_size("a.png", 1, 10**6)
+    for name, side in (("a.webp", 16384), ("a.jpg", 65501)):
+        with pytest.raises(UserError, match="a side"):
+            images.check_size(tmp_path / name, 1, side)
+        images.check_size(tmp_path / name, 1, side - 1)
+
+
+def test_names_are_shown_on_one_line():
+    assert images.shown("é b.png") == "é b.png"
+    assert images.shown("a\nb\x1b[1m\udcff.png") == "a\\nb\\x1b[1m\\udcff.png"
 
 
 def _png_that_claims(width, height):

@@ -1,3 +1,7 @@
+import os
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,27 +9,28 @@ import pytest
 import tiny
 from PIL import Image
 
-from dream_jax import config, evaluate, images, trained, upscale
+from dream_jax import config, draw, images, trained, upscale
 from dream_jax.__main__ import main
 
 SCALE = 2
 
 
 @pytest.fixture(scope="module")
-def shared():
-    return []
+def known():
+    return {}
 
 
 @pytest.fixture(autouse=True)
-def quick(shared, monkeypatch):
-    """All tests draw with the same model, so each shape needs to be compiled once only."""
-    make_draw = evaluate.make_draw
+def quick(known, monkeypatch):
+    """All tests draw with the same network, so each shape needs to be compiled once only."""
+    make_ways = upscale.make_ways
 
-    def make_once(*args):
-        shared[:] = shared or [make_draw(*args)]
-        return shared[0]
+    def make_once(model, rows, limit, tile, tick):
+        key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
+        known[key] = known.get(key) or make_ways(model, rows, limit, tile)
+        return known[key]
 
-    monkeypatch.setattr(evaluate, "make_draw", make_once)
+    monkeypatch.setattr(upscale, "make_ways", make_once)
     with tiny.quick_compiles():
         yield
 
@@ -39,12 +44,16 @@ def nothing_loaded(monkeypatch):
 
 
 @pytest.fixture
-def noisy_model(monkeypatch, tiny_workdir):
+def noisy_model(monkeypatch):
     """Makes the results depend on the noise, unlike those of a network whose output is zero."""
-    model = trained.load(tiny_workdir)
-    last = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size).reshape(a.shape)), model.params["conv_out"])
-    noisy = model._replace(params={**model.params, "conv_out": last})
-    monkeypatch.setattr(trained, "load", lambda *_: noisy)
+    load = trained.load
+
+    def load_noisy(*args):
+        model = load(*args)
+        last = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size).reshape(a.shape)), model.params["conv_out"])
+        return model._replace(params={**model.params, "conv_out": last})
+
+    monkeypatch.setattr(trained, "load", load_noisy)
 
 
 def picture_of(seed, height, width, channels=3):
@@ -57,8 +66,8 @@ def bicubic(picture):
 
 
 def run(workdir, source, output, *options):
-    named = ("--workdir", workdir, "--input", source, "--output", output, "--sampler", "ddpm", "--steps", "2", *options)
-    return main(["upscale", *map(str, named)])
+    named = ("--workdir", workdir, "--input", source, "--output", output, "--sampler", "ddpm", "--steps", "2")
+    return main(["upscale", *map(str, (*named, "--memory", 1, *options))])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 5)])
@@ -92,12 +101,12 @@ def test_pictures_are_upright(tiny_workdir, tmp_path):
 
 def test_a_folder_is_mirrored_past_bad_pictures_and_made_complete_later(tiny_workdir, tmp_path, capsys):
     source, output = tmp_path / "low", tmp_path / "low" / "high"
-    names = "a.png", "b.JPG", "deeper/a.webp"
+    names = "a.png", "b.TIFF", "deeper/a.webp"
     for seed, name in enumerate(names):
         images.write(source / name, picture_of(seed, 16, 16))
     (source / "bad.png").write_text("no picture")
     assert run(tiny_workdir, source, output) == 1
-    results = [output / name for name in ("a.png", "b.png", "deeper/a.png")]
+    results = [output / name for name in names]
     assert images.list_pictures(output) == results
     for name, result in zip(names, results, strict=True):
         np.testing.assert_array_equal(images.read(result), bicubic(images.read(source / name)))
@@ -144,6 +153,173 @@ def test_noise_depends_on_seed_and_name_alone(tiny_workdir, tmp_path):
     assert [np.array_equal(first, other) for other in rest] == [True, True, False, False, False]
 
 
+def test_tiles_change_nothing_where_the_network_says_nothing(tiny_workdir, tmp_path):
+    for name, size in {"a.png": (41, 25), "b.png": (16, 60)}.items():
+        images.write(tmp_path / "low" / name, low := picture_of(0, *size))
+        assert run(tiny_workdir, tmp_path / "low" / name, tmp_path / "high" / name, "--tile", 32) == 0
+        np.testing.assert_array_equal(images.read(tmp_path / "high" / name), bicubic(low))
+
+
+@pytest.mark.usefixtures("noisy_model")
+def test_no_seam_shows(tiny_workdir, tmp_path):
+    images.write(tmp_path / "low.png", picture_of(0, 16, 128) // 4 + 96)
+    names = "whole.png", "tiles.png"
+    for name, options in zip(names, ((), ("--tile", 64)), strict=True):
+        assert run(tiny_workdir, tmp_path / "low.png", tmp_path / name, *options) == 0
+    whole, tiled = (images.read(tmp_path / name).astype(float) for name in names)
+    assert np.any(whole != tiled)
+    # Tiles are 64 wide and begin every 48. Differences between columns there, and elsewhere, over those of the picture
+    # done whole.
+    borders = np.array([48, 64, 96, 112, 144, 160, 192, 208]) - 1
+    jumps = [np.abs(np.diff(picture, axis=1)).mean((0, 2)) for picture in (whole, tiled)]
+    at_borders, between = (
+        jumps[1][where].mean() / jumps[0][where].mean() for where in (borders, np.delete(np.arange(255), borders))
+    )
+    assert 0.95 < at_borders / between < 1.05
+
+
+@pytest.mark.usefixtures("noisy_model")
+def test_less_memory_gives_smaller_tiles_and_too_little_says_how_much_is_needed(tiny_workdir, tmp_path, capsys):
+    model = trained.load(tiny_workdir)
+    rows = draw.make_rows(model.experiment, "ddpm", 2)
+    sides = 256, 192
+    whole = upscale.make_ways(model, rows, 2**40, None, None)(sides)
+    assert whole.tile is None
+    least = upscale.make_ways(model, rows, 0, 32, None)(sides)
+    assert least.tile == 32 and least.used < whole.used
+    limit = (least.used + whole.used) / 2
+    tiled = upscale.make_ways(model, rows, limit, None, None)(sides)
+    assert 32 <= tiled.tile < 256 and tiled.used <= limit
+
+    images.write(tmp_path / "low.png", picture_of(0, 128, 96))
+    assert run(tiny_workdir, tmp_path / "low.png", tmp_path / "high.png", "--memory", 1e-4) == 1
+    error = capsys.readouterr().err
+    needed = float(re.search(r"low.png: .* take (.*) GiB even in the smallest tiles", error)[1])
+    assert needed == pytest.approx(least.used / 2**30, rel=0.1)
+
+
+@pytest.mark.usefixtures("noisy_model")
+def test_projection_gives_pictures_that_shrink_to_the_low_resolution_one(tiny_workdir, tmp_path):
+    low = np.asarray(Image.fromarray(picture_of(4, 5, 6)).resize((30, 26), Image.Resampling.BICUBIC))
+    low = np.uint8(low // 2 + 64)  # far from what is clipped
+    images.write(tmp_path / "low.png", low)
+    for number, options in enumerate([(), ("--config.sampling.project=True", "--tile", 32)]):
+        assert run(tiny_workdir, tmp_path / "low.png", tmp_path / f"{number}.png", *options) == 0
+    without, projected = (
+        np.abs(np.asarray(images.resize(images.read(tmp_path / f"{number}.png"), 26, 30)) - low).max()
+        for number in range(2)
+    )
+    assert projected <= 1 < without
+
+
+@pytest.mark.usefixtures("noisy_model")
+def test_several_samples(tiny_workdir, tmp_path, capsys):
+    images.write(tmp_path / "low" / "a.png", picture_of(3, 16, 16))
+    where = tiny_workdir, tmp_path / "low", tmp_path / "high"
+    assert run(*where, "--samples", 3, "--seed", 1) == 0
+    names = [f"a-seed{seed}.png" for seed in (1, 2, 3)]
+    assert sorted(path.name for path in (tmp_path / "high").iterdir()) == names
+    first, second, third = (images.read(tmp_path / "high" / name) for name in names)
+    assert np.any(first != second) and np.any(second != third)
+    # Only what is missing is made, and as it would be alone.
+    (tmp_path / "high" / names[1]).unlink()
+    assert run(*where, "--samples", 2, "--seed", 2) == 0
+    assert "1 enlarged" in (said := capsys.readouterr().out) and "1 already there" in said
+    np.testing.assert_array_equal(images.read(tmp_path / "high" / names[1]), second)
+    assert run(tiny_workdir, tmp_path / "low/a.png", tmp_path / "alone.png", "--seed", 3) == 0
+    np.testing.assert_array_equal(images.read(tmp_path / "alone.png"), third)
+
+
+def test_a_format_can_be_asked_for(tiny_workdir, tmp_path):
+    for name in "a.webp", "b/c.bmp":
+        images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
+    assert run(tiny_workdir, tmp_path / "low", tmp_path / "high", "--format", "png") == 0
+    assert images.list_pictures(tmp_path / "high") == [tmp_path / "high" / name for name in ("a.png", "b/c.png")]
+
+
+def test_what_stands_beside_the_pixels_is_kept(tiny_workdir, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    low = picture_of(0, 16, 16)
+    Image.fromarray(low).save(tmp_path / "low.png", exif=exif, dpi=(300, 300))
+    assert run(tiny_workdir, tmp_path / "low.png", tmp_path / "high.jpg") == 0
+    with Image.open(tmp_path / "high.jpg") as high:
+        assert high.getexif()[0x010F] == "Maker" and high.info["dpi"] == (300, 300)
+
+
+def test_every_failure_is_named_with_its_reason(tiny_workdir, tmp_path, capsys):
+    source = tmp_path / "low"
+    images.write(source / "good.png", picture_of(0, 16, 16))
+    (source / "empty.png").touch()
+    (source / "torn.png").write_bytes((source / "good.png").read_bytes()[:300])
+    (source / "loop.png").symlink_to(source / "loop.png")
+    (source / "gone.png").symlink_to(source / "nothing")
+    (source / "line\nbreak\x1b.png").write_text("words")
+    Image.new("RGB", (8200, 1)).save(source / "wide.webp", lossless=True)
+    (source / "circle").symlink_to(source)
+    assert run(tiny_workdir, source, tmp_path / "high") == 1
+    assert [path.name for path in (tmp_path / "high").iterdir()] == ["good.png"]
+    summary, *lines = capsys.readouterr().err.splitlines()
+    assert "6 of 7 pictures failed; 1 enlarged" in summary and len(lines) == 6
+    reasons = {
+        **{"empty.png": "no known picture format", "torn.png": "truncated", "loop.png": "Too many levels"},
+        **{"gone.png": "No such file", "line\\nbreak\\x1b.png": "no known", "wide.webp": "at most 16383 a side"},
+    }
+    for name, reason in reasons.items():
+        assert any(name in line and reason in line for line in lines), (name, lines)
+
+
+def test_a_picture_that_fails_does_not_stop_the_others(tiny_workdir, tmp_path, monkeypatch, capsys):
+    for name in "a.png", "b.png":
+        images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
+    draw_group = upscale.draw_group
+
+    def fail_once(model, way, rows, seed, named, sides):
+        if named[0][0] == "a.png":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return draw_group(model, way, rows, seed, named, sides)
+
+    monkeypatch.setattr(upscale, "draw_group", fail_once)
+    assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 1
+    assert "a.png: cannot be drawn (RESOURCE_EXHAUSTED" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "high").iterdir()] == ["b.png"]
+
+
+def test_a_run_that_was_killed_is_made_complete(tiny_workdir, tmp_path, monkeypatch):
+    for name in "a.png", "b.png":
+        images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # nothing tidies up after a kill
+        with pytest.raises(Killed):
+            run(tiny_workdir, tmp_path / "low", tmp_path / "high")
+    left = list((tmp_path / "high").iterdir())
+    assert len(left) == 1 and left[0].suffix == ".tmp"
+    assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 0
+    assert sorted(path.name for path in (tmp_path / "high").iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_run_without_a_checkpoint_says_so_once(tiny_workdir, tmp_path, capsys):
+    config.save(config.read(tiny_workdir / "config.json"), tmp_path / "config.json")
+    for name in "ab":
+        images.write(tmp_path / "low" / f"{name}.png", picture_of(0, 4, 4))
+    assert run(tmp_path, tmp_path / "low", tmp_path / "high") == 2
+    assert "no checkpoint" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_names_of_any_bytes(tiny_workdir, tmp_path):
+    images.write(tmp_path / "low" / os.fsdecode(b"\xff.png"), picture_of(0, 16, 16))
+    assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 0
+    assert os.listdir(os.fsencode(tmp_path / "high")) == [b"\xff.png"]
+
+
 @pytest.mark.parametrize("divisor", [1, 4, 12])
 def test_network_sides(divisor):
     sides = np.arange(1, 2000)
@@ -165,7 +341,8 @@ def test_network_sides(divisor):
         ("one.png", "high.gif", "suffix"),
         ("one.png", "high", "suffix"),
         ("one.png", "file/high.png", "written"),
-        ("twins", "high", "both become"),
+        ("twins", "high --format png", "both become"),
+        ("one.png", "high.png --format jpg", "format asked for"),
         ("twins", "twins", "another folder"),
         ("twins/a.png", "twins/", "would replace"),
         ("nested", ".", "would replace"),
@@ -179,7 +356,7 @@ def test_mistakes_in_paths(source, output, reason, tiny_workdir, tmp_path, monke
     (tmp_path / "file").write_text("")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     monkeypatch.chdir(tmp_path)
-    assert run(tiny_workdir, source, output) == 2
+    assert run(tiny_workdir, source, *output.split()) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
@@ -192,6 +369,17 @@ def test_mistakes_in_paths(source, output, reason, tiny_workdir, tmp_path, monke
         ("good", ("--sampler", "nosuch"), "ddim"),
         ("good", ("--steps", "2001"), "1 to 2000"),
         ("good", ("--steps", "0"), "1 to 2000"),
+        ("good", ("--samples", "0"), "at least 1"),
+        ("good", ("--seed", "-1"), "2^32 - 1"),
+        ("good", ("--seed", "4294967295", "--samples", "2"), "2^32 - 1"),
+        ("good", ("--memory", "0"), "greater than 0"),
+        ("good", ("--memory", "nan"), "greater than 0"),
+        ("good", ("--tile", "30"), "multiple of 4"),
+        ("good", ("--tile", "16"), "at least 32"),
+        ("good", ("--eta", "1"), "not an option"),
+        ("good", ("--config.sampling.eta=2",), "sampling.eta"),
+        ("good", ("--config.sampling.nosuch=2",), "unknown"),
+        ("good", ("--config.task.scale=4",), "only --config.sampling"),
         ("missing", (), "config.json"),
         ("low.png", (), "config.json"),
         ("unconditional", (), "unconditional"),

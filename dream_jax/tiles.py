@@ -1,0 +1,160 @@
+"""Pictures in overlapping tiles: a network is evaluated in pieces of one shape, so that memory stays bounded.
+
+In every network evaluation the tiles' outputs are averaged with smooth weights that sum to one (Bar-Tal et al. 2023,
+MultiDiffusion, arXiv 2302.08113, eq. 5; Jimenez 2023, Mixture of Diffusers, arXiv 2302.02412, section 3, averages the
+predicted noise). So the sampler sees one whole picture and no seam arises; tiles joined at the end would each have
+gone their own way.
+"""
+
+import itertools
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def offsets(side: int, tile: int, overlap: int, align: int = 1) -> np.ndarray:
+    """Where tiles begin that cover 0..side, int [n]: as few as overlap by at least `overlap`, evenly spread.
+
+    All are multiples of align, by which side, tile and overlap must divide: what the network learned of the place of
+    low-resolution pixels within its patches then holds in every tile. A tile no smaller than side is the only one.
+    """
+    if not 0 <= overlap < tile or any(length % align for length in (side, tile, overlap)):
+        raise ValueError(f"side {side}, tile {tile} and overlap {overlap} < tile must be multiples of {align}")
+    if tile >= side:
+        return np.array([0])
+    count = 1 + math.ceil((side - tile) / (tile - overlap))
+    # Rounded down, no step exceeds tile - overlap, which align divides.
+    return np.arange(count) * (side - tile) // (count - 1) // align * align
+
+
+def windows(side: int, tile: int, overlap: int, align: int = 1) -> np.ndarray:
+    """The weights along one axis of the tiles at `offsets`, float64 [n, min(tile, side)]; they sum to 1 everywhere.
+
+    A quarter of the overlap, where a tile lacks its surroundings, counts for nothing; then the weight rises as a
+    squared sine. At the ends of the picture there is no rise.
+    """
+    starts, tile = offsets(side, tile, overlap, align), min(tile, side)
+    margin = overlap // 4
+    depth = np.arange(tile) + 0.5 - margin
+    rise = np.sin(np.pi / 2 * np.clip(depth / max(overlap - 2 * margin, 1), 0, 1)) ** 2
+    flat = np.ones(tile)
+    weights = [(rise if a > 0 else flat) * (rise[::-1] if a + tile < side else flat) for a in starts]
+    total = np.zeros(side)
+    for a, weight in zip(starts, weights, strict=True):
+        total[a : a + tile] += weight
+    return np.stack([weight / total[a : a + tile] for a, weight in zip(starts, weights, strict=True)])
+
+
+def count(height: int, width: int, tile: int, overlap: int, align: int = 1) -> int:
+    """How many tiles cover a picture."""
+    return len(offsets(height, tile, overlap, align)) * len(offsets(width, tile, overlap, align))
+
+
+def tiled(predict, tile: int, overlap: int, align: int = 1, group: int = 1, spread=lambda tiles: tiles):
+    """`(x [B, H, W, C], cond [B, H, W, Cc], alpha [B]) -> output [B, H, W, C]` that calls predict on tiles.
+
+    Args:
+      predict: the same function, called with [group * B, min(tile, H), min(tile, W), .] only.
+      tile, overlap, align: pixels, see `offsets`; align must divide H and W.
+      group: tiles at once. The result depends on it only in rounding.
+      spread: what is done with tiles [group * B, ...] beforehand, a sharding constraint for example.
+    """
+
+    def predict_whole(x, cond, alpha):
+        batch, height, width, _ = x.shape
+        axes = [(offsets(side, tile, overlap, align), windows(side, tile, overlap, align)) for side in (height, width)]
+        shape = min(tile, height), min(tile, width)
+        # The last group is filled up with tiles that count for nothing.
+        total = math.prod(len(starts) for starts, _ in axes)
+        missing = -total % group
+        (starts_down, down), (starts_across, across) = axes
+        chosen = np.array([*itertools.product(range(len(down)), range(len(across))), *[(0, 0)] * missing])
+        counts = (np.arange(total + missing) < total)[:, None]
+        parts = (
+            np.stack([starts_down[chosen[:, 0]], starts_across[chosen[:, 1]]], 1),
+            jnp.asarray(down[chosen[:, 0]] * counts, x.dtype),
+            jnp.asarray(across[chosen[:, 1]], x.dtype),
+        )
+        groups = jax.tree.map(lambda part: part.reshape(-1, group, *part.shape[1:]), parts)
+
+        def cut(z, start):
+            return lax.dynamic_slice(z, (0, start[0], start[1], 0), (batch, *shape, z.shape[-1]))
+
+        def add(blended, part):
+            starts, down, across = part
+            x_tiles, cond_tiles = (spread(jnp.concatenate([cut(z, start) for start in starts])) for z in (x, cond))
+            out = predict(x_tiles, cond_tiles, jnp.tile(alpha, group)).astype(x.dtype)
+            out = out.reshape(group, batch, *shape, -1) * down[:, None, :, None, None] * across[:, None, None, :, None]
+            for start, piece in zip(starts, out, strict=True):
+                at = (0, start[0], start[1], 0)
+                blended = lax.dynamic_update_slice(blended, cut(blended, start) + piece, at)
+            return blended, None
+
+        return lax.scan(add, jnp.zeros_like(x), groups)[0]
+
+    return predict_whole
+
+
+def live_bytes(jaxpr) -> int:
+    """The most bytes of intermediate values alive at once in a jaxpr run in order, none fused, none shared.
+
+    An estimate from above of what a compiler makes of it; arguments are not counted.
+    """
+    last = {id(v): i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars}
+    last |= {id(v): len(jaxpr.eqns) for v in jaxpr.outvars}
+    alive, peak, sizes = 0, 0, {}
+    for i, equation in enumerate(jaxpr.eqns):
+        for v in equation.outvars:
+            if id(v) in last:
+                sizes[id(v)] = v.aval.size * v.aval.dtype.itemsize
+                alive += sizes[id(v)]
+        peak = max(peak, alive + max(map(live_bytes, _inner(equation)), default=0))
+        alive -= sum(sizes.pop(v) for v in {id(v) for v in equation.invars} if last[v] == i and v in sizes)
+    return peak
+
+
+def _inner(equation):
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
+
+
+def compiled_bytes(compiled) -> int | None:
+    """Bytes on each device for a compiled function's arguments, results and intermediate values, by its compiler.
+
+    None where the backend does not tell.
+    """
+    try:
+        stats = compiled.memory_analysis()
+        return (
+            stats.argument_size_in_bytes
+            + stats.output_size_in_bytes
+            + stats.temp_size_in_bytes
+            - stats.alias_size_in_bytes
+        )
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+
+
+def free_bytes(device) -> int:
+    """Memory of a device that is free: an accelerator's own, or the machine's, within its control group's limit."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no control group, or no limit in it
+        return free
+    return min(free, limit - used)

@@ -5,7 +5,8 @@
 runs the samplers' tables in float64 on scalar data, a Gaussian and a mixture of three, whose probability-flow ODE keeps
 the quantile of each point. Levels are equally spaced in logsnr from -10 to 4, so that the last is above zero. The slope
 of the error over 48 to 384 evaluations is the observed order; for the stochastic samplers it is that of the error of
-the Gaussian's standard deviation. Prints tables and writes them to benchmarks/results/. Takes seconds.
+the Gaussian's standard deviation. Prints tables and writes them to benchmarks/results/.
+Takes seconds, and what requirements-dev.txt installs.
 """
 
 import functools

@@ -122,20 +122,22 @@ def _start_processes(shard):
 
 
 def _evaluate(options, rest, console):
-    from dream_jax import evaluate, experiment, gap, trained
+    from dream_jax import evaluate, experiment, gap, results, trained
 
+    finding = options.find_start is not None
+    if finding and (options.gap or len(options.workdir) > 1 or options.find_start < 1):
+        raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
     if len(options.workdir) > 1 and not options.output:
         raise UserError("several runs: say with --output FILE.json where their common table goes")
-    output = Path(options.output or f"{options.workdir[0]}/{'gap' if options.gap else 'evaluation'}.json")
-    if options.output:
-        evaluate.check_output(output)
     names = _names(options.workdir)
+    kind = "gap" if options.gap else "start" if finding else "evaluation"
+    output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
     models = {name: trained.load(workdir, rest) for name, workdir in names.items()}
+    results.check_output(output)
     model = next(iter(models.values()))
-    config = model.experiment.config
-    if options.find_start is not None:
-        return _find_start(options, model, console)
-    pictures = experiment.eval_pictures(config)
+    if finding:
+        return _find_start(options, model, output, console)
+    pictures = experiment.eval_pictures(model.experiment.config)
     if options.gap:
         record = gap.measure(models, pictures, console)
         gap.show(record, console)
@@ -159,18 +161,23 @@ def _names(workdirs):
     return dict(zip(names, workdirs, strict=True))
 
 
-def _find_start(options, model, console):
-    from dream_jax import evaluate, experiment
+def _find_start(options, model, output, console):
+    from dream_jax import evaluate, experiment, results
 
-    if options.find_start < 1 or len(options.workdir) > 1 or options.gap:
-        raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
     config = model.experiment.config
-    pictures = experiment.train_pictures(config, config.image_size, config.evaluation.pictures)
+    side = config.image_size if config.evaluation.crop is None else config.evaluation.crop
+    pictures = experiment.train_pictures(config, side, config.evaluation.pictures)
     ranking = evaluate.find_start(model, pictures, options.find_start, console)
     for entry in ranking[:5]:
         console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
     mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
     console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
+    if not options.overwrite:
+        results.set_aside(output, [output])
+    settings = {"sampler": config.evaluation.samplers[0], "steps": config.evaluation.steps[0], "side": side}
+    about = {"protocol": "find_start", "step": model.step, "pictures": len(pictures), **settings}
+    results.write_json(about | {"ranking": ranking}, output)
+    console.print(f"ranking: {output}", markup=False)
 
 
 def _upscale(options, rest, console):

@@ -179,6 +179,10 @@ def _brought_up_to_date(config):
     if not base.is_file():
         return config
     kept, defaults = flatten(config), flatten(load(base))
+    if "evaluation.seed" in kept:
+        kept["evaluation.seeds"] = (kept.pop("evaluation.seed"),)
+    if "evaluation.ddim_eta" in kept:
+        kept["sampling.eta"] = kept.pop("evaluation.ddim_eta")
     values = {key: value for key, value in kept.items() if key in defaults or not key.startswith(_CHANGEABLE)}
     values |= {key: value for key, value in defaults.items() if key not in kept and key.startswith(_CHANGEABLE)}
     nested = {}
@@ -312,8 +316,12 @@ def _validate(config):
     _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
     for name in config.evaluation.learned:
         _require(name in LEARNED, config, "evaluation.learned", f"choose from {', '.join(LEARNED)}")
-    super_resolution = config.task.name == "super_resolution"
-    _require(super_resolution or not config.sampling.project, config, "sampling.project", "it is for super-resolution")
+    unconditional = config.task.name == "unconditional"
+    _require(not (unconditional and config.sampling.project), config, "sampling.project", "it is for super-resolution")
+    alone = config.sampling.start_seed is None or not unconditional
+    _require(alone, config, "sampling.start_seed", "it is for super-resolution; all pictures would be the same one")
+    paired = not (unconditional and any(name.startswith("lpips") for name in config.evaluation.learned))
+    _require(paired, config, "evaluation.learned", "lpips compares with originals, which an unconditional model lacks")
     _validate_schedule(config)
     _validate_sizes(config)
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
@@ -360,8 +368,11 @@ def _validate_sizes(config):
         sizes["evaluation.crop"] = config.evaluation.crop
     for key, size in sizes.items():
         _require(size % divisor == 0, config, key, f"it must divide by {divisor}, by which the network downsamples")
+        _require(size >= 16, config, key, "it must be at least 16, the smallest pictures that are measured")
+        for name, least in (("lpips_alex", 31), ("lpips_squeeze", 17)):
+            asked = name in config.evaluation.learned and (key != "image_size" or config.evaluation.crop is None)
+            _require(not asked or size >= least, config, key, f"{name} needs pictures of at least {least} pixels")
         if config.task.name == "super_resolution":
-            _require(size >= 11, config, key, "it must be at least 11, the window of SSIM")
             _require(size % config.task.scale == 0, config, key, f"it must divide by task.scale = {config.task.scale}")
     sides = [config.image_size // c.patch >> level for level in range(len(multipliers))]
     for side in c.attention_resolutions:

@@ -1,53 +1,43 @@
 """Measures of trained models over held-out pictures, for each sampler, number of steps and seed."""
 
 import contextlib
-import csv
 import functools
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import draw, experiment, images, metrics, plots, sampling
+from dream_jax import config, draw, experiment, images, metrics, plots, results, sampling
 from dream_jax.draw import Model
 from dream_jax.errors import UserError
 from dream_jax.metrics import weights
-from dream_jax.run_log import free_name
 
-PROTOCOLS = {
-    "standard": {
-        "psnr": "RGB, no border crop, dB, mean over pictures",
-        "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
-        "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution "
-        "picture",
-        "mean_colour": "absolute difference of the mean colours, grey levels",
-        "lpips": "pictures in [-1, 1]",
-        "swd": "sliced Wasserstein distance of Laplacian pyramids' patches, times 1e3; it needs no network",
-        "fid, kid, is": "Inception of pytorch-fid; the files' 8-bit pictures against the held-out ones",
-    },
-    "dream_official": {
-        "psnr": "RGB, no border crop, dB, mean over pictures",
-        "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
-        "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution "
-        "picture, times 1e5",
-        "mean_colour": "absolute difference of the mean colours, grey levels",
+STANDARD = {
+    "psnr": "RGB, no border crop, dB, mean over pictures",
+    "ssim": "RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
+    "consistency": "mean squared error in [0, 1] between the result, made small again, and its low-resolution picture",
+    "mean_colour": "absolute difference of the mean colours, grey levels",
+    "lpips": "pictures in [-1, 1]",
+    "swd": "sliced Wasserstein distance of Laplacian pyramids' patches, times 1e3; it needs no network",
+    "fid, kid, is": "Inception of pytorch-fid; 8-bit pictures against the held-out ones",
+}
+ABOUT_PROTOCOL = {
+    "standard": STANDARD,
+    "dream_official": STANDARD
+    | {
+        "consistency": f"{STANDARD['consistency']}, times 1e5",
         "lpips": "pictures in [0, 1] although the networks expect [-1, 1]; that code reports lpips_vgg",
-        "swd": "not in that code; as in standard",
-        "fid, kid, is": "Inception of pytorch-fid; that code compares 100 pictures with 100, which biases FID upwards",
+        "fid, kid, is": f"{STANDARD['fid, kid, is']}; that code compares 100 with 100, which biases FID upwards",
     },
 }
 FEW = "fid from no more pictures than Inception's 2048 features compares only with that of as many pictures"
 
-# Whether more is better.
-BETTER = {"psnr": True, "ssim": True, "is": True, "lpips_diversity": True}
 DIGITS = {"psnr": ".2f", "ssim": ".4f", "consistency": ".2e", "mean_colour": ".3f", "swd": ".2f", "fid": ".2f"}
 
 
@@ -65,12 +55,12 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     """
     first = next(iter(models.values()))
     config, settings = first.experiment.config, first.experiment.config.evaluation
-    check_task(models)
+    data_note = check_models(models)
     measure = _Measures(first.experiment, pictures)
     lines = _Journal(journal)
     rows = [measure.baseline(first.experiment)]
     tasks = [(name, s, n) for name in models for s in settings.samplers for n in settings.steps]
-    digests = {name: digest(model.params) for name, model in models.items()}
+    digests = {name: draw.digest(model.params) for name, model in models.items()}
     drawers = {name: _Drawer(model, measure.inputs) for name, model in models.items()}
     with draw.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(tasks) * len(settings.seeds) * len(pictures))
@@ -88,38 +78,51 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         bar.update(job, description="evaluated")
     record = {
         "protocol": settings.protocol,
-        "about_protocol": PROTOCOLS[settings.protocol],
+        "about_protocol": ABOUT_PROTOCOL[settings.protocol],
         "rows": rows,
         "models": {
             name: {"workdir": model.workdir, "step": model.step, "weights": "ema", "sha256": digests[name]}
+            | {"sampling": model.experiment.config.sampling.to_dict()}
             for name, model in models.items()
         },
         "step": first.step,
         "pictures": len(pictures),
         "crop": pictures.shape[1],
         "seeds": list(settings.seeds),
-        "sampling": config.sampling.to_dict(),
         "learned": measure.about_learned,
     }
-    if "inception" in settings.learned and len(pictures) <= 2048:
-        record["note"] = FEW
+    few = FEW if "inception" in settings.learned and len(pictures) <= 2048 else None
+    record["notes"] = [note for note in (data_note, few) if note]
     if first.experiment.task.degrade is not None:
         record |= {"scale": config.task.scale, "kernel": config.task.kernel}
     return record, _columns(models, drawers, rows[1:], measure, config)
 
 
-def check_task(models: dict[str, Model]) -> None:
-    """Raises UserError where models cannot be measured side by side."""
+def check_models(models: dict[str, Model]) -> str | None:
+    """Raises UserError where models cannot be measured side by side; returns what is to be known of their data."""
     configs = {name: model.experiment.config for name, model in models.items()}
     (first_name, first), *others = configs.items()
     for name, other in others:
         for key in ("task.name", "task.scale", "task.kernel"):
-            section, leaf = key.split(".")
-            if first[section][leaf] != other[section][leaf]:
-                raise UserError(
-                    f"{first_name} and {name} cannot be compared: their {key} are {first[section][leaf]} and "
-                    f"{other[section][leaf]}"
-                )
+            ours, theirs = (config.flatten(c)[key] for c in (first, other))
+            if ours != theirs:
+                raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
+    side = first.image_size if first.evaluation.crop is None else first.evaluation.crop
+    for name, model in models.items():
+        divisor = config.network_divisor(model.experiment.config)
+        if side % divisor:
+            raise UserError(f"evaluation.crop = {side}: it must divide by {divisor}, by which {name} downsamples")
+        for sampler in first.evaluation.samplers:
+            for steps in first.evaluation.steps:
+                try:
+                    draw.make_rows(model.experiment, sampler, steps)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from error
+    where = [config.flatten(c.data) for c in configs.values()]
+    keys = ("folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize")
+    if any(data[key] != where[0][key] for data in where for key in keys):
+        return f"the held-out pictures are {first_name}'s; others have other data, and may have been trained on these"
+    return None
 
 
 class _Drawer:
@@ -154,6 +157,8 @@ class _Measures:
         self.learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
         self.about_learned = {name: about for name, (_, about) in loaded.items()}
         if "inception" in self.learned:
+            if len(pictures) < 2:
+                raise UserError("evaluation.learned: inception compares sets, and there is one held-out picture only")
             self.features, _ = metrics.inception_features(self.learned["inception"], pictures)
         self.identity = {
             "pictures": hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest(),
@@ -207,7 +212,7 @@ class _Measures:
                 warnings.simplefilter("ignore", UserWarning)
                 values["fid"] = float(metrics.frechet_distance(features, self.features))
             values["kid"] = float(metrics.kernel_distance(features, self.features))
-            values["is"] = float(metrics.inception_score(logits)[0])
+            values["is"] = float(metrics.inception_score(logits, min(10, len(logits)))[0])
         return values
 
     def _diversity(self, name, drawn):
@@ -230,18 +235,9 @@ def batched(measure, *arrays, size: int):
     return np.concatenate([np.asarray(measure(*(array[i] for array in arrays)))[:new] for i, new in chosen])
 
 
-def digest(params) -> str:
-    """SHA-256 of the weights' names, shapes and values."""
-    total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        total.update(array)
-    return total.hexdigest()
-
-
 def _fingerprint(about, weights_digest, identity, config) -> str:
     what = {"row": about, "weights": weights_digest, "measured": identity, "sampling": config.sampling.to_dict()}
+    what["compute_dtype"] = config.compute_dtype
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -259,20 +255,24 @@ class _Journal:
     def add(self, key: str, row: dict) -> None:
         self.rows[key] = row
         if self.path is not None:
+            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             with open(self.path, "a") as file:
-                file.write(json.dumps({"key": key, "row": row}) + "\n")
+                file.write("\n" * torn + json.dumps({"key": key, "row": row}) + "\n")
 
 
 def _columns(models, drawers, rows, measure, config) -> dict:
     """For each model the fewest, the best and the most steps of its best sampler."""
     shown = min(config.samples.count, len(measure.pictures))
-    seed, merit = config.evaluation.seeds[0], "psnr" if measure.paired else "swd"
-    sign = 1 if BETTER.get(merit) else -1
+    seed = config.evaluation.seeds[0]
     columns = {}
+
+    def merit(row):
+        return row["psnr"] if measure.paired else -row["swd"]
+
     if measure.paired:
         columns = {"low resolution": measure.low[:shown], baseline_name(config): measure.enlarged[:shown]}
     for name, model in models.items():
-        best = max((row for row in rows if row["model"] == name), key=lambda row: sign * row[merit])
+        best = max((row for row in rows if row["model"] == name), key=merit)
         for steps in sorted({min(config.evaluation.steps), best["steps"], max(config.evaluation.steps)}):
             method = label(model.experiment.config, best["sampler"], steps)
             title = method if len(models) == 1 else f"{name}, {best['sampler']} {steps}"
@@ -361,23 +361,20 @@ def show(record: dict, console: Console) -> None:
             cells.append(cell)
         table.add_row(*cells)
     console.print(table)
-    if "note" in record:
-        console.print(record["note"])
+    for note in record["notes"]:
+        console.print(f"note: {note}", markup=False)
 
 
-def check_output(path: Path) -> None:
-    """Raises UserError where a table cannot be written to PATH (JSON, with .csv and .png files beside it)."""
-    if path.suffix != ".json":
-        raise UserError(f"{path}: the table is JSON; end --output in .json")
-    probe = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
+def write(record: dict, columns: dict, path: Path, overwrite: bool) -> None:
+    """Writes PATH (JSON) and the files beside it; earlier ones are kept under their step unless overwrite."""
+    names = files(path)
+    if not overwrite:
+        results.set_aside(path, names.values())
+    results.write_csv(record["rows"], names["csv"])
+    images.write(names["pictures"], images.grid(columns), overwrite=True)
+    plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
+    plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
+    results.write_json(record, path)
 
 
 def files(path: Path) -> dict[str, Path]:
@@ -391,56 +388,8 @@ def files(path: Path) -> dict[str, Path]:
     }
 
 
-def set_aside(path: Path, others) -> None:
-    """Keeps an earlier result PATH (JSON) and the files beside it, under names with the step they are of."""
-    if not path.exists():
-        return
-    try:
-        step = json.loads(path.read_text())["step"]
-    except (ValueError, KeyError, TypeError):
-        step = "before"
-    kept = free_name(path.with_stem(f"{path.stem}-{step}"))
-    for old in others:
-        if old.exists():
-            ending = old.name.removeprefix(path.stem)
-            os.replace(old, free_name(old.with_name(kept.stem + ending)))
-
-
-def write(record: dict, columns: dict, path: Path, overwrite: bool) -> None:
-    """Writes PATH (JSON) and the files beside it; earlier ones are kept under their step unless overwrite."""
-    names = files(path)
-    if not overwrite:
-        set_aside(path, names.values())
-    write_json(record, path)
-    write_csv(record["rows"], names["csv"])
-    images.write(names["pictures"], images.grid(columns), overwrite=True)
-    plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
-    plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
-
-
 def tell(path: Path, console: Console) -> None:
     """Says where the files of a table at PATH lie."""
-    listed = "   ".join(f"{what}: {file}" for what, file in files(path).items() if file.exists())
-    console.print(listed, markup=False)
-
-
-def write_json(record: dict, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def write_csv(rows: list[dict], path: Path) -> None:
-    """Rows with any keys as a table with all of them."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(temporary, path)
-
-
-def synchronise(name: str) -> None:
-    """Waits for all processes; free for one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    for what, file in files(path).items():
+        if file.exists():
+            console.print(f"{what}: {file}", markup=False)

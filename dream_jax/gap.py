@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import diffusion, draw, evaluate, plots, sampling
+from dream_jax import diffusion, draw, evaluate, plots, results, sampling
 from dream_jax.draw import Model
 
 # How each fact is plotted: the training value's key (None where it is a constant), the sampling value's, logarithmic.
@@ -29,7 +29,8 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
     """Measures the gap on pictures uint8 [N, H, W, 3], along the first of `evaluation.samplers` at its most steps.
 
     At every network evaluation, for the sampler's own x and for `alpha x0 + sigma eps` of the same pictures at the same
-    level: the mean square of the predicted noise `eps_hat`, and the variance of x over a picture's pixels; and for
+    level: the mean square of `eps_hat`, the noise that the sampler's constrained x0_hat implies, and the variance of x
+    over a picture's pixels; and for
     super-resolution, whose original x0 is known, the mean square of `eps_hat - eps` and of `eps`, where the sampler's
     eps is `(x - alpha x0) / sigma`. All are means over pixels and pictures.
 
@@ -37,7 +38,7 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
       The result file's content: for each model rows by level, and `gap`, the geometric mean of the errors' ratio over
       the levels (of the ratio of `eps_hat`'s squares for unconditional models).
     """
-    evaluate.check_task(models)
+    note = evaluate.check_models(models)
     first = next(iter(models.values())).experiment.config.evaluation
     sampler, steps, seed = first.samplers[0], max(first.steps), first.seeds[0]
     record = {
@@ -48,7 +49,7 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
         "pictures": len(pictures),
         "crop": pictures.shape[1],
     }
-    record["models"] = {}
+    record |= {"notes": [note] if note else [], "models": {}}
     with draw.progress_bar(console) as bar:
         job = bar.add_task("measuring the gap", total=len(models) * len(pictures))
         for name, model in models.items():
@@ -58,7 +59,7 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
             record["models"][name] = {
                 "workdir": model.workdir,
                 "step": model.step,
-                "sha256": evaluate.digest(model.params),
+                "sha256": draw.digest(model.params),
                 "gap": float(np.exp(np.mean([np.log(row[key]) for row in rows]))),
                 "rows": rows,
             }
@@ -134,12 +135,13 @@ def show(record: dict, console: Console) -> None:
         title = f"{name}: {record['sampler']} {record['steps']}, {record['pictures']} pictures; gap {model['gap']:.3f}"
         table = Table(title=title)
         paired = "eps_error_ratio" in rows[0]
-        columns = {"evaluation": "d", "logsnr": ".2f"}
+        columns = {"logsnr": ".2f"}
         if paired:
             columns |= {"eps_error_training": ".4f", "eps_error_sampling": ".4f", "eps_error_ratio": ".3f"}
             columns |= {"noise_square_sampling": ".4f"}
-        columns |= {"eps_hat_square_training": ".4f", "eps_hat_square_sampling": ".4f"}
-        columns |= {"x_variance_training": ".4f", "x_variance_sampling": ".4f"}
+        else:
+            columns |= {"eps_hat_square_training": ".4f", "eps_hat_square_sampling": ".4f"}
+        columns |= {"x_variance_training": ".3f", "x_variance_sampling": ".3f"}
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for number in sorted(set(np.linspace(0, len(rows) - 1, 12).astype(int).tolist())):
@@ -151,8 +153,8 @@ def write(record: dict, path: Path, overwrite: bool) -> None:
     """Writes PATH (JSON), and a table (CSV) and plot (PNG) beside it; earlier ones are kept unless overwrite."""
     table, plot = path.with_suffix(".csv"), path.with_suffix(".png")
     if not overwrite:
-        evaluate.set_aside(path, (path, table, plot))
-    evaluate.write_json(record, path)
+        results.set_aside(path, (path, table, plot))
     rows = [{"model": name, **row} for name, model in record["models"].items() for row in model["rows"]]
-    evaluate.write_csv(rows, table)
+    results.write_csv(rows, table)
     plots.gap(record, panels_of(record), plot)
+    results.write_json(record, path)

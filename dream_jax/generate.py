@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dream_jax import __version__, config, draw, evaluate, experiment, images, trained
+from dream_jax import __version__, config, draw, experiment, images, results, trained
 from dream_jax.errors import UserError
 
 # What the grid shows.
@@ -49,24 +49,20 @@ def generate(
             raise UserError(f"--{name} {value}: it must lie between 1 and {most}")
     rows = draw.make_rows(built, sampler, steps)
     pictures = output / "pictures"
-    try:
-        pictures.mkdir(parents=True, exist_ok=True)
-        (output / ".probe").touch()
-        (output / ".probe").unlink()
-    except OSError as error:
-        raise UserError(f"{output}: no pictures can be written there ({error.strerror or error})") from error
+    results.check_folder(pictures)
 
     model = trained.load(workdir, overrides)
     about = {
         "workdir": str(workdir),
         "step": model.step,
         "weights": "ema",
-        "sha256": evaluate.digest(model.params),
+        "sha256": draw.digest(model.params),
         "sampler": sampler,
         "steps": steps,
         "seed": seed,
         "count": count,
         "sampling": chosen.sampling.to_dict(),
+        "compute_dtype": chosen.compute_dtype,
         "size": chosen.image_size,
         "version": __version__,
     }
@@ -85,10 +81,9 @@ def generate(
             bar.advance(job, len(numbers))
     shown = np.stack([images.read(_path(pictures, i)) for i in range(min(count, _SHOWN))])
     images.write(output / "grid.png", images.mosaic(shown), overwrite=True)
-    console.print(
-        f"{len(missing)} of {count} drawn into {pictures}, the others were there; the first in {output}/grid.png",
-        markup=False,
-    )
+    others = ", the others were there" if len(missing) < count else ""
+    done = f"{len(missing)} of {count} drawn into {pictures}{others}; the first in {output}/grid.png"
+    console.print(done, markup=False)
 
 
 def _path(folder, number) -> Path:
@@ -104,18 +99,22 @@ def _check(path, about, overwrite):
     if before is None and any((path.parent / "pictures").iterdir()) and not overwrite:
         raise UserError(f"{path.parent}/pictures holds pictures already, of unknown origin; choose another --output")
     ignored = ("workdir", "version", "count")
-    if before is not None and not overwrite:
+    if before is not None:
         changed = [
             f"{name}: {before.get(name)} -> {about[name]}"
             for name in about
             if name not in ignored and before.get(name) != about[name]
         ]
-        if changed:
+        if changed and overwrite:
+            # Before the record says otherwise: none of the others may be taken for one of these.
+            for picture in (path.parent / "pictures").glob("[0-9]*.png"):
+                picture.unlink()
+        elif changed:
             listed = "\n  ".join(changed)
             raise UserError(
                 f"{path.parent} holds pictures of other settings; choose another --output, or pass --overwrite to draw "
                 f"them again (theirs -> given):\n  {listed}"
             )
-    if before and not overwrite:
+    if before and not changed:
         about = about | {"count": max(about["count"], before.get("count", 0))}
-    evaluate.write_json(about, path)
+    results.write_json(about, path)

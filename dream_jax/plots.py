@@ -49,7 +49,7 @@ def perception_against_distortion(record: dict, names: list[str], path: Path) ->
     if "psnr" not in names or perception is None:
         return
     lines = _lines(record["rows"])
-    figure = _figure(1, width=8)
+    figure = _figure(1, width=9, height=6)
     axes = figure.axes[0]
     for rows, style in zip(lines.values(), _looks(lines), strict=True):
         axes.plot([row["psnr"] for row in rows], [row[perception] for row in rows], **style)
@@ -90,10 +90,10 @@ def gap(record: dict, panels: dict, path: Path) -> None:
     _finish(figure, path)
 
 
-def _figure(panels: int, width: float = 5.5) -> Figure:
+def _figure(panels: int, width: float = 5.5, height: float = 4) -> Figure:
     across = min(panels, 3)
     down = -(-panels // across)
-    figure = Figure(figsize=(width * across, 4 * down), layout="constrained")
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
     FigureCanvasAgg(figure)
     for panel in range(panels):
         figure.add_subplot(down, across, panel + 1).grid(alpha=0.3)
@@ -131,5 +131,6 @@ def _steps_axis(axes, steps):
 
 
 def _finish(figure, path):
-    figure.axes[0].legend(fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=120)

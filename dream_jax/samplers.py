@@ -442,7 +442,7 @@ def quadratic(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
 
 
 def uniform_logsnr(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """logsnr in equal steps from t = T to t = 1 (Lu et al. 2022, section 3.2), then t = 0."""
+    """logsnr in equal steps from t = T to t = 1 (Lu et al. 2022), then t = 0."""
     return _times(schedule, np.linspace(*_ends(schedule), num_steps))
 
 

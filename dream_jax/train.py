@@ -273,7 +273,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     chief = jax.process_index() == 0
     if chief:
         open_workdir(workdir, config)
-    evaluate.synchronise("workdir")
+    sharding.synchronise("workdir")
     experiment = experiments.build(config)
     source = experiments.make_source(config, "train")
     held_out = experiments.eval_pictures(config)

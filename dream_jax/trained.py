@@ -9,14 +9,22 @@ from dream_jax.draw import Model
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
 
+# Keys without which weights mean nothing; others may be given for a use of them.
+_TRAINED_AS = ("task.", "schedule.", "objective.", "network.", "image_size")
+
 
 def load(workdir, overrides=()) -> Model:
     """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
 
-    Raises UserError where there is no run, or no checkpoint yet.
+    Raises UserError where there is no run, or no checkpoint yet, and for overrides of what the weights were trained as.
     """
     workdir = Path(workdir)
-    chosen = config.validate(config.override(config.read(workdir / "config.json"), list(overrides)))
+    saved = config.read(workdir / "config.json")
+    chosen = config.validate(config.override(saved, list(overrides)))
+    changed = [line for line in config.differences(saved, chosen) if line.startswith(_TRAINED_AS)]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(f"{workdir}: its weights were trained as they are, and these keys are theirs:\n  {listed}")
     directory = chosen.checkpoint.directory or workdir / "checkpoints"
     built = experiment.build(chosen)
     mesh = sharding.make_mesh()

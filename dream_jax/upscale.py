@@ -305,7 +305,7 @@ def tile_sides(smallest: int, align: int, longest: int) -> list[int]:
     return [*(side for side in sides if side < longest), longest]
 
 
-def make_ways(model: trained.Trained, rows, limit: float, tile: int | None = None, tick=lambda share: None):
+def make_ways(model: drawing.Model, rows, limit: float, tile: int | None = None, tick=lambda share: None):
     """`way_of((H, W), low_shape=()) -> Way` of pictures filled up to H x W, found and compiled once for each shape.
 
     Chosen are the largest tiles whose compiled program takes no more than `limit` bytes on each device, whole pictures
@@ -413,7 +413,7 @@ def make_ways(model: trained.Trained, rows, limit: float, tile: int | None = Non
     return way_of
 
 
-def draw_group(model: trained.Trained, way: Way, rows, seed: int, named, sides) -> list[np.ndarray]:
+def draw_group(model: drawing.Model, way: Way, rows, seed: int, named, sides) -> list[np.ndarray]:
     """Draws up to way.batch pictures filled up to sides (H, W): uint8 [h, w, 3] each, enlarged.
 
     named: (name, images.Picture) of each; its noise depends on name and seed.

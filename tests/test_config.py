@@ -300,14 +300,39 @@ def test_steps_and_epochs_given_last_count(base):
     assert changed(base, "steps=7").epochs is None and changed(base, "steps=7", "epochs=2").epochs == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            "image_size=8",
+            "evaluation.crop=8",
+            "sampling.momentum=0",
+            "sampling.eps_scale=0",
+            "sampling.eps_scale_slope=-2",
+        ),
+        *("sampling.spacing=even", "sampling.clip=hard", "sampling.percentile=2", "sampling.shift_window=-1"),
+        *("evaluation.seeds=1,1", "evaluation.seeds=-1,", "evaluation.protocol=best", "evaluation.learned=vgg,"),
+        *("sampling.start_seed=-1", "task.name=unconditional sampling.project=True"),
+        *("task.name=unconditional sampling.start_seed=1", "task.name=unconditional evaluation.learned=lpips_alex,"),
+        *("evaluation.crop=24 evaluation.learned=lpips_alex,",),
+    ],
+)
+def test_what_sampling_and_evaluation_cannot_take_is_refused(change):
+    changes = change.split()
+    key = changes[-1].split("=")[0] if "crop=24" not in change else "evaluation.crop"
+    with pytest.raises(UserError, match=key.replace(".", r"\.")):
+        tiny.tiny_config(*changes)
+
+
 def test_a_workdir_of_before_a_key_that_does_not_change_training_came_is_read(tmp_path):
     path = tmp_path / "config.json"
     old = tiny.tiny_config().to_dict()
     del old["sampling"], old["evaluation"]["seeds"]
-    old["evaluation"] |= {"seed": 0, "steps": [3]}
+    old["evaluation"] |= {"seed": 5, "steps": [3], "ddim_eta": 0.5}
     path.write_text(json.dumps(old))
     read = configs.validate(configs.read(path))
-    assert read.sampling.to_dict() == tiny.tiny_config().sampling.to_dict() and read.evaluation.seeds == (0,)
+    assert read.sampling.to_dict() == tiny.tiny_config().sampling.to_dict() | {"eta": 0.5}
+    assert read.evaluation.seeds == (5,)
     assert read.evaluation.steps == (3,) and "seed" not in read.evaluation
     del old["objective"]["kind"]
     path.write_text(json.dumps(old))

@@ -63,7 +63,10 @@ def test_ddim_with_all_its_noise_is_ddpm():
 def test_an_earlier_table_is_kept(tmp_path):
     columns = {"black": np.zeros((1, 4, 4, 3), np.uint8)}
     row = {"name": "ddim 1", "model": "a", "sampler": "ddim", "steps": 1, "psnr": 20.0, "swd": 1.0}
-    record = {"rows": [{"name": "bicubic", "model": None, "sampler": None, "steps": 0, "psnr": 19.0, "swd": 2.0}, row]}
+    record = {
+        "notes": [],
+        "rows": [{"name": "bicubic", "model": None, "sampler": None, "steps": 0, "psnr": 19.0, "swd": 2.0}, row],
+    }
     path = tmp_path / "evaluation.json"
     for step in (1, 1, 2):
         evaluate.write({**record, "step": step}, columns, path, overwrite=False)
@@ -125,7 +128,7 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
         same = row["model"] == "bicubic itself"
         assert (row["psnr"] == baseline["psnr"]) == same and (row["psnr_spread"] == 0) == same
     assert record["seeds"] == [3, 4] and record["models"]["noisy"]["step"] == 2
-    assert record["models"]["noisy"]["sha256"] == evaluate.digest(models["noisy"].params)
+    assert record["models"]["noisy"]["sha256"] == draw.digest(models["noisy"].params)
 
     evaluate.show(record, Console(width=200))
     shown = capsys.readouterr().out
@@ -137,6 +140,19 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
     assert len(evaluate.files(path)["csv"].read_text().splitlines()) == 1 + len(record["rows"])
     grid = images.read(tmp_path / "table.png")
     assert grid.shape[1] > 4 * 128
+
+
+def test_what_cannot_be_measured_is_refused_before_the_work(tmp_path):
+    models = {"long": fake(nothing, "evaluation.steps=1,300"), "short": fake(nothing, "schedule.num_steps=200")}
+    with pytest.raises(UserError, match="short: 300 sampling steps"):
+        evaluate.check_models(models)
+    coarse = fake(nothing, "network.channel_multipliers=1,2,2,2,2,2", "image_size=64")
+    models = {"fine": fake(nothing, "evaluation.crop=48"), "coarse": coarse}
+    with pytest.raises(UserError, match=r"evaluation\.crop = 48.* 64, by which coarse"):
+        evaluate.check_models(models)
+    assert evaluate.check_models({"a": fake(nothing)}) is None
+    other = fake(nothing, f"data.folder={tmp_path}")
+    assert "a's; others" in evaluate.check_models({"a": fake(nothing), "b": other})
 
 
 def test_models_of_other_tasks_are_not_compared():
@@ -158,6 +174,8 @@ def test_an_evaluation_goes_on_after_a_stop(tmp_path, monkeypatch):
     again, _ = evaluate.evaluate({"a": model}, pictures_of(model), QUIET, journal)
     assert again == whole
     assert drawn[0] == 2, "the row of one step was there"
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 3 and evaluate._Journal(journal).rows.keys() == {json.loads(lines[i])["key"] for i in (0, 2)}
     other = model._replace(params={"w": np.ones(1, np.float32)})
     drawn.clear()
     evaluate.evaluate({"a": other}, pictures_of(model), QUIET, journal)
@@ -224,7 +242,7 @@ def test_unconditional_models_are_measured_as_sets():
     assert record["rows"][1]["swd"] > record["rows"][0]["swd"] and "held out" in columns
 
 
-def test_starting_noises_are_ranked(monkeypatch):
+def test_starting_noises_are_ranked():
     model = fake(its_input, "evaluation.steps=1,")
     ranking = evaluate.find_start(model, pictures_of(model), 3, QUIET)
     assert sorted(entry["start_seed"] for entry in ranking) == [0, 1, 2]
@@ -239,3 +257,22 @@ def test_the_command_takes_several_runs(tiny_workdir, tmp_path, capsys):
     two = ["--workdir", str(tiny_workdir), str(tiny_workdir)]
     assert main(["evaluate", *two]) == 2 and "--output" in capsys.readouterr().err
     assert main(["evaluate", *two, "--output", str(tmp_path / "t.json")]) == 2 and "twice" in capsys.readouterr().err
+
+
+def test_the_gap_and_a_start_are_commands(tiny_workdir, tmp_path, capsys):
+    one = ["evaluate", "--workdir", str(tiny_workdir), "--output"]
+    with tiny.quick_compiles():
+        assert main([*one, str(tmp_path / "gap.json"), "--gap"]) == 0
+        assert main([*one, str(tmp_path / "start.json"), "--find_start", "2"]) == 0
+    assert json.loads((tmp_path / "gap.json").read_text())["models"]["workdir"]["gap"] > 0
+    assert len(json.loads((tmp_path / "start.json").read_text())["ranking"]) == 2
+    assert "start_seed=" in capsys.readouterr().out
+    for wrong in (["--find_start", "0"], ["--find_start", "2", "--gap"]):
+        assert main([*one, str(tmp_path / "t.json"), *wrong]) == 2 and "--find_start" in capsys.readouterr().err
+
+
+def test_weights_are_not_used_as_what_they_are_not(tiny_workdir, capsys):
+    for wrong in ("objective.kind=eps", "task.gain=2.0", "network.channels=16"):
+        assert main(["evaluate", "--workdir", str(tiny_workdir), f"--config.{wrong}"]) == 2
+        error = capsys.readouterr().err
+        assert wrong.split("=")[0] in error and "trained as" in error

@@ -56,6 +56,9 @@ def test_pictures_of_other_settings_are_not_mixed(unconditional_workdir, tmp_pat
         assert contents(output) == before
     assert run(unconditional_workdir, output, "--count", "1", "--seed", "1", "--overwrite") == 0
     assert contents(output) != before
+    assert run(unconditional_workdir, output, "--count", "2", "--seed", "1") == 0
+    assert run(unconditional_workdir, output, "--count", "1", "--seed", "2", "--overwrite") == 0
+    assert list(contents(output)) == ["000000.png"], "a picture of another seed would pass for one of this"
     (output / "generation.json").unlink()
     assert run(unconditional_workdir, output, "--count", "1") == 2
     assert "unknown origin" in capsys.readouterr().err
@@ -86,4 +89,4 @@ def test_other_models_and_places_are_refused(tiny_workdir, unconditional_workdir
     assert "upscale" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert run(unconditional_workdir, tmp_path / "file") == 2
-    assert "no pictures can be written" in capsys.readouterr().err
+    assert "nothing can be written" in capsys.readouterr().err

@@ -154,6 +154,8 @@ def test_two_processes_train_as_one_does(tmp_path):
         "optimizer.learning_rate=1e-3",
         "objective.p=None",
         "network.channel_multipliers=1,",
+        # Weights large enough to be spread over both processes' devices.
+        *("network.channels=48", "mesh.shard=4"),
     )
     changes += "checkpoint.every=2", "samples.every=2", "evaluation.batch_size=4"
 

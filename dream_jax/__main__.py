@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     upscale.add_argument("--seed", type=int, default=0)
     upscale.add_argument("--samples", type=int, default=1, help="results for each picture, of seeds --seed and up")
     upscale.add_argument(
-        "--memory", type=float, metavar="GIB", help="most that drawing may take (default: half of what is free)"
+        "--memory", type=float, metavar="GIB", help="most that the program may take (default: half of what is free)"
     )
     upscale.add_argument("--tile", type=int, metavar="PIXELS", help="side of tiles, instead of one found by --memory")
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")

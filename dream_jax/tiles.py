@@ -143,6 +143,16 @@ def compiled_bytes(compiled) -> int | None:
         return None
 
 
+def program_bytes() -> int:
+    """Memory that this program takes now on a CPU; 0 on accelerators, where it is but the weights."""
+    if jax.default_backend() != "cpu":
+        return 0
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        return 0
+
+
 def free_bytes(device) -> int:
     """Memory of a device that is free: an accelerator's own, or the machine's, within its control group's limit."""
     stats = device.memory_stats() or {}

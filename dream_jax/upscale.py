@@ -79,9 +79,8 @@ def upscale(
       steps: network evaluations for each picture.
       seed, samples: each of the seeds seed .. seed + samples - 1 gives a result. A picture's noise depends on the seed
         and on the picture's name within the folder, on no other picture.
-      memory: GiB that drawing may take on each device, weights included, over the half or so that the program itself
-        takes; half of what is free by default. Pictures that need more are done in overlapping tiles, the largest that
-        fit.
+      memory: GiB that the program may take on each device, all in all; by default half of what is free once it runs.
+        Pictures that need more are done in overlapping tiles, the largest that fit.
       tile: side of the tiles in pixels of the result, instead of one found by memory.
       overrides: `--config.sampling.KEY=VALUE` arguments.
 
@@ -151,8 +150,14 @@ def upscale(
             bar.update(task, description="preparing")
             if model is None:
                 model = trained.load(workdir, overrides)
-                limit = tiles.free_bytes(model.mesh.local_devices[0]) / 2 if memory is None else memory * 2**30
-                way_of = make_ways(model, rows, limit, tile, lambda share: bar.advance(task, share / len(rows.alpha)))
+                way_of = make_ways(
+                    model,
+                    rows,
+                    tiles.free_bytes(model.mesh.local_devices[0]) / 2 if memory is None else memory * 2**30,
+                    tile,
+                    lambda share: bar.advance(task, share / len(rows.alpha)),
+                    0 if memory is None else tiles.program_bytes(),
+                )
             low = picture.colours.shape[:2]
             # What is projected on a low-resolution picture is compiled for its own shape.
             own = low if experiment.config.sampling.project else ()
@@ -305,12 +310,15 @@ def tile_sides(smallest: int, align: int, longest: int) -> list[int]:
     return [*(side for side in sides if side < longest), longest]
 
 
-def make_ways(model: drawing.Model, rows, limit: float, tile: int | None = None, tick=lambda share: None):
+def make_ways(
+    model: drawing.Model, rows, limit: float, tile: int | None = None, tick=lambda share: None, program: float = 0
+):
     """`way_of((H, W), low_shape=()) -> Way` of pictures filled up to H x W, found and compiled once for each shape.
 
-    Chosen are the largest tiles whose compiled program takes no more than `limit` bytes on each device, whole pictures
-    where these fit; `tile` overrides. What a program takes is known only when it is compiled; which are worth that is
-    told by an estimate from the jaxpr, corrected by what the one before really took.
+    Chosen are the largest tiles with which no more than `limit` bytes are taken on each device, `program` of them
+    before a picture is drawn, and whole pictures where these fit; `tile` overrides. What a program takes is known only
+    when it is compiled; which are worth that is told by an estimate from the jaxpr, corrected by what the one before
+    really took.
 
     tick: `share ->`, called as tiles are done with their share of a network evaluation of the picture.
 
@@ -321,7 +329,7 @@ def make_ways(model: drawing.Model, rows, limit: float, tile: int | None = None,
     # On a CPU one tile at a time is as fast as several.
     largest_group = 1 if jax.default_backend() == "cpu" else 8
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    ratio = None
+    ratio, limit = None, limit - program
 
     def arguments(sides, low_shape, batch, layout):
         def shaped(*shape, dtype=jnp.float32):
@@ -404,10 +412,10 @@ def make_ways(model: drawing.Model, rows, limit: float, tile: int | None = None,
                 choices = choices[: likely - 1]
         if best is not None:
             return best
-        needed = guess(choices[0]) if choices else way.used
+        needed = program + (guess(choices[0]) if choices else way.used)
         raise UserError(
             f"{sides[1]} x {sides[0]} pixels take {needed / 2**30:.3g} GiB even in the smallest tiles; give more "
-            f"than --memory {limit / 2**30:.3g}, or a smaller picture"
+            f"than --memory {(limit + program) / 2**30:.3g}, or a smaller picture"
         )
 
     return way_of

@@ -9,8 +9,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from dream_jax import config, draw, images, trained, upscale
+from dream_jax import config, draw, images, tiles, trained, upscale
 from dream_jax.__main__ import main
+from dream_jax.errors import UserError
 
 SCALE = 2
 
@@ -25,9 +26,9 @@ def quick(known, monkeypatch):
     """All tests draw with the same network, so each shape needs to be compiled once only."""
     make_ways = upscale.make_ways
 
-    def make_once(model, rows, limit, tile, tick):
+    def make_once(model, rows, limit, tile, tick, program=0):
         key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
-        known[key] = known.get(key) or make_ways(model, rows, limit, tile)
+        known[key] = known.get(key) or make_ways(model, rows, limit, tile, program=program)
         return known[key]
 
     monkeypatch.setattr(upscale, "make_ways", make_once)
@@ -67,7 +68,7 @@ def bicubic(picture):
 
 def run(workdir, source, output, *options):
     named = ("--workdir", workdir, "--input", source, "--output", output, "--sampler", "ddpm", "--steps", "2")
-    return main(["upscale", *map(str, (*named, "--memory", 1, *options))])
+    return main(["upscale", *map(str, (*named, "--memory", 64, *options))])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 5)])
@@ -195,7 +196,12 @@ def test_less_memory_gives_smaller_tiles_and_too_little_says_how_much_is_needed(
     assert run(tiny_workdir, tmp_path / "low.png", tmp_path / "high.png", "--memory", 1e-4) == 1
     error = capsys.readouterr().err
     needed = float(re.search(r"low.png: .* take (.*) GiB even in the smallest tiles", error)[1])
-    assert needed == pytest.approx(least.used / 2**30, rel=0.1)
+    # The program itself is counted too.
+    assert least.used / 2**30 < needed < least.used / 2**30 + tiles.program_bytes() / 2**30
+    with pytest.raises(UserError, match="smallest tiles"):
+        upscale.make_ways(model, rows, limit + 1, None, None, program=limit)(sides)
+    counted = upscale.make_ways(model, rows, limit + 2**30, None, None, program=2**30)(sides)
+    assert (counted.tile, counted.used) == (tiled.tile, tiled.used)
 
 
 @pytest.mark.usefixtures("noisy_model")

@@ -3,8 +3,9 @@
     python -m dream_jax train --config configs/photos_4x_cpu.py --workdir runs/photos_dream --config.data.folder=PHOTOS
 
 Needs a folder of photographs. As in quickstart.py the network predicts the clean residual to the bicubic picture; it
-works on patches of 4 x 4 pixels, one for each low-resolution pixel. After 3,600 steps on BSDS500 (34 minutes of CPU time,
-jax 0.10.2) 20 validation photographs are 1.10 dB over bicubic at 1 step of DDIM, 0.83 dB at 16: docs/few_steps.md.
+works on patches of 4 x 4 pixels, one for each low-resolution pixel. After 3,600 steps on BSDS500 (34 minutes of CPU
+time, jax 0.10.2) 20 validation photographs are 1.10 dB over bicubic at 1 step of DDIM, 0.83 dB at
+16: docs/few_steps.md.
 """
 
 from configs import base

@@ -165,8 +165,7 @@ def _find_start(options, model, output, console):
     from dream_jax import evaluate, experiment, results
 
     config = model.experiment.config
-    side = config.image_size if config.evaluation.crop is None else config.evaluation.crop
-    pictures = experiment.train_pictures(config, side, config.evaluation.pictures)
+    pictures = experiment.eval_pictures(config, "train")
     ranking = evaluate.find_start(model, pictures, options.find_start, console)
     for entry in ranking[:5]:
         console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
@@ -174,7 +173,11 @@ def _find_start(options, model, output, console):
     console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
     if not options.overwrite:
         results.set_aside(output, [output])
-    settings = {"sampler": config.evaluation.samplers[0], "steps": config.evaluation.steps[0], "side": side}
+    settings = {
+        "sampler": config.evaluation.samplers[0],
+        "steps": config.evaluation.steps[0],
+        "side": experiment.eval_side(config),
+    }
     about = {"protocol": "find_start", "step": model.step, "pictures": len(pictures), **settings}
     results.write_json(about | {"ranking": ranking}, output)
     console.print(f"ranking: {output}", markup=False)

@@ -16,6 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, images, noise_schedule, optimizer, samplers, sampling
 from dream_jax.errors import UserError
+from dream_jax.metrics import weights
 
 # A run may be continued with other values of these: they do not change what the steps before would have been.
 _CHANGEABLE = (
@@ -57,7 +58,7 @@ TASKS = ("super_resolution", "unconditional")
 OBJECTIVES = ("standard", "dream", "conservative_dream")
 NETWORKS = ("sr3", "generation")
 PROTOCOLS = ("standard", "dream_official")
-LEARNED = ("lpips_alex", "lpips_vgg", "lpips_squeeze", "inception")
+LEARNED = tuple(weights.FILES)
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 

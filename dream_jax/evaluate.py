@@ -62,6 +62,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     tasks = [(name, s, n) for name in models for s in settings.samplers for n in settings.steps]
     digests = {name: draw.digest(model.params) for name, model in models.items()}
     drawers = {name: _Drawer(model, measure.inputs) for name, model in models.items()}
+    looked_at = {}
     with draw.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(tasks) * len(settings.seeds) * len(pictures))
         for name, sampler, steps in tasks:
@@ -72,6 +73,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
                 bar.update(job, description=title)
                 drawn = [drawers[name](sampler, steps, seed, lambda n: bar.advance(job, n)) for seed in settings.seeds]
                 lines.add(key, about | measure(drawn))
+                looked_at[name, sampler, steps] = drawn[0][: config.samples.count]
             else:
                 bar.advance(job, len(settings.seeds) * len(pictures))
             rows.append(lines.rows[key])
@@ -95,7 +97,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     record["notes"] = [note for note in (data_note, few) if note]
     if first.experiment.task.degrade is not None:
         record |= {"scale": config.task.scale, "kernel": config.task.kernel}
-    return record, _columns(models, drawers, rows[1:], measure, config)
+    return record, _columns(models, drawers, looked_at, rows[1:], measure, config)
 
 
 def check_models(models: dict[str, Model]) -> str | None:
@@ -107,7 +109,7 @@ def check_models(models: dict[str, Model]) -> str | None:
             ours, theirs = (config.flatten(c)[key] for c in (first, other))
             if ours != theirs:
                 raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
-    side = first.image_size if first.evaluation.crop is None else first.evaluation.crop
+    side = experiment.eval_side(first)
     for name, model in models.items():
         divisor = config.network_divisor(model.experiment.config)
         if side % divisor:
@@ -171,7 +173,7 @@ class _Measures:
         config = built.config
         if self.paired:
             return {"name": baseline_name(config), "model": None, "sampler": None, "steps": 0} | self([self.enlarged])
-        trained_on = experiment.train_pictures(config, self.pictures.shape[1], len(self.pictures))
+        trained_on = experiment.eval_pictures(config, "train")[: len(self.pictures)]
         return {"name": "training pictures", "model": None, "sampler": None, "steps": 0} | self([trained_on])
 
     def __call__(self, drawn: list) -> dict:
@@ -260,7 +262,7 @@ class _Journal:
                 file.write("\n" * torn + json.dumps({"key": key, "row": row}) + "\n")
 
 
-def _columns(models, drawers, rows, measure, config) -> dict:
+def _columns(models, drawers, looked_at, rows, measure, config) -> dict:
     """For each model the fewest, the best and the most steps of its best sampler."""
     shown = min(config.samples.count, len(measure.pictures))
     seed = config.evaluation.seeds[0]
@@ -276,7 +278,9 @@ def _columns(models, drawers, rows, measure, config) -> dict:
         for steps in sorted({min(config.evaluation.steps), best["steps"], max(config.evaluation.steps)}):
             method = label(model.experiment.config, best["sampler"], steps)
             title = method if len(models) == 1 else f"{name}, {best['sampler']} {steps}"
-            columns[title] = drawers[name](best["sampler"], steps, seed, count=shown)
+            drawn = looked_at.get((name, best["sampler"], steps))
+            # Rows that an earlier call finished have no pictures any more.
+            columns[title] = drawers[name](best["sampler"], steps, seed, count=shown) if drawn is None else drawn
     return columns | {"original" if measure.paired else "held out": measure.pictures[:shown]}
 
 

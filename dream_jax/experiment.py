@@ -98,13 +98,12 @@ def make_source(config, split: str):
     return data.bundled(split)
 
 
-def eval_pictures(config):
-    """Held-out pictures, uint8 [N, crop, crop, 3]."""
-    c = config.evaluation
-    crop = config.image_size if c.crop is None else c.crop
-    return data.eval_pictures(make_source(config, "eval"), crop, c.pictures, resize=config.data.resize)
+def eval_side(config) -> int:
+    """The side of the middle crops that are evaluated."""
+    return config.image_size if config.evaluation.crop is None else config.evaluation.crop
 
 
-def train_pictures(config, crop: int, count: int):
-    """The middle crops of pictures that are trained on, uint8 [N, crop, crop, 3]: to be compared with held-out ones."""
-    return data.eval_pictures(make_source(config, "train"), crop, count, resize=config.data.resize)
+def eval_pictures(config, split: str = "eval"):
+    """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3]: held-out ones, or of split "train"."""
+    source = make_source(config, split)
+    return data.eval_pictures(source, eval_side(config), config.evaluation.pictures, resize=config.data.resize)

@@ -1,6 +1,7 @@
 """Result files: written whole or not at all, and never over an earlier one by accident."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from dream_jax.errors import UserError
-from dream_jax.run_log import free_name
+from dream_jax.run_log import free_name, write_text
 
 
 def check_output(path: Path) -> None:
@@ -49,23 +50,16 @@ def set_aside(path: Path, files) -> None:
 
 def write_json(record: dict, path: Path) -> None:
     """Writes a record as JSON, in which numbers that are not finite are null."""
-    _write(json.dumps(_finite(record), indent=2) + "\n", path)
+    write_text(path, json.dumps(_finite(record), indent=2) + "\n")
 
 
 def write_csv(rows: list[dict], path: Path) -> None:
     """Writes rows with any keys as a table with all of them."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(temporary, path)
-
-
-def _write(text, path):
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    file = io.StringIO(newline="")
+    table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, file.getvalue())
 
 
 def _finite(value):

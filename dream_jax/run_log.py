@@ -23,7 +23,7 @@ class RunLog:
                 # Of a run whose checkpoints are gone; nobody asked for them to be thrown away.
                 os.replace(workdir / name, free_name((workdir / name).with_suffix(".old.jsonl")))
             lines = _lines_up_to(workdir / name, step)
-            _replace(workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
+            write_text(workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
             self._files[name] = open(workdir / name, "a", buffering=1)  # noqa: SIM115 -- closed by close()
         # Purging makes TensorBoard forget what an interrupted run wrote beyond the step.
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -63,7 +63,8 @@ def _lines_up_to(path, step):
     return kept
 
 
-def _replace(path, text):
-    temporary = path.with_suffix(".tmp")
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

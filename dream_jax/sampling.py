@@ -170,9 +170,8 @@ def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, obs
         base = _combine(row.move, [base, *history, fresh])
         return (base, _combine(row.look, [base, *history]), history), facts
 
-    x = noise_of(_START)
-    if start_key is not None:
-        x = noise(start_key, jnp.zeros(shape[0], jnp.int32), _START, shape).astype(dtype)
+    own = start_key is None
+    x = noise_of(_START) if own else noise(start_key, jnp.zeros_like(index), _START, shape).astype(dtype)
     table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows)
     numbered = jnp.arange(len(rows.alpha)), table
     (_, y, _), facts = jax.lax.scan(step, (x, x, [jnp.zeros(shape, dtype)] * HISTORY), numbered)

@@ -9,7 +9,6 @@ benchmarks/results/, and exits with 1 above the bound.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -24,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from benchmarks import agreement
+from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment, sharding, train_state
@@ -130,12 +129,8 @@ p = 1, dropout 0.2. Medians of steps that take turns; the ratio is to our step a
 
 Bound on the ratio of our four microbatches: {BOUND}. {"Kept" if ratio <= BOUND else "EXCEEDED"}.
 """
-    print(text)
-    results = agreement.ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "accumulation.md").write_text(text)
     record = {"device": device, "versions": versions, "parameters": parameters, "rows": rows}
-    (results / "accumulation.json").write_text(json.dumps(record, indent=1) + "\n")
+    report.write("accumulation", text, record)
     return int(ratio > BOUND)
 
 

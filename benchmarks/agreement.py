@@ -29,6 +29,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import data, experiment, sharding, train_state
@@ -361,11 +362,7 @@ its own norm, tree and leaf by how far the reference moved; the bounds are of gr
 
 {len(sound) - differ} of {len(sound)} agree; {len(caught)} of {len(mistakes)} mutants are caught.
 """
-    print(text)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "agreement.md").write_text(text)
-    (results / "agreement.json").write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    report.write("agreement", text, {"versions": versions, "rows": rows})
     return int(differ > 0 or caught != mistakes)
 
 

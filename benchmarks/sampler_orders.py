@@ -11,13 +11,12 @@ Takes seconds, and what requirements-dev.txt installs.
 
 import functools
 import importlib.metadata
-import json
 import platform
 import sys
 
 import numpy as np
 
-from benchmarks import agreement
+from benchmarks import report
 from dream_jax import samplers
 from tests import test_samplers as exact
 
@@ -99,12 +98,8 @@ error, and the errors of deviation and mean at 256.
 |---|---|---|---|
 {noisy}
 """
-    print(text)
-    results = agreement.ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "sampler_orders.md").write_text(text)
     record = {"versions": versions, "counts": COUNTS, "deterministic": rows, "stochastic": random}
-    (results / "sampler_orders.json").write_text(json.dumps(record, indent=1) + "\n")
+    report.write("sampler_orders", text, record)
     return int(any(row[name] < row["order"] - 0.25 for row in rows for name in slopes))
 
 

@@ -10,7 +10,6 @@ beside the work. Prints a table and writes it to benchmarks/results/.
 
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import agreement
+from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import draw, experiment, sampling
@@ -127,12 +126,8 @@ both; the ratio is that of throughputs, scanned to loop, turn by turn.
 |---|---|---|---|---|---|---|
 {table}
 """
-    print(text)
-    results = agreement.ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "sampling_loop.md").write_text(text)
     record = {"device": device, "versions": versions, "rows": rows}
-    (results / "sampling_loop.json").write_text(json.dumps(record, indent=1) + "\n")
+    report.write("sampling_loop", text, record)
     return int(max(row["difference"] for row in rows) > 1e-3)
 
 

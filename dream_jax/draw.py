@@ -126,6 +126,11 @@ def inputs_of(experiment: Experiment, cond, low=None) -> dict:
     return {"cond": cond, "low": low} if experiment.config.sampling.project else {"cond": cond}
 
 
+def no_inputs(count: int, height: int, width: int) -> dict:
+    """What `draw` needs for pictures of an unconditional model."""
+    return {"cond": np.zeros((count, height, width, 0), np.float32)}
+
+
 def draw_pictures(draw, params, inputs, rows, key, mesh, batch_size, advance=lambda count: None, numbers=None):
     """Draws any number of pictures in batches that the mesh divides; inputs are arrays [N, ...] on the host.
 

@@ -154,7 +154,7 @@ class _Measures:
             # Models may or may not project, so that all get what projecting takes.
             self.inputs = {"cond": cond, "low": self.low}
         else:
-            self.inputs = {"cond": np.zeros((*pictures.shape[:3], 0), np.float32)}
+            self.inputs = draw.no_inputs(*pictures.shape[:3])
         loaded = {name: weights.load(name, self.settings.weights) for name in self.settings.learned}
         self.learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
         self.about_learned = {name: about for name, (_, about) in loaded.items()}

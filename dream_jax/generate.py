@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from dream_jax import __version__, config, draw, experiment, images, results, trained
+from dream_jax import __version__, draw, images, results, trained
 from dream_jax.errors import UserError
 
 # What the grid shows.
@@ -40,8 +40,8 @@ def generate(
     cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
     """
     output = Path(output)
-    chosen = config.validate(config.override(config.read(Path(workdir) / "config.json"), list(overrides)))
-    built = experiment.build(chosen)
+    built = trained.open_experiment(workdir, overrides)
+    chosen = built.config
     if built.task.degrade is not None:
         raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
     for name, value, most in (("count", count, 10**6), ("batch_size", batch_size, 10**6), ("seed", seed + 1, 2**32)):
@@ -74,7 +74,7 @@ def generate(
         job = bar.add_task("generating", total=count, completed=count - len(missing))
         for start in range(0, len(missing), batch_size):
             numbers = np.array(missing[start : start + batch_size])
-            inputs = {"cond": np.zeros((len(numbers), side, side, 0), np.float32)}
+            inputs = draw.no_inputs(len(numbers), side, side)
             drawn = draw.draw_pictures(drawer, model.params, inputs, rows, key, model.mesh, batch_size, numbers=numbers)
             for number, picture in zip(numbers, drawn, strict=True):
                 images.write(_path(pictures, number), picture, overwrite)

@@ -5,10 +5,11 @@ import io
 import json
 import math
 import os
-import uuid
+import tempfile
 from pathlib import Path
 
 from dream_jax.errors import UserError
+from dream_jax.images import shown
 from dream_jax.run_log import free_name, write_text
 
 
@@ -23,13 +24,12 @@ def check_output(path: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Makes a folder; raises UserError where nothing can be written into it."""
-    probe = folder / f".{uuid.uuid4().hex}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        # It has no name, so that a kill leaves nothing behind.
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"{folder}: nothing can be written there ({error.strerror or error})") from error
+        raise UserError(f"{shown(folder)}: nothing can be written there ({error.strerror or error})") from error
 
 
 def set_aside(path: Path, files) -> None:

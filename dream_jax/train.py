@@ -416,7 +416,7 @@ def _make_sampler(experiment, held_out, mesh):
     rows = drawing.make_rows(experiment, config.samples.sampler, config.samples.steps)
     shown, size = held_out[: config.samples.count], config.evaluation.batch_size
     if experiment.task.degrade is None:
-        inputs = {"cond": np.zeros((config.samples.count, *held_out.shape[1:3], 0), np.float32)}
+        inputs = drawing.no_inputs(config.samples.count, *held_out.shape[1:3])
     else:
         low, cond, enlarged = drawing.degraded(experiment, shown)
         inputs = drawing.inputs_of(experiment, cond, low)

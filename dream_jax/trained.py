@@ -13,22 +13,29 @@ from dream_jax.optimizer import make_optimizer
 _TRAINED_AS = ("task.", "schedule.", "objective.", "network.", "image_size")
 
 
-def load(workdir, overrides=()) -> Model:
-    """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
+def open_experiment(workdir, overrides=()) -> experiment.Experiment:
+    """What was trained in a workdir, without its weights; overrides are `--config.KEY=VALUE` arguments.
 
-    Raises UserError where there is no run, or no checkpoint yet, and for overrides of what the weights were trained as.
+    Raises UserError where there is no run, and for overrides of what the weights were trained as.
     """
-    workdir = Path(workdir)
-    saved = config.read(workdir / "config.json")
+    saved = config.read(Path(workdir) / "config.json")
     chosen = config.validate(config.override(saved, list(overrides)))
     changed = [line for line in config.differences(saved, chosen) if line.startswith(_TRAINED_AS)]
     if changed:
         listed = "\n  ".join(changed)
         raise UserError(f"{workdir}: its weights were trained as they are, and these keys are theirs:\n  {listed}")
-    directory = chosen.checkpoint.directory or workdir / "checkpoints"
-    built = experiment.build(chosen)
+    return experiment.build(chosen)
+
+
+def load(workdir, overrides=()) -> Model:
+    """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
+
+    Raises UserError as `open_experiment`, and where there is no checkpoint yet.
+    """
+    built = open_experiment(workdir, overrides)
+    directory = built.config.checkpoint.directory or Path(workdir) / "checkpoints"
     mesh = sharding.make_mesh()
-    init, specs = train.start_state(built, make_optimizer(chosen.optimizer), mesh)
+    init, specs = train.start_state(built, make_optimizer(built.config.optimizer), mesh)
     with checkpoint.open_manager(directory) as manager:
         restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
     if restored is None:

@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import sys
-import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
-from dream_jax import images, sharding, tiles, trained
+from dream_jax import images, results, sharding, tiles, trained
 from dream_jax.errors import UserError
 from dream_jax.images import shown
 
@@ -263,11 +262,7 @@ def plan(source, output, suffix=None, seeds=(0,), overwrite: bool = False) -> tu
                     f"{shown(result)}: the suffix of --output must be one of {' '.join(images.SUFFIXES)}; or end it in "
                     "/ for a folder"
                 )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: no results can be written there ({error.strerror or error})") from error
+    results.check_folder(folder)
     left = [job._replace(results=tuple(r for r in job.results if overwrite or not r[1].exists())) for job in jobs]
     left = [job for job in left if job.results]
     if not source.is_dir() and not left:

@@ -283,24 +283,28 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     mesh = sharding.make_mesh(config.mesh.shard)
     optimizer = make_optimizer(config.optimizer)
     init, specs = start_state(experiment, optimizer, mesh)
-    manager = checkpoint.open_manager(config.checkpoint.directory or workdir / "checkpoints", config.checkpoint.keep)
-    params = None
-    if config.network.weights is not None and manager.latest_step() is None:
-        params = read_params(experiment, jax.eval_shape(init).params)
-    restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    directory = config.checkpoint.directory or workdir / "checkpoints"
+    about_run, layout = facts_of_run(config, source), sharding.named(specs, mesh)
+    restored = checkpoint.restore(
+        directory,
+        jax.eval_shape(init),
+        layout,
+        tell=console.print,
+        accept=lambda about: check_origin(about, about_run, directory),
+        move=True,
+    )
+    manager = checkpoint.open_manager(directory, config.checkpoint.keep)
     resumed = restored is not None
     if resumed:
-        state, about = restored
-        check_origin(about, facts_of_run(config, source), manager.directory)
+        state, _ = restored
+    elif config.network.weights is None:
+        with console.status("initialising the network"):
+            state = jax.block_until_ready(init())
     else:
-        if params is None:
-            with console.status("initialising the network"):
-                state = jax.block_until_ready(init())
-        else:
-            layout = sharding.named(specs, mesh)
-            state = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)(params)
-        if params is not None or total == 0:
-            checkpoint.save(manager, state, facts_of_run(config, source))
+        params = read_params(experiment, jax.eval_shape(init).params)
+        state = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)(params)
+    if not resumed and (config.network.weights is not None or total == 0):
+        checkpoint.save(manager, state, about_run)
     if chief:
         # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
         configs.save(config, workdir / "config.json")
@@ -311,13 +315,13 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     sampler = _make_sampler(experiment, held_out, mesh)
     log = RunLog(workdir, start) if chief else None
     pictures = data.train_pictures(source, config.seed, config.image_size, config.data.resize)
-    layout = NamedSharding(mesh, sharding.BATCH)
+    batch_layout = NamedSharding(mesh, sharding.BATCH)
     columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
     columns = *columns, TextColumn("left"), TimeRemainingColumn()
     bar = Progress(*columns, console=console, speed_estimate_period=300)
     saved = manager.latest_step()
     try:
-        with data.Batches(pictures, config.batch_size, layout, config.data.workers) as batches, bar:
+        with data.Batches(pictures, config.batch_size, batch_layout, config.data.workers) as batches, bar:
             job = bar.add_task("training", total=total, completed=start, rate="compiling")
             window, since = [], time.monotonic()
             for step in range(start, total):
@@ -330,6 +334,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
                     first_of_window, since = done, time.monotonic()
                 save = done % config.checkpoint.every == 0 or done == total
                 if done % config.log_every == 0 or save:
+                    checkpoint.check(manager)
                     values = summarise(jax.device_get(window), step - len(window) + 1)
                     elapsed = time.monotonic() - since
                     rate = (done - first_of_window) / elapsed if done > first_of_window else 0.0
@@ -354,11 +359,11 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
                         images.write(workdir / "samples" / f"step_{done:07d}.png", grid, overwrite=True)
                         log.picture(done, "samples", grid)
                 if save:
-                    checkpoint.save(manager, state, facts_of_run(config, source))
+                    checkpoint.save(manager, state, about_run)
                     saved = done
                 if not window:
                     first_of_window, since = done, time.monotonic()
-            manager.wait_until_finished()
+            checkpoint.wait(manager)
     except KeyboardInterrupt:
         manager.wait_until_finished()
         start = "starts anew" if saved is None else f"goes on from the checkpoint of step {saved}"

@@ -1,5 +1,6 @@
 """A trained model, opened from its workdir."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +14,8 @@ from dream_jax.optimizer import make_optimizer
 def load(workdir, overrides=()) -> Model:
     """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
 
-    Raises UserError where there is no run, or no checkpoint yet.
+    A damaged checkpoint is named on stderr, left where it is, and the next older one is used. Raises UserError where
+    there is no run, no checkpoint yet, or none that is whole.
     """
     workdir = Path(workdir)
     chosen = config.validate(config.override(config.read(workdir / "config.json"), list(overrides)))
@@ -21,9 +23,12 @@ def load(workdir, overrides=()) -> Model:
     built = experiment.build(chosen)
     mesh = sharding.make_mesh()
     init, specs = train.start_state(built, make_optimizer(chosen.optimizer), mesh)
-    with checkpoint.open_manager(directory) as manager:
-        restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    restored = checkpoint.restore(directory, jax.eval_shape(init), sharding.named(specs, mesh), _say)
     if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")
     state, _ = restored
     return Model(built, state.ema, int(state.step), mesh, str(workdir))
+
+
+def _say(message):
+    print(message, file=sys.stderr)

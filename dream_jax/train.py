@@ -19,6 +19,7 @@ from dream_jax import checkpoint, data, dream, evaluate, images, noise_schedule,
 from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
+from dream_jax import workdir as workdirs
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.networks import pytorch_import
@@ -218,13 +219,17 @@ def check_devices(config, devices: int) -> None:
         )
 
 
-def open_workdir(workdir: Path, config) -> None:
-    """Makes the workdir, and checks that a run in it has the same config."""
-    path = workdir / "config.json"
+def check_local(workdir: Path) -> None:
+    """Raises UserError where a workdir is in a bucket."""
     if "://" in str(workdir) or str(workdir).startswith(("gs:", "s3:")):
         raise UserError(
             f"{workdir}: the workdir is a local folder; checkpoints alone may lie in a bucket, checkpoint.directory"
         )
+
+
+def open_workdir(workdir: Path, config) -> None:
+    """Makes the workdir's folders, and checks that a run in it has the same config."""
+    path = workdir / "config.json"
     try:
         (workdir / "samples").mkdir(parents=True, exist_ok=True)
         if path.exists() and (changed := configs.differences(configs.read(path), config)):
@@ -270,9 +275,16 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     config = configs.validate(config)
     check_devices(config, jax.device_count())
     workdir = Path(workdir)
-    chief = jax.process_index() == 0
-    if chief:
+    if jax.process_index():
+        return _train_and_evaluate(config, workdir, console)
+    check_local(workdir)
+    with workdirs.hold(workdir, console.print):
         open_workdir(workdir, config)
+        return _train_and_evaluate(config, workdir, console)
+
+
+def _train_and_evaluate(config, workdir, console):
+    chief = jax.process_index() == 0
     evaluate.synchronise("workdir")
     experiment = experiments.build(config)
     source = experiments.make_source(config, "train")

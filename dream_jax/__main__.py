@@ -19,7 +19,11 @@ _COORDINATOR = "DREAM_JAX_COORDINATOR"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 some files failed, 2 a mistake to mend."""
+    """Runs one command; returns the exit status.
+
+    0 done, 1 some files failed, 2 a mistake to mend. What a signal stopped has 128 + the signal, as shells have it: 130
+    after Ctrl-C, 143 after SIGTERM; of a training run everything done is saved then, and the same command goes on.
+    """
     parser = argparse.ArgumentParser("dream_jax", description="Train and use diffusion models with DREAM.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -74,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stopped:
+        return getattr(stopped, "status", 130)
     except Exception:
         if _COORDINATOR not in os.environ:
             raise

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from dream_jax import images
+
 FILES = ("metrics.jsonl", "timing.jsonl")
 
 
@@ -25,15 +27,38 @@ class RunLog:
             lines = _lines_up_to(workdir / name, step)
             write_text(workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
             self._files[name] = open(workdir / name, "a", buffering=1)  # noqa: SIM115 -- closed by close()
-        # Purging makes TensorBoard forget what an interrupted run wrote beyond the step.
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._rebuild_board(workdir, step)
+
+    def _rebuild_board(self, workdir, step):
+        """TensorBoard's files anew: theirs may end anywhere, and hold what an interrupted run wrote beyond the step."""
+        for file in (workdir / "tensorboard").glob("events.out.tfevents.*"):
+            file.unlink()
+        self._board = SummaryWriter(str(workdir / "tensorboard"))
+        records = {name: _lines_up_to(workdir / name, step) for name in FILES}
+        times = {record["step"]: record.get("time") for record in records["timing.jsonl"]}
+        for name in FILES:
+            for record in records[name]:
+                self._draw(name, record, times.get(record["step"]))
+        for file in sorted((workdir / "samples").glob("step_*.png")):
+            number = file.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) <= step:
+                self.picture(int(number), "samples", images.read(file))
+
+    def _draw(self, name, record, walltime):
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._board.add_scalar(f"{name.removesuffix('.jsonl')}/{key}", value, record["step"], walltime)
 
     def write(self, step: int, metrics: dict, timing: dict) -> None:
         for name, values in zip(FILES, (metrics, timing), strict=True):
             self._files[name].write(json.dumps({"step": step, **values}) + "\n")
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{name.removesuffix('.jsonl')}/{key}", value, step)
+            self._draw(name, {"step": step, **values}, timing.get("time"))
+
+    def sync(self) -> None:
+        """Returns when the lines are on the disk: before a checkpoint is saved that takes them for granted."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
     def picture(self, step: int, name: str, picture) -> None:
         self._board.add_image(name, picture, step, dataformats="HWC")
@@ -53,7 +78,7 @@ def free_name(path: Path) -> Path:
 def _lines_up_to(path, step):
     """The records of a JSON-lines file up to a step; a torn last line is no record."""
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -64,7 +89,10 @@ def _lines_up_to(path, step):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, onto the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import json
 import time
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dream_jax import checkpoint, data, dream, evaluate, images, noise_schedule, sharding, train_state
+from dream_jax import checkpoint, data, dream, evaluate, images, noise_schedule, sharding, stopping, train_state
 from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
+from dream_jax import workdir as workdirs
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.networks import pytorch_import
@@ -218,13 +221,17 @@ def check_devices(config, devices: int) -> None:
         )
 
 
-def open_workdir(workdir: Path, config) -> None:
-    """Makes the workdir, and checks that a run in it has the same config."""
-    path = workdir / "config.json"
+def check_local(workdir: Path) -> None:
+    """Raises UserError where a workdir is in a bucket."""
     if "://" in str(workdir) or str(workdir).startswith(("gs:", "s3:")):
         raise UserError(
             f"{workdir}: the workdir is a local folder; checkpoints alone may lie in a bucket, checkpoint.directory"
         )
+
+
+def open_workdir(workdir: Path, config) -> None:
+    """Makes the workdir's folders, and checks that a run in it has the same config."""
+    path = workdir / "config.json"
     try:
         (workdir / "samples").mkdir(parents=True, exist_ok=True)
         if path.exists() and (changed := configs.differences(configs.read(path), config)):
@@ -270,9 +277,16 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     config = configs.validate(config)
     check_devices(config, jax.device_count())
     workdir = Path(workdir)
-    chief = jax.process_index() == 0
-    if chief:
+    if jax.process_index():
+        return _train_and_evaluate(config, workdir, console)
+    check_local(workdir)
+    with workdirs.hold(workdir, console.print):
         open_workdir(workdir, config)
+        return _train_and_evaluate(config, workdir, console)
+
+
+def _train_and_evaluate(config, workdir, console):
+    chief = jax.process_index() == 0
     sharding.synchronise("workdir")
     experiment = experiments.build(config)
     source = experiments.make_source(config, "train")
@@ -283,24 +297,29 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     mesh = sharding.make_mesh(config.mesh.shard)
     optimizer = make_optimizer(config.optimizer)
     init, specs = start_state(experiment, optimizer, mesh)
-    manager = checkpoint.open_manager(config.checkpoint.directory or workdir / "checkpoints", config.checkpoint.keep)
-    params = None
-    if config.network.weights is not None and manager.latest_step() is None:
-        params = read_params(experiment, jax.eval_shape(init).params)
-    restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
-    resumed = restored is not None
+    directory = config.checkpoint.directory or workdir / "checkpoints"
+    about_run, layout = facts_of_run(config, source), sharding.named(specs, mesh)
+    restored = checkpoint.restore(
+        directory,
+        jax.eval_shape(init),
+        layout,
+        tell=console.print,
+        accept=lambda about: check_origin(about, about_run, directory),
+        move=True,
+    )
+    manager = checkpoint.open_manager(directory, config.checkpoint.keep)
+    resumed, unlogged = restored is not None, []
     if resumed:
         state, about = restored
-        check_origin(about, facts_of_run(config, source), manager.directory)
+        unlogged = from_json(about.get("unlogged", []))
+    elif config.network.weights is None:
+        with console.status("initialising the network"):
+            state = jax.block_until_ready(init())
     else:
-        if params is None:
-            with console.status("initialising the network"):
-                state = jax.block_until_ready(init())
-        else:
-            layout = sharding.named(specs, mesh)
-            state = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)(params)
-        if params is not None or total == 0:
-            checkpoint.save(manager, state, facts_of_run(config, source))
+        params = read_params(experiment, jax.eval_shape(init).params)
+        state = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)(params)
+    if not resumed and (config.network.weights is not None or total == 0):
+        checkpoint.save(manager, state, about_run)
     if chief:
         # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
         configs.save(config, workdir / "config.json")
@@ -311,16 +330,27 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     sampler = _make_sampler(experiment, held_out, mesh)
     log = RunLog(workdir, start) if chief else None
     pictures = data.train_pictures(source, config.seed, config.image_size, config.data.resize)
-    layout = NamedSharding(mesh, sharding.BATCH)
+    batch_layout = NamedSharding(mesh, sharding.BATCH)
     columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
     columns = *columns, TextColumn("left"), TimeRemainingColumn()
     bar = Progress(*columns, console=console, speed_estimate_period=300)
     saved = manager.latest_step()
     try:
-        with data.Batches(pictures, config.batch_size, layout, config.data.workers) as batches, bar:
+        batches = data.Batches(pictures, config.batch_size, batch_layout, config.data.workers)
+        with stopping.asked(console.print) as asked_to_stop, batches, bar:
             job = bar.add_task("training", total=total, completed=start, rate="compiling")
-            window, since = [], time.monotonic()
+            window, since = unlogged, time.monotonic()
             for step in range(start, total):
+                if number := asked_to_stop(step):
+                    if step > start and step != saved:
+                        window = jax.device_get(window)
+                        check_finite(window, step - len(window))
+                        if chief:
+                            log.sync()
+                        checkpoint.save(manager, state, about_run | {"unlogged": to_json(window)})
+                        saved = step
+                    checkpoint.wait(manager)
+                    raise stopping.Stopped(number)
                 state, metrics = train_step(state, batches(step), rectifies(config, step, steps_per_epoch))
                 window.append(metrics)
                 done = step + 1
@@ -330,6 +360,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
                     first_of_window, since = done, time.monotonic()
                 save = done % config.checkpoint.every == 0 or done == total
                 if done % config.log_every == 0 or save:
+                    checkpoint.check(manager)
                     values = summarise(jax.device_get(window), step - len(window) + 1)
                     elapsed = time.monotonic() - since
                     rate = (done - first_of_window) / elapsed if done > first_of_window else 0.0
@@ -354,27 +385,30 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
                         images.write(workdir / "samples" / f"step_{done:07d}.png", grid, overwrite=True)
                         log.picture(done, "samples", grid)
                 if save:
-                    checkpoint.save(manager, state, facts_of_run(config, source))
+                    if chief:
+                        log.sync()
+                    checkpoint.save(manager, state, about_run)
                     saved = done
                 if not window:
                     first_of_window, since = done, time.monotonic()
-            manager.wait_until_finished()
-    except KeyboardInterrupt:
-        manager.wait_until_finished()
-        start = "starts anew" if saved is None else f"goes on from the checkpoint of step {saved}"
-        console.print(f"stopped; the same command {start}")
+            checkpoint.wait(manager)
+    except stopping.Stopped as stopped:
+        how = "starts anew" if saved is None else f"goes on from the checkpoint of step {saved}"
+        console.print(f"{stopped}; the same command {how}")
         raise
     finally:
         manager.close()
         if chief:
             log.close()
-    if resumed and start >= total:
+    # Only process 0 is sure to see the workdir.
+    evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(chief and _is_evaluated(workdir, start))))
+    if resumed and start >= total and evaluated:
         console.print(
             f"this run has its {total} steps already; to go on give a larger --config.steps, to measure it again"
         )
         console.print("use `python -m dream_jax evaluate`")
     else:
-        model = drawing.Model(experiment, state.ema, total, mesh, str(workdir))
+        model = drawing.Model(experiment, state.ema, int(state.step), mesh, str(workdir))
         record, columns = evaluate.evaluate({workdir.name: model}, held_out, console)
         if chief:
             evaluate.show(record, console)
@@ -383,15 +417,19 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     return state
 
 
+def _is_evaluated(workdir, step):
+    """Whether the evaluation that follows the last step was written to its end."""
+    files = evaluate.files(workdir / "evaluation.json")
+    try:
+        # The pictures come after the tables; a run to whose last step some were added has an older table.
+        return json.loads(files["table"].read_text())["step"] == step and files["pictures"].exists()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def summarise(window: list[dict], first_step: int) -> dict:
     """Means over a window of steps' metrics, the loss also by quartile of the noise level (1 the cleanest)."""
-    for number, metrics in enumerate(window):
-        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
-            raise UserError(
-                f"step {first_step + number + 1}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}: "
-                "not finite, and not applied. Look at the data, or begin anew in another --workdir with a lower "
-                "optimizer.learning_rate or with optimizer.clip"
-            )
+    check_finite(window, first_step)
     stacked = {name: np.stack([metrics[name] for metrics in window]) for name in window[0]}
     sums, counts = (np.sum(stacked.pop(name), axis=0) for name in ("level_losses", "level_counts"))
     values = {name: float(np.mean(value, dtype=np.float64)) for name, value in stacked.items()}
@@ -399,6 +437,27 @@ def summarise(window: list[dict], first_step: int) -> dict:
         if counts[quartile]:
             values[f"loss_quartile_{quartile + 1}"] = float(sums[quartile] / counts[quartile])
     return values
+
+
+def check_finite(window: list[dict], first_step: int) -> None:
+    """Raises UserError where a step of a window of metrics had a loss or gradient that is not finite."""
+    for number, metrics in enumerate(window):
+        if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
+            raise UserError(
+                f"step {first_step + number + 1}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}: "
+                "not finite, and not applied. Look at the data, or begin anew in another --workdir with a lower "
+                "optimizer.learning_rate or with optimizer.clip"
+            )
+
+
+def to_json(window: list[dict]) -> list[dict]:
+    """Steps' metrics as JSON holds them, to the bit: what a run that stops between two lines of its log takes along."""
+    return [{name: np.asarray(value).tolist() for name, value in metrics.items()} for metrics in window]
+
+
+def from_json(window: list[dict]) -> list[dict]:
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    return [{name: np.asarray(value, dtype) for name, value in metrics.items()} for metrics in window]
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """A trained model, opened from its workdir."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -30,15 +31,19 @@ def open_experiment(workdir, overrides=()) -> experiment.Experiment:
 def load(workdir, overrides=()) -> Model:
     """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
 
-    Raises UserError as `open_experiment`, and where there is no checkpoint yet.
+    A damaged checkpoint is named on stderr, left where it is, and the next older one is used. Raises UserError as
+    `open_experiment`, and where there is no checkpoint yet or none that is whole.
     """
     built = open_experiment(workdir, overrides)
     directory = built.config.checkpoint.directory or Path(workdir) / "checkpoints"
     mesh = sharding.make_mesh()
     init, specs = train.start_state(built, make_optimizer(built.config.optimizer), mesh)
-    with checkpoint.open_manager(directory) as manager:
-        restored = checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))
+    restored = checkpoint.restore(directory, jax.eval_shape(init), sharding.named(specs, mesh), _say)
     if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")
     state, _ = restored
     return Model(built, state.ema, int(state.step), mesh, str(workdir))
+
+
+def _say(message):
+    print(message, file=sys.stderr)

@@ -6,7 +6,8 @@ on M virtual CPU devices.
 
 What process 0 says is shown as it is; what the others write to stderr, with their number before it. When one fails,
 the others are stopped: left alone, they would wait for it for minutes. Ctrl-C and SIGTERM are passed on; a second one
-kills. The exit status is that of the process that failed first, or 128 + the signal that ended it.
+kills. The exit status is that of the process that failed first, or 128 + the signal that ended it: 130 and 143 say that
+training stopped as Ctrl-C or SIGTERM asked, has saved, and goes on when repeated.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds. Processes that lost one can do no more; those that are asked to stop may have a checkpoint to finish.
 GRACE_AFTER_FAILURE, GRACE_AFTER_SIGNAL = 5.0, 30.0
+# The exit statuses of processes that stopped because one of them had a signal: all save, and end together.
+STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 # Seconds that a line of the other processes is held back, until it is known that none had failed before.
 DELAY = 0.5
 
@@ -127,9 +130,11 @@ def _wait(processes, signals, readers, said) -> int:
         if ended and failed is None and not signals:
             # Losing one ends the others within milliseconds, by a signal or with Python's status 1.
             failed = min(ended, key=lambda k: (processes[k].returncode < 0, processes[k].returncode == 1))
-            _report(failed, processes[failed].returncode, len(processes), readers, said)
-            _send(running, signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_AFTER_FAILURE
+            stopped = processes[failed].returncode in STOPPED
+            if not stopped:
+                _report(failed, processes[failed].returncode, len(processes), readers, said)
+                _send(running, signal.SIGTERM)
+            deadline = time.monotonic() + (GRACE_AFTER_SIGNAL if stopped else GRACE_AFTER_FAILURE)
         if len(signals) > passed_on:
             _send(running, signal.SIGKILL if passed_on else signals[0])
             passed_on, deadline = len(signals), min(deadline, time.monotonic() + GRACE_AFTER_SIGNAL)

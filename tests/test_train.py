@@ -237,8 +237,8 @@ def newest(config, workdir):
     built = experiment.build(config)
     mesh = sharding.make_mesh()
     init, specs = train.start_state(built, make_optimizer(config.optimizer), mesh)
-    with checkpoint.open_manager(workdir / "checkpoints") as manager:
-        return checkpoint.restore(manager, jax.eval_shape(init), sharding.named(specs, mesh))[0]
+    layout = sharding.named(specs, mesh)
+    return checkpoint.restore(workdir / "checkpoints", jax.eval_shape(init), layout, tell=pytest.fail)[0]
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once, monkeypatch):

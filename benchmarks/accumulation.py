@@ -29,7 +29,7 @@ from dream_jax import config as configs
 from dream_jax import experiment, sharding, train_state
 from dream_jax.networks import layers
 from dream_jax.optimizer import make_optimizer
-from dream_jax.train import make_train_step
+from dream_jax.train_step import make_train_step
 
 BOUND = 1.3
 BATCH, SIZE = 16, 64

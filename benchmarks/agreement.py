@@ -34,7 +34,7 @@ from configs import base
 from dream_jax import config as configs
 from dream_jax import data, experiment, sharding, train_state
 from dream_jax.optimizer import make_optimizer
-from dream_jax.train import make_train_step
+from dream_jax.train_step import make_train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, BATCH, SIZE = 20, 32, 16

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import jax
 
-from dream_jax import checkpoint, config, experiment, sharding, train
+from dream_jax import checkpoint, config, experiment, sharding
 from dream_jax.draw import Model
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
+from dream_jax.train_step import start_state
 
 # Keys without which weights mean nothing; others may be given for a use of them.
 _TRAINED_AS = ("task.", "schedule.", "objective.", "network.", "image_size")
@@ -37,7 +38,7 @@ def load(workdir, overrides=()) -> Model:
     built = open_experiment(workdir, overrides)
     directory = built.config.checkpoint.directory or Path(workdir) / "checkpoints"
     mesh = sharding.make_mesh()
-    init, specs = train.start_state(built, make_optimizer(built.config.optimizer), mesh)
+    init, specs = start_state(built, make_optimizer(built.config.optimizer), mesh)
     restored = checkpoint.restore(directory, jax.eval_shape(init), sharding.named(specs, mesh), _say)
     if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")

@@ -14,6 +14,7 @@ from benchmarks import agreement
 from dream_jax import checkpoint, data, experiment, sharding, train, train_state
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
+from dream_jax.train_step import QUARTILES, make_losses, make_train_step, rectifies, start_state
 
 QUIET = Console(quiet=True)
 BATCH, SIZE, EPOCH = 4, 16, 5
@@ -37,7 +38,7 @@ def small(*changes):
 
 
 def losses_of(built):
-    return train.make_losses(built, jax.random.key(7, impl="threefry2x32"), EPOCH)
+    return make_losses(built, jax.random.key(7, impl="threefry2x32"), EPOCH)
 
 
 def batch_of(rows):
@@ -73,7 +74,7 @@ def test_conservative_dream_is_the_standard_objective_before_its_start():
     conservative = small(*CONSERVATIVE)
     standard = small(*CONSERVATIVE, "objective.name=standard")
     assert lowered(conservative, rectify=False).as_text() == lowered(standard).as_text()
-    assert [train.rectifies(conservative.config, step, EPOCH) for step in (0, 49, 50, 99)] == [False, False, True, True]
+    assert [rectifies(conservative.config, step, EPOCH) for step in (0, 49, 50, 99)] == [False, False, True, True]
 
 
 class Recorder:
@@ -155,7 +156,7 @@ def stepper():
     state = train_state.start(weights(built), optimizer)
     specs = sharding.state_specs(state, mesh)
     state = jax.device_put(state, sharding.named(specs, mesh))
-    train_step = train.make_train_step(built, optimizer, mesh, specs, EPOCH)
+    train_step = make_train_step(built, optimizer, mesh, specs, EPOCH)
     batch = jax.device_put(batch_of(range(BATCH)), NamedSharding(mesh, sharding.BATCH))
     with tiny.quick_compiles():
         yield train_step, lambda: jax.tree.map(jnp.copy, state), batch
@@ -236,7 +237,7 @@ def newest(config, workdir):
     """The newest checkpoint's state as it lies on the disk."""
     built = experiment.build(config)
     mesh = sharding.make_mesh()
-    init, specs = train.start_state(built, make_optimizer(config.optimizer), mesh)
+    init, specs = start_state(built, make_optimizer(config.optimizer), mesh)
     layout = sharding.named(specs, mesh)
     return checkpoint.restore(workdir / "checkpoints", jax.eval_shape(init), layout, tell=pytest.fail)[0]
 
@@ -277,7 +278,7 @@ def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, compile_once, monkey
     def make_train_step(*_):
         def train_step(state, batch, rectify):
             loss = np.float32(np.nan if int(state.step) == 4 else 1.0)
-            counts = np.ones(train.QUARTILES)
+            counts = np.ones(QUARTILES)
             metrics = {"loss": loss, "gradient_norm": loss, "eps_error": loss, "lam": loss}
             metrics |= {"level_losses": counts, "level_counts": counts}
             return state.replace(step=state.step + 1), metrics

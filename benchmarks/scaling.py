@@ -69,9 +69,9 @@ def setup():
     config.image_size = SIZE
     config.compute_dtype = "float32"
     config.optimizer.clip = 1.0
-    config.network.channels = 32
-    config.network.channel_multipliers = (1, 2, 4)
-    config.network.attention_resolutions = (8,)
+    config.network.channels = 64
+    config.network.channel_multipliers = (1, 2)
+    config.network.attention_resolutions = ()
     config.network.norm_groups = 16
     config.network.num_res_blocks = 1
     config.network.dropout = 0.2

@@ -121,8 +121,9 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
 
         (gradient, sums), _ = lax.scan(accumulate, zeros, microbatches)
         parts = config.accumulation * mesh.size
-        gradient = jax.tree.map(lambda g, spec: sharding.sum_to_spec(g / parts, spec), gradient, specs.params)
-        return gradient, lax.psum(sums, sharding.AXES)
+        gradient = jax.tree.map(lambda g: g / parts, gradient)
+        everywhere = jax.tree.map(lambda _: P(), sums)
+        return sharding.sum_to_specs((gradient, sums), (specs.params, everywhere))
 
     def train_step(state, batch, rectify):
         gradient, sums = jax.shard_map(

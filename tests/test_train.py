@@ -147,16 +147,27 @@ def test_an_example_is_a_function_of_its_row_and_the_step_only():
     assert not np.any(np.isclose(later[0], half[0], rtol=1e-5))
 
 
+class Scaled:
+    """A network of one number that can be differentiated, and that depends on the level."""
+
+    def apply(self, variables, inputs, level, dropout_keys=None):
+        return jnp.tanh(variables["params"] * inputs[..., -3:] + level[:, None, None, None])
+
+
 @pytest.mark.parametrize("share, rows", [(0.25, [0, 4]), (0.75, [0, 1, 2, 4, 5, 6])])
 def test_a_share_of_the_pictures_trains_on_the_rectified_pair_and_the_others_on_the_standard_one(share, rows):
     batch, step, params = batch_of(range(8)), jnp.int32(3), jnp.float32(0.7)
     others = np.setdiff1d(range(8), rows)
 
     def per_example(change, rectify=True):
-        built = small(change, "batch_size=8")._replace(network=Recorder())
-        losses = losses_of(built)
-        gradient = jax.jacobian(lambda params: losses(params, batch, step, rectify)[0])(params)
-        return losses(params, batch, step, rectify), gradient
+        losses = losses_of(small(change, "batch_size=8")._replace(network=Scaled()))
+
+        @jax.jit
+        def both(params):
+            gradient = jax.jacobian(lambda params: losses(params, batch, step, rectify)[0])(params)
+            return losses(params, batch, step, rectify), gradient
+
+        return both(params)
 
     ((loss, facts), gradient), full, standard = (
         per_example(f"objective.estimate_share={share}"),

@@ -43,12 +43,18 @@ def read_params(experiment: Experiment, shapes):
 
 
 def check_devices(config, devices: int) -> None:
-    """Raises UserError where the batch does not divide over the devices there are."""
+    """Raises UserError where the batch, or its self-estimates, do not divide over the devices there are."""
     parts = devices * config.accumulation
     if config.batch_size % parts:
         raise UserError(
             f"batch_size = {config.batch_size}: it must divide by devices x accumulation = {devices} x "
             f"{config.accumulation} = {parts}"
+        )
+    rows, group = config.batch_size // parts, configs.estimate_share(config).denominator
+    if rows % group:
+        raise UserError(
+            f"objective.estimate_share = {config.objective.estimate_share}: batch_size / (devices x accumulation) = "
+            f"{rows} must divide by {group}, for every device to have a whole number of these pictures"
         )
 
 
@@ -87,7 +93,7 @@ def facts_of_run(config, source) -> dict:
 
 def check_origin(about: dict, now: dict, directory) -> None:
     """Raises UserError where a checkpoint comes from another config or other data than the run that would go on."""
-    changed = configs.differences(*(configs.from_dict(facts["config"]) for facts in (about, now)))
+    changed = configs.differences(*(configs.from_record(facts["config"]) for facts in (about, now)))
     if about["data"] != now["data"]:
         changed.append(f"the training pictures: {about['data']} -> {now['data']}")
     if changed:

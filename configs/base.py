@@ -103,6 +103,13 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2
     config.checkpoint.directory = placeholder(str)  # workdir/checkpoints; may be a bucket
 
+    config.supervision = ConfigDict()
+    config.supervision.hang_minutes = placeholder(float)
+    config.supervision.hang_minutes = 20.0  # without a step: the run says where it hangs, and ends; None is never
+    config.supervision.first_minutes = 60.0  # the same for the first step, which is compiled
+    config.supervision.heartbeat_seconds = 30  # of silence, after which a process is lost and ends the others
+    config.supervision.meet_seconds = 300  # that processes wait for each other at the start
+
     config.sampling = ConfigDict()  # how pictures are drawn: samples, evaluate, upscale, generate
     config.sampling.spacing = "uniform_t"  # or uniform_logsnr, quadratic, karras
     config.sampling.eta = 0.0  # the noise that ddim adds: from 0, none, to 1, as much as ddpm

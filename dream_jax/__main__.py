@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dream_jax import compilation_cache
 from dream_jax.errors import UserError
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
-# A launcher that starts several processes sets it to the address at which they meet.
+# Set by a launcher that starts several processes: processes.py.
 _COORDINATOR = "DREAM_JAX_COORDINATOR"
 
 # What the disk may say to any write.
@@ -25,8 +26,9 @@ _DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done, 1 some files failed, 2 a mistake to mend. What a signal stopped has 128 + the signal, as shells have it: 130
-    after Ctrl-C, 143 after SIGTERM; of a training run everything done is saved then, and the same command goes on.
+    0 done, 1 some files failed, 2 a mistake to mend, 75 a run that hangs, which may be started again. What a signal
+    stopped has 128 + the signal, as shells have it: 130 after Ctrl-C, 143 after SIGTERM; of a training run everything
+    done is saved then, and the same command goes on.
     """
     parser = argparse.ArgumentParser("dream_jax", description="Train and use diffusion models with DREAM.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -78,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     console = Console(soft_wrap=True)
     try:
+        if options.command != "prepare":
+            chief = os.environ.get("DREAM_JAX_PROCESS", "0") == "0"
+            compilation_cache.use(lambda message: console.print(message, markup=False) if chief else None)
         return globals()[f"_{options.command}"](options, rest, console) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,32 +112,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options, rest, console):
-    from dream_jax import config, train
+    from dream_jax import config, processes, train
 
     chosen = config.override(config.load(options.config), rest)
     config.validate(chosen)
-    _start_processes(chosen.mesh.shard)
+    processes.join(chosen)
     import jax
 
     if jax.process_index():
         console = Console(quiet=True)
     train.train_and_evaluate(chosen, options.workdir, console)
-
-
-def _start_processes(shard):
-    """Joins the processes of this run, where a launcher started several."""
-    if _COORDINATOR not in os.environ:
-        return
-    import jax
-
-    from dream_jax import sharding
-
-    jax.distributed.initialize(
-        os.environ[_COORDINATOR],
-        num_processes=int(os.environ["DREAM_JAX_PROCESSES"]),
-        process_id=int(os.environ["DREAM_JAX_PROCESS"]),
-    )
-    sharding.meet(sharding.make_mesh(shard))
 
 
 def _evaluate(options, rest, console):

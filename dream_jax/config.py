@@ -22,7 +22,7 @@ from dream_jax.metrics import weights
 # A run may be continued with other values of these: they do not change what the steps before would have been.
 _CHANGEABLE = (
     *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "samples.", "sampling.", "evaluation."),
-    *("data.workers", "data.cache_dir"),
+    *("data.workers", "data.cache_dir", "supervision."),
 )
 
 # Keys of training that came into configs/base.py later, and what runs without them did.
@@ -37,7 +37,7 @@ _ADDED = {
 # Keys that may be None, and what they are otherwise.
 _OPTIONAL = {
     **dict.fromkeys(("epochs", "data.resize", "evaluation.crop", "sampling.start_seed"), int),
-    **dict.fromkeys(("objective.p", "objective.min_snr_gamma", "optimizer.clip"), float),
+    **dict.fromkeys(("objective.p", "objective.min_snr_gamma", "optimizer.clip", "supervision.hang_minutes"), float),
     **dict.fromkeys(("data.folder", "data.eval_folder", "data.cache_dir", "checkpoint.directory"), str),
     **dict.fromkeys(("data.tfds", "data.tfds_dir", "data.image_key", "network.weights"), str),
     "evaluation.weights": str,
@@ -48,6 +48,7 @@ _COUNTS = (
     *("network.channels", "network.num_res_blocks", "network.norm_groups", "network.num_heads", "network.patch"),
     *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps", "log_every"),
     *("evaluation.pictures", "evaluation.batch_size", "data.workers", "objective.estimate_every"),
+    *("supervision.heartbeat_seconds", "supervision.meet_seconds"),
 )
 _NOT_NEGATIVE = (
     *("seed", "objective.start_epoch", "objective.start_step", "objective.ramp_epochs"),
@@ -265,7 +266,9 @@ def _validate(config):
     for key in _COUNTS:
         _require(flat[key] >= 1, config, key, "it must be at least 1")
     _require(config.steps >= 0, config, "steps", "it must not be negative")
-    for key in ("epochs", "data.resize", "evaluation.crop", "optimizer.clip", "objective.min_snr_gamma", "task.gain"):
+    times = "supervision.hang_minutes", "supervision.first_minutes"
+    amounts = "epochs", "data.resize", "evaluation.crop", "optimizer.clip", "objective.min_snr_gamma", "task.gain"
+    for key in (*amounts, *times):
         value = flat[key]
         _require(value is None or (math.isfinite(value) and value > 0), config, key, "it must be greater than 0")
     for key in _FRACTIONS:

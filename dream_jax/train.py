@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dream_jax import checkpoint, data, evaluate, images, sharding, stopping, train_state
+from dream_jax import checkpoint, compilation_cache, data, evaluate, hang, images, sharding, stopping, train_state
 from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
@@ -174,7 +174,10 @@ def _train_and_evaluate(config, workdir, console):
     saved = manager.latest_step()
     try:
         batches = data.Batches(pictures, config.batch_size, batch_layout, config.data.workers)
-        with stopping.asked(console.print) as asked_to_stop, batches, bar:
+        watch = config.supervision
+        watched = hang.watched(watch.hang_minutes, watch.first_minutes, workdir)
+        compiling = compilation_cache.compiling("the train step", console.print)
+        with stopping.asked(console.print) as asked_to_stop, batches, bar, watched as beat, compiling as compiled:
             job = bar.add_task("training", total=total, completed=start, rate="compiling")
             window, since = unlogged, time.monotonic()
             for step in range(start, total):
@@ -193,7 +196,7 @@ def _train_and_evaluate(config, workdir, console):
                 done = step + 1
                 if step == start:
                     jax.block_until_ready(metrics)
-                    console.print(f"first step after {time.monotonic() - since:.1f} s, most of it compiling")
+                    console.print(f"first step after {compiled()}")
                     first_of_window, since = done, time.monotonic()
                 save = done % config.checkpoint.every == 0 or done == total
                 if done % config.log_every == 0 or save:
@@ -228,6 +231,7 @@ def _train_and_evaluate(config, workdir, console):
                     saved = done
                 if not window:
                     first_of_window, since = done, time.monotonic()
+                beat(done)
             checkpoint.wait(manager)
     except stopping.Stopped as stopped:
         how = "starts anew" if saved is None else f"goes on from the checkpoint of step {saved}"

@@ -1,21 +1,28 @@
-"""Runs a dream_jax command on this machine: python launch/local.py [--processes N] [--devices M] -- train ...
+"""Runs a dream_jax command on this machine: python launch/local.py [--processes N] [--restarts K] -- train ...
 
 One process drives all devices, the fastest way on one machine. With --processes N, N processes train together as they
 would on N machines; GPUs are shared out evenly among them (CUDA_VISIBLE_DEVICES). With --devices M, each process works
 on M virtual CPU devices.
 
+With --restarts K, training that crashed, lost a process or hangs is started again, after a pause that grows, and goes
+on from its newest checkpoint, until K restarts in a row reached no new one. What a signal stopped is not started again,
+nor what ended with a mistake to mend.
+
 What process 0 says is shown as it is; what the others write to stderr, with their number before it. When one fails,
-the others are stopped: left alone, they would wait for it for minutes. Ctrl-C and SIGTERM are passed on; a second one
-kills. The exit status is that of the process that failed first, or 128 + the signal that ended it: 130 and 143 say that
-training stopped as Ctrl-C or SIGTERM asked, has saved, and goes on when repeated.
+the others are stopped: left alone, they would wait for it. Ctrl-C and SIGTERM are passed on; a second one kills. The
+exit status is that of the process that failed first, or 128 + the signal that ended it: 130 and 143 say that training
+stopped as Ctrl-C or SIGTERM asked, has saved, and goes on when repeated.
 """
 
 import argparse
 import collections
 import contextlib
+import functools
 import glob
+import json
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -29,6 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 GRACE_AFTER_FAILURE, GRACE_AFTER_SIGNAL = 5.0, 30.0
 # The exit statuses of processes that stopped because one of them had a signal: all save, and end together.
 STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+# The exit statuses after which a restart would end in the same way, or is not wanted: done, a mistake to mend, stopped.
+FINAL = 0, 2, *STOPPED
+# Seconds before the first restart, doubled for each further one, and their limit.
+PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # Seconds that a line of the other processes is held back, until it is known that none had failed before.
 DELAY = 0.5
 
@@ -37,17 +48,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--devices", type=int, metavar="M", help="virtual CPU devices of each process")
+    parser.add_argument("--restarts", type=int, default=0, metavar="K", help="in a row, without a new checkpoint")
     parser.add_argument("command", nargs="+", help="after --: what would follow `python -m dream_jax`")
     options = parser.parse_args()
     if options.processes < 1 or (options.devices is not None and options.devices < 1):
         parser.error("--processes and --devices must be at least 1")
     if options.processes > 1 and options.command[0] != "train":
         parser.error(f"{options.command[0]} runs in one process; only train runs in several")
+    if options.restarts and (options.restarts < 0 or options.command[0] != "train"):
+        parser.error("--restarts is a number of at least 1, of train")
+    make = functools.partial(make_environments, options.processes, options.devices)
     try:
-        environments = make_environments(options.processes, options.devices)
+        make()
     except ValueError as error:
         parser.error(str(error))
-    return supervise([sys.executable, "-m", "dream_jax", *options.command], environments)
+    newest = functools.partial(newest_checkpoint, options.command)
+    return supervise([sys.executable, "-m", "dream_jax", *options.command], make, options.restarts, newest)
 
 
 def make_environments(processes: int, devices: int | None = None) -> list[dict[str, str]]:
@@ -86,11 +102,67 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def supervise(command: list[str], environments: list[dict[str, str]]) -> int:
-    """Runs the command once for each environment until all have ended; returns the exit status."""
-    signals, processes, readers, said = [], [], {}, collections.deque()
-    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+def newest_checkpoint(arguments: list[str]) -> int | None:
+    """The step of the newest checkpoint of the training run with these arguments; None where none is to be seen."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--workdir", default="")
+    workdir = Path(parser.parse_known_args(arguments)[0].workdir)
+    with contextlib.suppress(OSError, ValueError, KeyError, ImportError):
+        directory = json.loads((workdir / "config.json").read_text())["checkpoint"]["directory"]
+        folder = workdir / "checkpoints"
+        if directory:
+            from etils import epath
+
+            folder = epath.Path(directory)
+        return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=None)
+    return None
+
+
+def supervise(command: list[str], make, restarts: int = 0, newest=lambda: None) -> int:
+    """Runs the command once for each environment of `make()` until all have ended; returns the exit status.
+
+    Where they failed they are started again, at most `restarts` times in a row in which `newest()`, a step, has not
+    grown.
+    """
+    signals, numbers = [], (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
+    try:
+        attempt, reached = 0, newest() if restarts else None
+        while True:
+            status = _run(command, make(), signals)
+            if signals or status in FINAL or not restarts:
+                return status
+            step = newest()
+            if step is not None and (reached is None or step > reached):
+                attempt, reached = 0, step
+            attempt += 1
+            if attempt > restarts:
+                print(f"launch: no new checkpoint in {restarts} restarts; given up", file=sys.stderr, flush=True)
+                return status
+            _pause(attempt, restarts, step, signals)
+            if signals:
+                return 128 + signals[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pause(attempt, restarts, step, signals):
+    # Not always as long: what failed together should not start together.
+    pause = min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1)
+    whence = "from its beginning" if step is None else f"from the checkpoint of step {step}"
+    print(
+        f"launch: {time.strftime('%Y-%m-%d %H:%M:%S')}: restart {attempt} of {restarts} in {pause:.0f} s, {whence}",
+        file=sys.stderr,
+        flush=True,
+    )
+    until = time.monotonic() + pause
+    while time.monotonic() < until and not signals:
+        time.sleep(0.05)
+
+
+def _run(command, environments, signals) -> int:
+    processes, readers, said = [], {}, collections.deque()
     try:
         for k, environment in enumerate(environments):
             # In sessions of their own, or a terminal's Ctrl-C would reach them twice.
@@ -106,8 +178,6 @@ def supervise(command: list[str], environments: list[dict[str, str]]) -> int:
         _send(processes, signal.SIGKILL)
         for process in processes:
             process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _read(k, lines, said):
@@ -128,8 +198,9 @@ def _wait(processes, signals, readers, said) -> int:
         running = [process for process in processes if process.poll() is None]
         ended = [k for k, process in enumerate(processes) if process.returncode]
         if ended and failed is None and not signals:
-            # Losing one ends the others within milliseconds, by a signal or with Python's status 1.
-            failed = min(ended, key=lambda k: (processes[k].returncode < 0, processes[k].returncode == 1))
+            # Losing one ends the others within milliseconds, by JAX's SIGABRT or with Python's status 1.
+            others = 1, -signal.SIGABRT
+            failed = min(ended, key=lambda k: processes[k].returncode in others)
             stopped = processes[failed].returncode in STOPPED
             if not stopped:
                 _report(failed, processes[failed].returncode, len(processes), readers, said)

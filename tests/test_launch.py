@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,10 @@ PRELUDE = "import os, signal, sys, time; k = os.environ['K']; open(f'{k}.pid', '
 MEET = "while len([n for n in os.listdir() if n.endswith('.pid')]) < {count}: time.sleep(0.01)\n"
 
 
-def supervise(script, count):
+def supervise(script, count, *restarting):
     environments = [dict(os.environ, K=str(k)) for k in range(count)]
-    return local.supervise([sys.executable, "-c", PRELUDE + MEET.format(count=count) + script], environments)
+    command = [sys.executable, "-c", PRELUDE + MEET.format(count=count) + script]
+    return local.supervise(command, lambda: environments, *restarting)
 
 
 def left_running(folder):
@@ -92,6 +94,72 @@ def test_what_ignores_sigterm_is_killed_in_the_end(here, monkeypatch):
     assert not left_running(here)
 
 
+# Counts its starts; fails the first two times.
+COUNTING = "open('starts', 'a').write(k); n = len(open('starts').read())\nif n < {until}: sys.exit({status})"
+
+
+def starts(folder):
+    return len((folder / "starts").read_text())
+
+
+def test_what_crashed_is_started_again(here, capfd, monkeypatch):
+    monkeypatch.setattr(local, "PAUSE", 0.1)
+    assert supervise(COUNTING.format(until=3, status=1), 1, 2) == 0
+    said = capfd.readouterr().err
+    assert starts(here) == 3
+    assert said.count("launch: ") == 2 and "restart 1 of 2 in 0 s, from its beginning" in said
+    assert "restart 2 of 2" in said
+
+
+@pytest.mark.parametrize("status", [2, 130, 143])
+def test_mistakes_and_stops_are_not_started_again(status, here, capfd):
+    assert supervise(COUNTING.format(until=9, status=status), 1, 3) == status
+    assert starts(here) == 1 and "restart" not in capfd.readouterr().err
+
+
+def test_only_restarts_without_a_new_checkpoint_are_counted(here, capfd, monkeypatch):
+    monkeypatch.setattr(local, "PAUSE", 0.01)
+    steps = iter([None, 10, 20, 20, 10])
+    assert supervise(COUNTING.format(until=99, status=75), 1, 2, lambda: next(steps)) == 75
+    said = capfd.readouterr().err
+    assert starts(here) == 4
+    assert said.count("restart 1 of 2 ") == 2 and said.count("restart 2 of 2 ") == 1
+    assert "from the checkpoint of step 20" in said
+    assert said.endswith("launch: no new checkpoint in 2 restarts; given up\n")
+
+
+def test_pauses_grow_and_end_with_a_signal(here, monkeypatch, capfd):
+    pauses, clock = [], [0.0]
+    monkeypatch.setattr(local.time, "monotonic", lambda: clock[0])
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(local.time, "sleep", sleep)
+    for attempt in (1, 2, 5, 20):
+        before = clock[0]
+        local._pause(attempt, 20, None, [])
+        pauses.append(clock[0] - before)
+    for pause, most in zip(pauses, (2, 4, 32, 300), strict=True):
+        assert most / 2 <= pause <= most + 0.1
+    before = clock[0]
+    local._pause(20, 20, None, [signal.SIGINT])
+    assert clock[0] == before
+
+
+def test_the_newest_checkpoint_is_found_where_the_run_keeps_it(tmp_path):
+    workdir = tmp_path / "run"
+    arguments = ["train", "--config", "c.py", "--workdir", str(workdir)]
+    assert local.newest_checkpoint(arguments) is None
+    for name in ("9", "10", "11.orbax-checkpoint-tmp"):
+        (workdir / "checkpoints" / name).mkdir(parents=True)
+    config.save(tiny.tiny_config(), workdir / "config.json")
+    assert local.newest_checkpoint(arguments) == 10
+    (tmp_path / "elsewhere" / "30").mkdir(parents=True)
+    config.save(tiny.tiny_config(f"checkpoint.directory={tmp_path}/elsewhere"), workdir / "config.json")
+    assert local.newest_checkpoint([*arguments[:3], f"--workdir={workdir}"]) == 30
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("deaf", [False, True])
 def test_signals_are_passed_on_and_a_second_one_kills(number, deaf, here):
@@ -101,7 +169,7 @@ def test_signals_are_passed_on_and_a_second_one_kills(number, deaf, here):
     children += "open(f'{k}.ready', 'w')\ntime.sleep(60)"
     parent = f"import os, runpy, sys; local = runpy.run_path({str(LAUNCHER)!r})\n"
     parent += "environments = [dict(os.environ, K=str(k)) for k in range(2)]\n"
-    parent += f"sys.exit(local['supervise']([sys.executable, '-c', {children!r}], environments))"
+    parent += f"sys.exit(local['supervise']([sys.executable, '-c', {children!r}], lambda: environments))"
     launcher = subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL)
     while len(list(here.glob("*.ready"))) < 2:
         time.sleep(0.02)
@@ -126,6 +194,7 @@ def launch(*arguments):
     [
         (("--processes", "0", "--", "train"), "at least 1"),
         (("--processes", "2", "--", "upscale"), "one process"),
+        (("--restarts", "2", "--", "upscale"), "of train"),
         (("--", "train", "--config", "missing.py", "--workdir", "w"), "missing.py"),
     ],
 )
@@ -180,3 +249,55 @@ def test_two_processes_train_as_one_does(tmp_path):
         json.loads((tmp_path / name / "evaluation.json").read_text())["rows"][1]["psnr"] for name in ("one", "two")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
+def children_of(launcher):
+    """{number of process: its id}"""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher.pid:
+                environment = dict(
+                    entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry
+                )
+                found[int(environment["DREAM_JAX_PROCESS"])] = int(folder.name)
+        except (OSError, KeyError):
+            continue
+    return found
+
+
+def test_one_of_four_processes_killed_ends_the_job_and_it_goes_on_from_its_checkpoint(tmp_path):
+    changes = (
+        *tiny.TINY,
+        *("steps=100000", "checkpoint.every=20", "samples.every=100000", "image_size=16", "task.name=unconditional"),
+        *("task.residual=False", "objective.kind=eps", "network.channel_multipliers=1,", "objective.p=None"),
+    )
+    where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", tmp_path / "run"
+    options = "--processes", "4", "--devices", "1", "--restarts", "1"
+    command = [sys.executable, LAUNCHER, *options, "--", "train", *where, *settings(changes)]
+    environment = dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as launcher:
+        wait_for_checkpoint(tmp_path / "run", launcher, beyond=0)
+        os.kill(children_of(launcher)[2], signal.SIGKILL)
+        while children_of(launcher):
+            time.sleep(0.01)
+        reached = local.newest_checkpoint(map(str, where))
+        wait_for_checkpoint(tmp_path / "run", launcher, beyond=reached)
+        launcher.send_signal(signal.SIGTERM)
+        out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 143, err
+    launched = [line for line in err.splitlines() if line.startswith("launch: ")]
+    assert launched[0] == "launch: process 2 was ended by SIGKILL; the others are stopped"
+    assert len(launched) == 2 and f"from the checkpoint of step {reached}" in launched[1]
+    assert "Traceback" not in err and f"going on from the checkpoint of step {reached}" in out
+
+
+def wait_for_checkpoint(workdir, launcher, beyond):
+    deadline = time.monotonic() + 200
+    while (local.newest_checkpoint(["--workdir", str(workdir)]) or 0) <= beyond:
+        if launcher.poll() is not None or time.monotonic() > deadline:
+            launcher.kill()
+            pytest.fail(str(launcher.communicate()))
+        time.sleep(0.01)

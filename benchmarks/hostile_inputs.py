@@ -53,7 +53,7 @@ def read_picture(path):
     assert alpha is None or alpha.shape == colours.shape[:2] == picture.alpha.shape
     if colours.size <= 2**20:
         with tempfile.TemporaryDirectory() as folder:
-            for suffix in FORMATS:
+            for suffix in FORMATS if max(colours.shape) < 2**14 else ():
                 images.write(Path(folder, f"a{suffix}"), picture.colours, extras=picture.extras)
     return "read"
 

@@ -254,7 +254,7 @@ def prepare_folder(
         for name, path in files.items():
             digest.update(repr((split, name, *_size_and_time(path))).encode())
     cache = _cache_dir(cache_dir)
-    prepared = cache / f"{folder.resolve().name}-{digest.hexdigest()[:16]}"
+    prepared = cache / f"{shown(folder.resolve().name)}-{digest.hexdigest()[:16]}"
     if not prepared.exists():
         unfinished = None
         try:
@@ -377,7 +377,7 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
             Image.fromarray(picture[top:bottom, left:right]).save(png, "PNG", compress_level=1)
             # A name may be any bytes, a text may not.
             example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
-            found.append((f"{shown(name)} {top} {left}", example))
+            found.append((f"{os.fsencode(name)!r} {top} {left}", example))
         return found, None
 
     columns = (

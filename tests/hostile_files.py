@@ -339,7 +339,20 @@ def large_pictures(folder: Path):
     """Pictures that are as large as is allowed, or claim work without end; each takes seconds."""
     folder.mkdir(parents=True)
     side = 2**13
+    run = struct.pack("<BBBB", 1, 1, 1, 2)
     found = {
+        "one_by_one.bmp": (bmp(side, side, 8, 1, run * (side * side // 2)), False),
+        "pieces.png": (
+            png(8, 8, data=zlib.compress(bytes(200)), before=[(b"teXt", b"")]).replace(
+                struct.pack(">I4sI", 0, b"teXt", zlib.crc32(b"teXt")),
+                struct.pack(">I4sI", 0, b"teXt", zlib.crc32(b"teXt")) * 2**22,
+            ),
+            False,
+        ),
+        "pieces.jpg": (b"\xff\xd8" + b"\xff\xfe\0\2" * 2**23 + b"\xff\xd9", False),
+        "pieces_gif.png": (b"GIF89a\1\0\1\0\x80\0\0" + bytes(6) + b"!\xfe\1a\0" * 2**22 + b";", False),
+        "text.png": (b"P3\n8192 8192 255\n" + b"1 " * (3 * side * side // 2), False),
+        "short_text.png": (b"P3\n1500 1500 255\n" + b"1 " * (3 * 1500 * 1500), True),
         "8192x8192.png": (_flat_png(side, side), True),
         "8192x8192_16_bits.png": (png(side, side, 16, 0, zlib.compress(bytes(side * (2 * side + 1)), 1)), True),
         "8192x8192_alpha.png": (png(side, side, 8, 6, zlib.compress(bytes(side * (4 * side + 1)), 1)), True),
@@ -361,7 +374,7 @@ def large_pictures(folder: Path):
         ),
         "tile_of_3_gib.tif": (tiff_of_one_tile(16, 2**15), None),
         "8192x8192_gif.png": (_saved(Image.new("P", (side, side)), "GIF"), True),
-        "8192x8192.bmp": (bmp(side, side, 8, 1, b"\xff\1" * (side * side // 255 + 1)), True),
+        "8192x8192.bmp": (bmp(side, side, 8, 1, (b"\xff\1" * 32 + b"\x20\1") * side), True),
     }
     for name, (data, readable) in found.items():
         (folder / name).write_bytes(data)
@@ -388,8 +401,9 @@ def odd_files(folder: Path, photo: np.ndarray):
     for name in ODD_NAMES:
         (folder / name).write_bytes(sound)
         yield Case(str(folder / name), "picture, odd name", True)
-        (folder / f"bad {name}"[-255:]).write_bytes(sound[:100])
-        yield Case(str(folder / f"bad {name}"[-255:]), "picture, odd name", False)
+        bad = folder / f"bad {name[-251:]}"
+        bad.write_bytes(sound[:100])
+        yield Case(str(bad), "picture, odd name", False)
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "there.png").symlink_to("back.png")
     (folder / "back.png").symlink_to("there.png")
@@ -601,7 +615,7 @@ def damaged_weights(weights) -> dict[str, dict]:
     return {
         "nan": spoilt(first, math.nan),
         "infinite": spoilt(last, -math.inf),
-        "another shape": weights | {first: array[:, :3]},
+        "another shape": weights | {first: array[:, :, :2]},
         "transposed": weights | {first: array.T.copy()},
         "flat": weights | {first: array.ravel()},
         "a number": weights | {first: np.ones((), np.float32)},

@@ -18,7 +18,7 @@ from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
 from dream_jax import workdir as workdirs
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.networks import pytorch_import
 from dream_jax.optimizer import make_optimizer
@@ -30,7 +30,11 @@ from dream_jax.train_step import QUARTILES, make_train_step, rectifies, start_st
 def read_params(experiment: Experiment, shapes):
     """The official PyTorch weights of `network.weights` as params, which must have the experiment's shapes."""
     config = experiment.config.network
-    network, params = pytorch_import.load_sr3(pytorch_import.read_weights(config.weights), config.norm_groups)
+    arrays = pytorch_import.read_weights(config.weights)
+    try:
+        network, params = pytorch_import.load_sr3(arrays, config.norm_groups)
+    except UserError as error:
+        raise UserError(f"{shown(config.weights)}: {error}") from None
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
         # Attention is named by the picture's side there, as the config has it.
         sides = [experiment.config.image_size >> level for level in network.attention_levels]

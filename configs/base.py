@@ -98,6 +98,17 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2
     config.checkpoint.directory = placeholder(str)  # workdir/checkpoints; may be a bucket
 
+    config.watch = ConfigDict()  # for numbers that go wrong, looked at every log_every steps
+    # At a loss or gradient that is not finite, which is never applied: stop; skip the step; or rollback, to go on from
+    # the last checkpoint without that step.
+    config.watch.not_finite = "stop"
+    config.watch.rise = "warn"  # when the loss rises and stays up: off, warn, or rollback to before it
+    config.watch.deviations = 1.0  # what a loss may lie above its mean, in mean absolute deviations of its logarithm
+    config.watch.threshold = 20.0  # the sum of what is beyond that, at most 3 a step, that makes a rise
+    config.watch.memory = 1000  # steps that the mean goes back
+    config.watch.warmup = 200  # steps before the loss is watched
+    config.watch.limit = 5  # stop at so many steps in a row that are not finite, or rollbacks to one checkpoint
+
     config.sampling = ConfigDict()  # how pictures are drawn: samples, evaluate, upscale, generate
     config.sampling.spacing = "uniform_t"  # or uniform_logsnr, quadratic, karras
     config.sampling.eta = 0.0  # the noise that ddim adds: from 0, none, to 1, as much as ddpm

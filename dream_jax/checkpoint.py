@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import re
 import zlib
 
@@ -64,7 +65,7 @@ def wait(manager) -> None:
         manager.wait_until_finished()
 
 
-def restore(directory, shapes, shardings, tell, accept=lambda about: None, move: bool = False):
+def restore(directory, shapes, shardings, tell, accept=lambda about: None, move: bool = False, before=math.inf):
     """(state, about): the newest whole state, laid out by `shardings` on whatever devices there are; None without any.
 
     In several processes all call it, and a checkpoint is used where every one of them finds it whole.
@@ -74,6 +75,7 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
       accept: called with a checkpoint's `about` before its state is read; may raise UserError.
       move: moves damaged and half-written checkpoints to the folder `damaged` beside the directory. Without a whole
         checkpoint nothing is moved, so that repeating the command does not start from zero either.
+      before: the step to roll back from; checkpoints of this step or a later one are treated like damaged ones.
 
     Raises UserError where all checkpoints are damaged, and where one cannot be read for another reason: that it was
     saved with other shapes or dtypes, or that it is not allowed.
@@ -90,21 +92,27 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror or error})") from error
     damaged, found = {}, None
-    for step in _as_first_process(steps):
+    for step in as_first_process(steps):
+        if step >= before:
+            damaged[step] = f"of no use, as it holds step {before}"
+            continue
         reason, found = _read(directory / str(step), target, accept)
         reason = _agreed(reason)
         if reason is None:
             reason = _agreed(_difference(*found, step))
         if reason is None:
             break
-        damaged[step], found = reason, None
+        damaged[step], found = f"damaged ({reason})", None
     if damaged and found is None:
         listed = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-        raise UserError(
-            f"{directory}: every checkpoint is damaged; mend them, or begin anew in another --workdir:\n  {listed}"
+        what = (
+            "every checkpoint is damaged"
+            if before == math.inf
+            else f"there is no whole checkpoint before step {before}"
         )
+        raise UserError(f"{directory}: {what}; mend them, or begin anew in another --workdir:\n  {listed}")
     for step, reason in damaged.items():
-        tell(f"the checkpoint of step {step} is damaged ({reason}); {_put_aside(directory / str(step), move)}")
+        tell(f"the checkpoint of step {step} is {reason}; {_put_aside(directory / str(step), move)}")
     for name in half_written if move else ():
         tell(f"the checkpoint {name} is half-written; {_put_aside(directory / name, move)}")
     _agreed(None)
@@ -233,8 +241,8 @@ def _put_aside(path, move):
     return f"moved to {free}"
 
 
-def _as_first_process(steps):
-    """The list that process 0 has; others may see a file system that is behind."""
+def as_first_process(steps: list[int]) -> list[int]:
+    """The list that process 0 has; others may see a file system that is behind, or none."""
     if jax.process_count() == 1:
         return steps
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))

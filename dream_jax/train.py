@@ -130,7 +130,7 @@ def _train_and_evaluate(config, workdir, console):
         configs.save(config, workdir / "config.json")
     resumed, start = run.resumed, run.step
     _introduce(console, run, source, held_out, mesh)
-    _train(run, _make_sampler(experiment, held_out, mesh), console)
+    loop(run, _make_sampler(experiment, held_out, mesh), console)
     # Only process 0 is sure to see the workdir.
     evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(chief and _is_evaluated(workdir, start))))
     if resumed and start >= run.total and evaluated:
@@ -254,12 +254,10 @@ class Run:
             verdict.reasons.append(f"the pictures of step {step}: {listed}; {kept}")
         if verdict.action == "stop":
             checkpoint.wait(self.manager)
-            whole = "" if self.saved is None else f" The checkpoint of step {self.saved} is whole."
-            raise UserError(
-                "\n  ".join(verdict.reasons) + f".{whole} Look at the pictures; go on without this step with "
-                "--config.watch.not_finite=skip (or rollback); or begin anew in another --workdir with a lower "
-                "optimizer.learning_rate or with optimizer.clip"
+            last = (
+                "there is no checkpoint yet" if self.saved is None else f"the last checkpoint is of step {self.saved}"
             )
+            raise UserError("\n  ".join([*verdict.reasons, last]))
         for reason in verdict.reasons:
             self.tell(f"warning: {reason}")
         return verdict
@@ -276,9 +274,8 @@ class Run:
         self._load(before=verdict.steps[0])
         if self._rolled_back_to.count(self.step) >= self.config.watch.limit:
             raise UserError(
-                "\n  ".join(verdict.reasons) + f"; the run was rolled back to step {self.step} "
-                f"{self.config.watch.limit} times (watch.limit) and has not come past it. Begin anew in another "
-                "--workdir with a lower optimizer.learning_rate or with optimizer.clip"
+                "\n  ".join(verdict.reasons) + f"\n  the run was rolled back to step {self.step} "
+                f"{self.config.watch.limit} times (watch.limit) and has not come past it; {watch.BEGIN_ANEW}"
             )
         self._rolled_back_to.append(self.step)
         self.skipped |= set(verdict.steps)
@@ -295,8 +292,8 @@ class Run:
             self.log.close()
 
 
-def _train(run: Run, sampler, console) -> None:
-    """The loop: steps, and at every `log_every` of them a look at their metrics, which the host reads only then."""
+def loop(run: Run, sampler, console) -> None:
+    """All steps that are left; every `log_every` of them the host reads their metrics, and only then."""
     config, total = run.config, run.total
     columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
     columns = *columns, TextColumn("left"), TimeRemainingColumn()
@@ -385,8 +382,8 @@ def _is_evaluated(workdir, step):
 def summarise(window: list, last: int) -> dict:
     """Means over the applied steps of a window, the loss also by quartile of the noise level (1 the cleanest).
 
-    window holds the metrics of the steps up to `last`, None for one that was skipped. `skipped` counts those that were not applied, and
-    `skipped_steps` names them where there are any.
+    window holds the metrics of the steps up to `last`, None for one that was skipped. `skipped` counts those that were
+    not applied, `skipped_steps` names them where there are any.
     """
     applied = [metrics for metrics in window if metrics is not None and watch.is_finite(metrics)]
     first = last - len(window) + 1

@@ -22,6 +22,8 @@ ON_RISE = ("off", "warn", "rollback")
 # An excess counts no more than this many deviations, and a deviation no less than this (of a log loss: 5 %).
 _MOST, _LEAST_DEVIATION = 4.0, 0.05
 
+BEGIN_ANEW = "begin anew in another --workdir with a lower optimizer.learning_rate or with optimizer.clip"
+
 
 class Verdict(NamedTuple):
     """What is to be done after a window of steps.
@@ -106,7 +108,7 @@ def examine(stats: dict, window: list, last: int, rectifies, settings) -> Verdic
       rectifies: `step -> bool`, whether the objective's start had come.
       settings: `config.watch`.
     """
-    reasons, steps, not_finite, action = [], [], [], "go on"
+    reasons, steps, not_finite = [], [], []
     for step, metrics in enumerate(window, last - len(window) + 1):
         if metrics is None:
             continue
@@ -115,10 +117,18 @@ def examine(stats: dict, window: list, last: int, rectifies, settings) -> Verdic
             loss, norm = metrics["loss"], metrics["gradient_norm"]
             reasons.append(f"step {step}: loss {loss}, gradient norm {norm}: not finite, and not applied")
             stats = stats | {"in_a_row": stats["in_a_row"] + 1}
+            if settings.not_finite == "stop":
+                go_on = (
+                    "to go on without this step repeat the command with --config.watch.not_finite=skip (or rollback)"
+                )
+                return Verdict(
+                    "stop", [*reasons, f"look at the pictures; {go_on}, or {BEGIN_ANEW}"], [], not_finite, stats
+                )
             if stats["in_a_row"] >= settings.limit:
-                reasons.append(f"{stats['in_a_row']} steps in a row were not finite: the weights must be to blame")
-                action = "stop"
-                break
+                in_a_row = (
+                    f"{stats['in_a_row']} steps in a row (watch.limit): not the pictures but the weights are at fault"
+                )
+                return Verdict("stop", [*reasons, f"{in_a_row}; {BEGIN_ANEW}"], [], not_finite, stats)
             continue
         stats, risen = follow(stats, step, metrics, rectifies(step), settings)
         if risen is None:
@@ -131,10 +141,6 @@ def examine(stats: dict, window: list, last: int, rectifies, settings) -> Verdic
             break
         # Said once: from now on this is what is usual.
         stats = start(stats["rectify"])
-    if not_finite and settings.not_finite == "stop":
-        action = "stop"
     if settings.not_finite == "rollback":
         steps.extend(not_finite)
-    if steps and action != "stop":
-        action = "rollback"
-    return Verdict(action, reasons, sorted(set(steps)), not_finite, stats)
+    return Verdict("rollback" if steps else "go on", reasons, sorted(set(steps)), not_finite, stats)

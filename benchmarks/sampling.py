@@ -165,7 +165,11 @@ def main() -> int:
         rate = row["pictures_per_second"]
         yield "not measured" if rate is None else f"{rate:.3f}"
         ratio = row["ratio"]
-        yield "not measured" if ratio is None else f"{ratio:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})"
+        yield (
+            "not measured"
+            if ratio is None
+            else f"{ratio:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})"
+        )
 
     table = "\n".join(f"| {r['way']} | {r['steps']} | {r['batch']} | {' | '.join(cells(r))} |" for r in rows)
     name = "sampling_paper" if options.paper else "sampling"

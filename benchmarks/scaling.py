@@ -100,7 +100,10 @@ def prepare(config, mesh) -> Prepared:
     def place(value, layout):
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
-    params, zeros = agreement.weights(shapes.params), jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params, zeros = (
+        agreement.weights(shapes.params),
+        jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
+    )
     state = jax.tree.map(place, zeros.replace(params=params, ema=params), sharding.named(specs, mesh))
     shape = config.batch_size, config.image_size, config.image_size, 3
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -302,7 +305,9 @@ def megabytes(of, name):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="How the train step spreads over devices and processes.")
-    parser.add_argument("--accelerators", action="store_true", help="the machine's own devices, not virtual CPU devices")
+    parser.add_argument(
+        "--accelerators", action="store_true", help="the machine's own devices, not virtual CPU devices"
+    )
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -313,7 +318,9 @@ def main() -> int:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     versions = {"python": platform.python_version(), **versions}
     device = f"{rows[0]['device']}, {os.cpu_count()} cores, {platform.machine()}"
-    where = "accelerators" if options.accelerators else "virtual CPU devices, which share the cores: the ideal ratio is 1"
+    where = (
+        "accelerators" if options.accelerators else "virtual CPU devices, which share the cores: the ideal ratio is 1"
+    )
     table = "\n".join(line(row, rows[0]) for row in rows)
     text = f"""# The train step over devices and processes
 

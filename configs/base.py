@@ -100,7 +100,8 @@ def get_config() -> ConfigDict:
     config.log_every = 100
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000
-    config.checkpoint.keep = 2
+    config.checkpoint.keep = 2  # the newest
+    config.checkpoint.keep_best = 0  # and so many with the lowest mean loss since the line of the log before
     config.checkpoint.directory = placeholder(str)  # workdir/checkpoints; may be a bucket
 
     config.supervision = ConfigDict()
@@ -109,6 +110,17 @@ def get_config() -> ConfigDict:
     config.supervision.first_minutes = 60.0  # the same for the first step, which is compiled
     config.supervision.heartbeat_seconds = 30  # of silence, after which a process is lost and ends the others
     config.supervision.meet_seconds = 300  # that processes wait for each other at the start
+
+    config.watch = ConfigDict()  # for numbers that go wrong, looked at every log_every steps
+    # At a loss or gradient that is not finite, which is never applied: stop; skip the step; or rollback, to go on from
+    # the last checkpoint without that step.
+    config.watch.not_finite = "stop"
+    config.watch.rise = "warn"  # when the loss rises and stays up: off, warn, or rollback to before it
+    config.watch.deviations = 1.0  # what a loss may lie above its mean, in mean absolute deviations of its logarithm
+    config.watch.threshold = 20.0  # the sum of what is beyond that, at most 3 a step, that makes a rise
+    config.watch.memory = 1000  # steps that the mean goes back
+    config.watch.warmup = 200  # steps before the loss is watched
+    config.watch.limit = 5  # stop at so many steps in a row that are not finite, or rollbacks to one checkpoint
 
     config.sampling = ConfigDict()  # how pictures are drawn: samples, evaluate, upscale, generate
     config.sampling.spacing = "uniform_t"  # or uniform_logsnr, quadratic, karras

@@ -6,10 +6,12 @@ what it says is passed over for the next older one, and moved aside, never delet
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
 import logging
+import math
 import re
 import zlib
 
@@ -22,7 +24,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from dream_jax.errors import UserError
 
@@ -33,14 +35,39 @@ _PASSING_WORDS = "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLIN
 logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
-def open_manager(directory, keep: int = 1) -> ocp.CheckpointManager:
-    """A manager of the checkpoints in a directory, which may be a bucket; the newest `keep` are kept."""
+def open_manager(directory, keep: int = 1, keep_best: int = 0) -> ocp.CheckpointManager:
+    """A manager of the checkpoints in a directory, which may be a bucket.
+
+    The newest `keep` are kept, and besides the `keep_best` whose `about` has the lowest "loss".
+    """
     directory = epath.Path(directory)
-    options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep))
+    policy = AnyPreservationPolicy([LatestN(keep), _Best(keep_best, directory)])
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
     try:
         return ocp.CheckpointManager(directory.resolve(), options=options)
     except OSError as error:
         raise UserError(f"{directory}: cannot hold checkpoints ({error.strerror or error})") from error
+
+
+@dataclasses.dataclass
+class _Best:
+    """A policy of orbax's. Its own keeps losses in a file that no checksum covers, and fails where that is damaged."""
+
+    count: int
+    directory: epath.Path
+
+    def should_preserve(self, checkpoints, *, context):
+        losses = {checkpoint.step: self._loss(checkpoint.step) for checkpoint in checkpoints if self.count}
+        best = sorted((step for step in losses if losses[step] < math.inf), key=losses.get)[: self.count]
+        return [checkpoint.step in best for checkpoint in checkpoints]
+
+    def _loss(self, step):
+        try:
+            loss = json.loads((self.directory / str(step) / "about" / "metadata").read_text())["loss"]
+            return float(loss) if loss is not None else math.inf
+        except (OSError, ValueError, KeyError, TypeError):
+            # One that is being written, or damaged.
+            return math.inf
 
 
 def save(manager, state, about: dict) -> None:
@@ -67,7 +94,7 @@ def wait(manager) -> None:
         manager.wait_until_finished()
 
 
-def restore(directory, shapes, shardings, tell, accept=lambda about: None, move: bool = False):
+def restore(directory, shapes, shardings, tell, accept=lambda about: None, move: bool = False, before=math.inf):
     """(state, about): the newest whole state, laid out by `shardings` on whatever devices there are; None without any.
 
     In several processes all call it, and a checkpoint is used where every one of them finds it whole.
@@ -77,6 +104,7 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
       accept: called with a checkpoint's `about` before its state is read; may raise UserError.
       move: moves damaged and half-written checkpoints to the folder `damaged` beside the directory. Without a whole
         checkpoint nothing is moved, so that repeating the command does not start from zero either.
+      before: the step to roll back from; checkpoints of this step or a later one are treated like damaged ones.
 
     Raises UserError where all checkpoints are damaged, and where one cannot be read for another reason: that it was
     saved with other shapes or dtypes, or that it is not allowed.
@@ -93,21 +121,27 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror or error})") from error
     damaged, found = {}, None
-    for step in _as_first_process(steps):
+    for step in as_first_process(steps):
+        if step >= before:
+            damaged[step] = f"of no use, as it holds step {before}"
+            continue
         reason, found = _read(directory / str(step), target, accept)
         reason = _agreed(reason)
         if reason is None:
             reason = _agreed(_difference(*found, step))
         if reason is None:
             break
-        damaged[step], found = reason, None
+        damaged[step], found = f"damaged ({reason})", None
     if damaged and found is None:
         listed = "\n  ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-        raise UserError(
-            f"{directory}: every checkpoint is damaged; mend them, or begin anew in another --workdir:\n  {listed}"
+        what = (
+            "every checkpoint is damaged"
+            if before == math.inf
+            else f"there is no whole checkpoint before step {before}"
         )
+        raise UserError(f"{directory}: {what}; mend them, or begin anew in another --workdir:\n  {listed}")
     for step, reason in damaged.items():
-        tell(f"the checkpoint of step {step} is damaged ({reason}); {_put_aside(directory / str(step), move)}")
+        tell(f"the checkpoint of step {step} is {reason}; {_put_aside(directory / str(step), move)}")
     for name in half_written if move else ():
         tell(f"the checkpoint {name} is half-written; {_put_aside(directory / name, move)}")
     _agreed(None)
@@ -236,8 +270,8 @@ def _put_aside(path, move):
     return f"moved to {free}"
 
 
-def _as_first_process(steps):
-    """The list that process 0 has; others may see a file system that is behind."""
+def as_first_process(steps: list[int]) -> list[int]:
+    """The list that process 0 has; others may see a file system that is behind, or none."""
     if jax.process_count() == 1:
         return steps
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))

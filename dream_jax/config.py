@@ -15,14 +15,23 @@ from pathlib import Path
 from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
-from dream_jax import diffusion, dream, images, noise_schedule, optimizer, samplers, sampling
+from dream_jax import diffusion, dream, images, noise_schedule, optimizer, samplers, sampling, watch
 from dream_jax.errors import UserError
 from dream_jax.metrics import weights
 
 # A run may be continued with other values of these: they do not change what the steps before would have been.
 _CHANGEABLE = (
-    *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "samples.", "sampling.", "evaluation."),
-    *("data.workers", "data.cache_dir", "supervision."),
+    *(
+        "steps",
+        "epochs",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "checkpoint.keep_best",
+        "samples.",
+        "sampling.",
+        "evaluation.",
+    ),
+    *("data.workers", "data.cache_dir", "supervision.", "watch."),
 )
 
 # Keys of training that came into configs/base.py later, and what runs without them did.
@@ -48,11 +57,12 @@ _COUNTS = (
     *("network.channels", "network.num_res_blocks", "network.norm_groups", "network.num_heads", "network.patch"),
     *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps", "log_every"),
     *("evaluation.pictures", "evaluation.batch_size", "data.workers", "objective.estimate_every"),
-    *("supervision.heartbeat_seconds", "supervision.meet_seconds"),
+    *("supervision.heartbeat_seconds", "supervision.meet_seconds", "watch.warmup", "watch.memory", "watch.limit"),
 )
 _NOT_NEGATIVE = (
-    *("seed", "objective.start_epoch", "objective.start_step", "objective.ramp_epochs"),
+    *("seed", "checkpoint.keep_best", "objective.start_epoch", "objective.start_step", "objective.ramp_epochs"),
     *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.epsilon"),
+    *("watch.deviations", "watch.threshold"),
     *("sampling.shift_window", "sampling.shift_cutoff"),
 )
 _FRACTIONS = (
@@ -260,6 +270,8 @@ def _validate(config):
         ("sampling.spacing", tuple(samplers.SPACINGS)),
         ("sampling.clip", tuple(sampling.LIMITS)),
         ("evaluation.protocol", PROTOCOLS),
+        ("watch.not_finite", watch.ON_NOT_FINITE),
+        ("watch.rise", watch.ON_RISE),
     ):
         value = flat[key]
         _require(value in choices, config, key, f"choose one of {', '.join(choices)}")

@@ -51,17 +51,24 @@ class Source:
       read: `i -> picture`, for i in 0..pictures-1.
       pictures: how many there are.
       copies: how often each is listed.
+      name: `i -> what the picture is called`, where that is known.
     """
 
     read: Callable[[int], np.ndarray]
     pictures: int
     copies: int = 1
+    name: Callable[[int], str] | None = None
 
     def __len__(self):
         return self.pictures * self.copies
 
     def __getitem__(self, index):
         return self.read(range(len(self))[index] % self.pictures)
+
+    def label(self, index: int) -> str:
+        """A name for a person: the file's, else the number."""
+        number = int(index) % self.pictures
+        return f"picture {number}" if self.name is None else self.name(number)
 
 
 def fingerprint(source) -> str:
@@ -86,7 +93,8 @@ def bundled(split: str) -> Source:
     folder = Path(package.submodule_search_locations[0]) / "data"
     pictures = [images.read(folder / name) for name in BUNDLED[split]]
     # A draw from a shuffled list of five takes grain 6 ms, and correspondingly less from a longer one.
-    return Source(pictures.__getitem__, len(pictures), copies=20 if split == "train" else 1)
+    copies = 20 if split == "train" else 1
+    return Source(pictures.__getitem__, len(pictures), copies, BUNDLED[split].__getitem__)
 
 
 def tfds_source(name: str, split: str, data_dir: str | None = None, image_key: str | None = None) -> Source:
@@ -169,7 +177,9 @@ def _builder_source(builder, split, image_key):
         raise UserError(
             f"data.train_split, data.eval_split: {builder.name} has the splits {known}; {split!r} is refused: {error}"
         ) from error
-    return Source(lambda index: images.read(records[index][image_key]), len(records))
+    # A folder's own records know their files.
+    name = (lambda index: records[index]["name"].decode()) if builder.name == Pictures.name else None
+    return Source(lambda index: images.read(records[index][image_key]), len(records), name=name)
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
@@ -471,6 +481,12 @@ def train_pictures(source, seed: int, crop: int, resize: int | None = None) -> g
     large_enough = Source(lambda index: _fit(source, index, crop, resize), len(source))
     # Seeds are derived in order, so another order would be other pictures.
     return grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat().random_map(Crop(crop))
+
+
+def batch_indices(source, seed: int, batch_size: int, k: int) -> list[int]:
+    """The places in the source of the pictures of global batch k of `train_pictures`, in the order of its rows."""
+    shuffled = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
+    return [int(shuffled[k * batch_size + row]) for row in range(batch_size)]
 
 
 def eval_pictures(source, crop: int | None = None, count: int | None = None, multiple: int = 1, resize=None):

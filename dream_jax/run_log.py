@@ -24,10 +24,20 @@ class RunLog:
             if step == 0 and (workdir / name).exists():
                 # Of a run whose checkpoints are gone; nobody asked for them to be thrown away.
                 os.replace(workdir / name, free_name((workdir / name).with_suffix(".old.jsonl")))
-            lines = _lines_up_to(workdir / name, step)
-            write_text(workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
-            self._files[name] = open(workdir / name, "a", buffering=1)  # noqa: SIM115 -- closed by close()
-        self._rebuild_board(workdir, step)
+        self._workdir = workdir
+        self._open(step)
+
+    def _open(self, step):
+        for name in FILES:
+            lines = _lines_up_to(self._workdir / name, step)
+            write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
+            self._files[name] = open(self._workdir / name, "a", buffering=1)  # noqa: SIM115 -- closed by close()
+        self._rebuild_board(self._workdir, step)
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines beyond a step that the run was rolled back to."""
+        self.close()
+        self._open(step)
 
     def _rebuild_board(self, workdir, step):
         """TensorBoard's files anew: theirs may end anywhere, and hold what an interrupted run wrote beyond the step."""

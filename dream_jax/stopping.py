@@ -1,6 +1,7 @@
 """Stopping when asked: SIGTERM, as schedulers send before they take a machine away, and SIGINT, Ctrl-C."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -21,7 +22,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def asked(tell):
-    """`asked_to_stop(step) -> signal number or None`, to be called before every step, in every process alike.
+    """`asked_to_stop() -> signal number or None`, to be called before every step, in every process alike.
 
     Within it a first SIGINT or SIGTERM is told of and remembered, and a second one ends the process at once, even while
     it compiles. In several processes the answer is the same in all, a few steps after any of them had a signal. SIGTERM
@@ -30,11 +31,12 @@ def asked(tell):
     Outside the main thread, where Python allows no handlers, nothing is asked.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: None
+        yield lambda: None
         return
     several = jax.process_count() > 1
     watched = (signal.SIGINT,) if several else SIGNALS
-    received = []
+    # Of calls, not of steps: a run that is rolled back counts its steps twice.
+    calls, received = itertools.count(), []
 
     def read():
         # A thread, as Python's own handlers wait for the main thread, which may be compiling for minutes.
@@ -48,8 +50,8 @@ def asked(tell):
             if several:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def asked_to_stop(step):
-        if several and multihost_utils.reached_preemption_sync_point(step):
+    def asked_to_stop():
+        if several and multihost_utils.reached_preemption_sync_point(next(calls)):
             return received[0] if received else signal.SIGTERM
         return received[0] if received and not several else None
 

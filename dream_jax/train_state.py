@@ -9,7 +9,11 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, the number of updates applied. params, ema: trees of the same shape. opt_state: optax's."""
+    """What a step changes.
+
+    step: int32 scalar, the number of steps done, those included that were not applied. params, ema: trees of the same
+    shape. opt_state: optax's.
+    """
 
     step: jax.Array
     params: Any

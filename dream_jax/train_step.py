@@ -105,8 +105,8 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
       steps_per_epoch: pictures // batch size, for what a config counts in epochs.
 
     batch is {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded by `sharding.BATCH`; row is the place in the
-    global batch. rectify is static: see `make_losses`. A step whose loss or gradient is not finite changes nothing but
-    the step's number.
+    global batch. rectify is static: see `make_losses`. A step whose loss, gradient or update is not finite changes
+    nothing but the step's number.
     """
     config = experiment.config
     key = jax.random.key(config.seed, impl="threefry2x32")
@@ -161,7 +161,9 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
             "update_norm": optax.tree.norm(updates),
             "parameter_norm": optax.tree.norm(params),
         }
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        # An optimizer may overflow where the gradient does not.
+        watched = jnp.stack([metrics[name] for name in ("loss", "gradient_norm", "update_norm")])
+        finite = jnp.all(jnp.isfinite(watched))
         new = TrainState(state.step + 1, params, ema, opt_state)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return kept.replace(step=new.step), metrics

@@ -111,6 +111,17 @@ def test_what_was_saved_comes_back_to_the_bit(saved):
     assert step == 2 and told == [] and same(state, make_state(2))
 
 
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: float("nan"), 6: 9.0}
+    for steps in ((1, 2, 3), (4, 5, 6)):
+        with checkpoint.open_manager(tmp_path / "checkpoints", keep=1, keep_best=2) as manager:
+            for step in steps:
+                checkpoint.save(manager, make_state(step, size=2), ABOUT | {"loss": losses[step]})
+                checkpoint.wait(manager)
+        kept = {1, 2, 3} if steps[-1] == 3 else {2, 4, 6}
+        assert names(tmp_path / "checkpoints") == sorted(map(str, kept))
+
+
 def test_a_directory_without_checkpoints_has_none(tmp_path):
     assert restore(tmp_path / "missing") == (None, None, [])
     assert not (tmp_path / "missing").exists()

@@ -1,4 +1,6 @@
+import contextlib
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 
 from benchmarks import agreement
-from dream_jax import checkpoint, data, experiment, sharding, train, train_state
+from dream_jax import checkpoint, data, experiment, sharding, stopping, train, train_state
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
 from dream_jax.train_step import QUARTILES, make_losses, make_train_step, rectifies, start_state
@@ -294,8 +296,10 @@ def test_a_step_that_is_not_finite_is_not_applied(stepper):
     assert not np.isfinite(bad["gradient_norm"])
     jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
     assert int(after.step) == int(before.step) + 1
-    with pytest.raises(UserError, match=r"^step 12: "):
-        train.summarise(jax.device_get([metrics, bad, metrics]), first_step=10)
+    metrics, bad = jax.device_get((metrics, bad))
+    assert train.summarise([metrics, bad, None, metrics], last=13) == (
+        train.summarise([metrics] * 2, last=2) | {"skipped": 2, "skipped_steps": [11, 12]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -356,23 +360,205 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once
     ]
 
 
-def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, compile_once, monkeypatch):
-    def make_train_step(*_):
+@pytest.fixture
+def begin(monkeypatch):
+    """`begin(workdir, *changes, nan=(), breaks=None) -> Run`, done to its end, of one weight to which every step adds.
+
+    Steps of `nan` have a loss that is not finite; step `breaks` breaks the weight, and the losses after it are large.
+    """
+
+    def start_state(built, optimizer, mesh):
+        def init():
+            return train_state.start({"w": jnp.zeros(())}, optimizer)
+
+        return jax.jit(init), sharding.state_specs(jax.eval_shape(init), mesh)
+
+    def make_train_step(wrong, *_):
         def train_step(state, batch, rectify):
-            loss = np.float32(np.nan if int(state.step) == 4 else 1.0)
-            counts = np.ones(QUARTILES)
-            metrics = {"loss": loss, "gradient_norm": loss, "eps_error": loss, "lam": loss}
-            metrics |= {"level_losses": counts, "level_counts": counts}
+            number = int(state.step) + 1
+            broken = float(state.params["w"]) > 1e6
+            loss = np.float32(np.nan if number in wrong["nan"] else 100 if broken else 1 + 0.1 * (-1) ** number)
+            counts = np.ones(QUARTILES, np.float32)
+            metrics = {name: loss for name in ("loss", "gradient_norm", "update_norm", "eps_error", "lam")}
+            metrics |= {"level_losses": counts * loss, "level_counts": counts}
+            if np.isfinite(loss):
+                change = 1e9 if number == wrong["breaks"] else number
+                state = state.replace(params={"w": state.params["w"] + change})
             return state.replace(step=state.step + 1), metrics
 
         return train_step
 
-    monkeypatch.setattr(train, "make_train_step", make_train_step)
-    monkeypatch.setattr(train, "_make_sampler", lambda *_: lambda params: np.zeros((8, 8, 3), np.uint8))
-    config = tiny.tiny_config(*SMALL, "steps=8", "log_every=8", "checkpoint.every=3", "samples.every=100")
-    with pytest.raises(UserError, match=r"^step 5: .*not finite, and not applied"):
-        train.train_and_evaluate(config, tmp_path, QUIET)
-    assert int(newest(config, tmp_path).step) == 3
+    def begin(workdir, *changes, nan=(), breaks=None):
+        monkeypatch.setattr(train, "start_state", start_state)
+        monkeypatch.setattr(
+            train, "make_train_step", functools.partial(make_train_step, {"nan": nan, "breaks": breaks})
+        )
+        common = "steps=40", "log_every=4", "checkpoint.every=6", "checkpoint.keep=9", "samples.every=100"
+        common = *common, "watch.warmup=10", "watch.memory=20"
+        built = experiment.build(tiny.tiny_config(*SMALL, *common, *changes))
+        workdir.mkdir(exist_ok=True)
+        said = []
+        run = train.Run(
+            built, experiment.make_source(built.config, "train"), sharding.make_mesh(), workdir, said.append
+        )
+        train.loop(run, lambda params: np.zeros((8, 8, 3), np.uint8), QUIET)
+        run.said = said
+        return run
+
+    return begin
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ends_as(run, other):
+    jax.tree.map(np.testing.assert_array_equal, run.state, other.state)
+    assert run.stats | {"in_a_row": 0} == other.stats
+    assert (run.workdir / "metrics.jsonl").read_text() == (other.workdir / "metrics.jsonl").read_text()
+
+
+def left_out_from_the_start(begin, workdir, steps, *changes, **wrong):
+    workdir.mkdir()
+    (workdir / "skipped_steps.json").write_text(json.dumps(steps))
+    run = begin(workdir, *changes, **wrong)
+    assert not (workdir / "rollbacks.jsonl").exists()
+    return run
+
+
+def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, begin):
+    with pytest.raises(UserError, match=r"^step 11: .*not finite, and not applied") as error:
+        begin(tmp_path / "run", nan=(11,))
+    source = data.bundled("train")
+    with np.load(tmp_path / "run" / "bad_batches" / "step_0000011.npz") as kept:
+        pictures = data.train_pictures(source, 0, SIZE)
+        np.testing.assert_array_equal(kept["image"], [pictures[10 * BATCH + row] for row in range(BATCH)])
+        # What it is called is what it was cut from.
+        for picture, index, name in zip(kept["image"], kept["index"], kept["name"], strict=True):
+            assert name == source.label(index) and name in str(error.value)
+            crops = np.lib.stride_tricks.sliding_window_view(source[index], picture.shape)
+            assert (crops == picture).all((-3, -2, -1)).any()
+    assert (tmp_path / "run" / "bad_batches" / "step_0000011.png").exists()
+    assert saved_steps(tmp_path / "run") == [6] and "the last checkpoint is of step 6" in str(error.value)
+    # The same run may go on with another policy.
+    run = begin(tmp_path / "run", "watch.not_finite=skip", nan=(11,))
+    ends_as(run, left_out_from_the_start(begin, tmp_path / "left_out", [11]))
+
+
+@pytest.mark.parametrize("step", [2, 11, 18, 40])
+def test_a_step_that_is_not_finite_is_skipped_or_rolled_back(tmp_path, begin, step):
+    expected = left_out_from_the_start(begin, tmp_path / "left_out", [step])
+    skipped = begin(tmp_path / "skip", "watch.not_finite=skip", nan=(step,))
+    ends_as(skipped, expected)
+    assert not (tmp_path / "skip" / "skipped_steps.json").exists()
+    rolled_back = begin(tmp_path / "rollback", "watch.not_finite=rollback", nan=(step,))
+    ends_as(rolled_back, expected)
+    (record,) = lines(tmp_path / "rollback" / "rollbacks.jsonl")
+    assert record["steps"] == [step] and record["to"] == (step - 1) // 6 * 6
+    assert json.loads((tmp_path / "rollback" / "skipped_steps.json").read_text()) == [step]
+    (line,) = (line for line in lines(tmp_path / "rollback" / "metrics.jsonl") if line["skipped"])
+    assert line["skipped"] == 1 and line["skipped_steps"] == [step] and line["step"] - 4 < step <= line["step"]
+    for workdir in (tmp_path / "skip", tmp_path / "rollback"):
+        assert [path.name for path in workdir.glob("bad_batches/*.npz")] == [f"step_{step:07d}.npz"]
+
+
+@pytest.mark.parametrize("killed_in", ["record", "write", "a later step"])
+def test_a_run_that_is_killed_about_its_rollback_and_repeated_ends_the_same(tmp_path, begin, monkeypatch, killed_in):
+    changes, wrong = (
+        ("watch.not_finite=rollback", "watch.rise=rollback"),
+        {"nan": (11, 38), "breaks": 23},
+    )
+    straight = begin(tmp_path / "straight", *changes, **wrong)
+    assert {11, 23, 24, 38} <= straight.skipped
+    ends_as(
+        straight, left_out_from_the_start(begin, tmp_path / "left_out", sorted(straight.skipped), *changes, **wrong)
+    )
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    def killed_at(step, call=data.Batches.__call__):
+        return lambda self, k: kill() if k == step else call(self, k)
+
+    for interruption in (1, 2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if killed_in == "a later step":
+                patch.setattr(data.Batches, "__call__", killed_at(16 * interruption))
+            else:
+                patch.setattr(train.rollback, killed_in, kill)
+            begin(tmp_path / "killed", *changes, **wrong)
+        # The workdir's own list is lost; the checkpoints know.
+        if killed_in == "a later step" and interruption == 2:
+            (tmp_path / "killed" / "skipped_steps.json").unlink()
+    killed = begin(tmp_path / "killed", *changes, **wrong)
+    ends_as(killed, straight)
+    assert json.loads((tmp_path / "killed" / "skipped_steps.json").read_text()) == sorted(straight.skipped)
+
+
+def test_a_rise_is_rolled_back_to_before_it_past_checkpoints_that_hold_it(tmp_path, begin):
+    changes = "watch.rise=rollback", "checkpoint.every=2", "log_every=100"
+    run = begin(tmp_path / "run", *changes, breaks=23)
+    (record,) = lines(tmp_path / "run" / "rollbacks.jsonl")
+    assert record["steps"][:2] == [23, 24] and record["to"] == 22 and record["at"] > 26
+    assert run.state.params["w"] < 1e6
+    # They are moved aside, not lost.
+    assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == [
+        f"{step}-1" for step in range(24, record["at"], 2)
+    ]
+    assert 24 in saved_steps(tmp_path / "run")
+    with pytest.raises(UserError, match="no whole checkpoint before step 23"):
+        begin(tmp_path / "none", *changes, "checkpoint.keep=1", breaks=23)
+
+
+def test_a_rise_is_warned_of(tmp_path, begin):
+    run = begin(tmp_path, breaks=23)
+    assert [line for line in run.said if "the loss has risen since step 24" in line]
+    assert not run.skipped and run.state.params["w"] > 1e6
+
+
+def test_a_run_that_comes_no_further_stops(tmp_path, begin):
+    changes = "watch.not_finite=rollback", "watch.limit=3", "log_every=1"
+    with pytest.raises(UserError, match="rolled back to step 6 3 times"):
+        begin(tmp_path, *changes, nan=range(8, 20))
+    assert json.loads((tmp_path / "skipped_steps.json").read_text()) == [8, 9, 10]
+    # Nor when it is repeated.
+    with pytest.raises(UserError, match="rolled back to step 6 3 times"):
+        begin(tmp_path, *changes, nan=range(8, 20))
+    with pytest.raises(UserError, match=r"3 steps in a row.*weights"):
+        begin(tmp_path / "skip", "watch.not_finite=skip", "watch.limit=3", nan=range(8, 20))
+
+
+def test_a_signal_before_a_rollback_saves_nothing_of_what_is_rolled_back(tmp_path, begin, monkeypatch):
+    asked = iter([None] * 11 + [15])
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
+        patch.setattr(stopping, "asked", lambda tell: contextlib.nullcontext(lambda: next(asked)))
+        begin(tmp_path / "run", "watch.not_finite=rollback", nan=(11,))
+    assert saved_steps(tmp_path / "run") == [6]
+    run = begin(tmp_path / "run", "watch.not_finite=rollback", nan=(11,))
+    ends_as(run, left_out_from_the_start(begin, tmp_path / "left_out", [11]))
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_signal_amid_a_window_keeps_what_was_skipped_in_it(tmp_path, begin, monkeypatch, policy):
+    nan = (11,) if policy == "skip" else (9,)
+    asked = iter([None] * (11 if policy == "skip" else 12 + 4 + 5) + [15])
+    changes = f"watch.not_finite={policy}", "log_every=20", "checkpoint.every=12"
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
+        patch.setattr(stopping, "asked", lambda tell: contextlib.nullcontext(lambda: next(asked)))
+        begin(tmp_path / "run", *changes, nan=nan)
+    assert saved_steps(tmp_path / "run")[-1] in (9, 11)
+    run = begin(tmp_path / "run", *changes, nan=nan)
+    ends_as(run, left_out_from_the_start(begin, tmp_path / "left_out", list(nan), *changes))
+
+
+def test_a_bad_list_of_skipped_steps_is_named(tmp_path, begin):
+    (tmp_path / "skipped_steps.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"skipped_steps.json: must be a list"):
+        begin(tmp_path)
 
 
 def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():

@@ -14,8 +14,19 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dream_jax import checkpoint, compilation_cache, data, evaluate, hang, images, rollback, sharding, stopping
-from dream_jax import train_state, watch
+from dream_jax import (
+    checkpoint,
+    compilation_cache,
+    data,
+    evaluate,
+    hang,
+    images,
+    rollback,
+    sharding,
+    stopping,
+    train_state,
+    watch,
+)
 from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments

@@ -29,6 +29,7 @@ from benchmarks import report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import data, train, train_step, watch
+from dream_jax import run as runs
 from dream_jax.errors import UserError
 
 STEP, STEPS = 11, 24
@@ -127,7 +128,7 @@ def killed(config, workdir, step):
             raise KeyboardInterrupt
         return call(self, k)
 
-    roll_back = train.Run.roll_back
+    roll_back = runs.Run.roll_back
 
     def recorded(self, verdict):
         roll_back(self, verdict)
@@ -135,7 +136,7 @@ def killed(config, workdir, step):
 
     with (
         mock.patch.object(data.Batches, "__call__", stopping),
-        mock.patch.object(train.Run, "roll_back", recorded),
+        mock.patch.object(runs.Run, "roll_back", recorded),
         contextlib.suppress(KeyboardInterrupt),
     ):
         run(config, workdir)

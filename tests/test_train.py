@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import agreement
 from dream_jax import checkpoint, data, experiment, sharding, stopping, train, train_state
+from dream_jax import run as runs
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
 from dream_jax.train_step import QUARTILES, make_losses, make_train_step, rectifies, start_state
@@ -389,18 +390,14 @@ def begin(monkeypatch):
         return train_step
 
     def begin(workdir, *changes, nan=(), breaks=None):
-        monkeypatch.setattr(train, "start_state", start_state)
-        monkeypatch.setattr(
-            train, "make_train_step", functools.partial(make_train_step, {"nan": nan, "breaks": breaks})
-        )
+        monkeypatch.setattr(runs, "start_state", start_state)
+        monkeypatch.setattr(runs, "make_train_step", functools.partial(make_train_step, {"nan": nan, "breaks": breaks}))
         common = "steps=40", "log_every=4", "checkpoint.every=6", "checkpoint.keep=9", "samples.every=100"
         common = *common, "watch.warmup=10", "watch.memory=20"
         built = experiment.build(tiny.tiny_config(*SMALL, *common, *changes))
         workdir.mkdir(exist_ok=True)
         said = []
-        run = train.Run(
-            built, experiment.make_source(built.config, "train"), sharding.make_mesh(), workdir, said.append
-        )
+        run = runs.Run(built, experiment.make_source(built.config, "train"), sharding.make_mesh(), workdir, said.append)
         train.loop(run, lambda params: np.zeros((8, 8, 3), np.uint8), QUIET)
         run.said = said
         return run
@@ -489,7 +486,7 @@ def test_a_run_that_is_killed_about_its_rollback_and_repeated_ends_the_same(tmp_
             if killed_in == "a later step":
                 patch.setattr(data.Batches, "__call__", killed_at(16 * interruption))
             else:
-                patch.setattr(train.rollback, killed_in, kill)
+                patch.setattr(runs.rollback, killed_in, kill)
             begin(tmp_path / "killed", *changes, **wrong)
         # The workdir's own list is lost; the checkpoints know.
         if killed_in == "a later step" and interruption == 2:
@@ -564,14 +561,14 @@ def test_a_bad_list_of_skipped_steps_is_named(tmp_path, begin):
 def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     config = tiny.tiny_config().to_dict()
     about = {"config": config, "data": "2 pictures, crc32 00000001"}
-    train.check_origin(about, about, "here")
-    train.check_origin(about, about | {"config": config | {"steps": 9}}, "here")
+    runs.check_origin(about, about, "here")
+    runs.check_origin(about, about | {"config": config | {"steps": 9}}, "here")
     with pytest.raises(UserError, match="training pictures"):
-        train.check_origin(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
+        runs.check_origin(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
     with pytest.raises(UserError, match="seed: 0 -> 1"):
-        train.check_origin(about, about | {"config": config | {"seed": 1}}, "here")
+        runs.check_origin(about, about | {"config": config | {"seed": 1}}, "here")
     objective = {key: value for key, value in config["objective"].items() if not key.startswith("estimate_")}
-    train.check_origin(about | {"config": config | {"objective": objective}}, about, "here")
+    runs.check_origin(about | {"config": config | {"objective": objective}}, about, "here")
 
 
 def test_a_share_of_pictures_that_does_not_divide_over_the_devices_is_refused():

@@ -12,8 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from rich.console import Console
 
-from benchmarks import agreement
-from dream_jax import checkpoint, data, experiment, sharding, stopping, train, train_state
+from benchmarks import agreement, bad_numbers
+from dream_jax import checkpoint, data, experiment, sharding, stopping, train, train_state, watch
 from dream_jax import run as runs
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
@@ -232,9 +232,8 @@ def test_steps_that_rectify():
     assert steps("objective.start_epoch=1", "objective.estimate_every=3") == [6, 9]
 
 
-@pytest.fixture(scope="module")
-def stepper():
-    """(train_step, start, batches): a train step of two microbatches, and what to feed it."""
+def make_stepper():
+    """(train_step, start, batch): a train step of two microbatches, and what to feed it."""
     built = small("accumulation=2", "optimizer.learning_rate=0.01", "ema_decay=0.5")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(built.config.optimizer)
@@ -243,8 +242,13 @@ def stepper():
     state = jax.device_put(state, sharding.named(specs, mesh))
     train_step = make_train_step(built, optimizer, mesh, specs, EPOCH)
     batch = jax.device_put(batch_of(range(BATCH)), NamedSharding(mesh, sharding.BATCH))
+    return train_step, lambda: jax.tree.map(jnp.copy, state), batch
+
+
+@pytest.fixture(scope="module")
+def stepper():
     with tiny.quick_compiles():
-        yield train_step, lambda: jax.tree.map(jnp.copy, state), batch
+        yield make_stepper()
 
 
 def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
@@ -301,6 +305,20 @@ def test_a_step_that_is_not_finite_is_not_applied(stepper):
     assert train.summarise([metrics, bad, None, metrics], last=13) == (
         train.summarise([metrics] * 2, last=2) | {"skipped": 2, "skipped_steps": [11, 12]}
     )
+
+
+@pytest.mark.parametrize("place", ["gradient", "loss", "picture"])
+def test_a_nan_in_one_place_is_not_applied(place):
+    with bad_numbers.wrong(place, step=1), tiny.quick_compiles():
+        train_step, make, batch = make_stepper()
+        if place == "picture":
+            batch = data.Batches(np.asarray(batch["image"]).repeat(3, 0), BATCH, batch["image"].sharding)(0)
+        state, metrics = train_step(make(), batch, True)
+    before = jax.tree.map(np.asarray, make())
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+    assert np.isfinite(metrics["loss"]) == (place == "gradient")
+    assert np.isfinite(metrics["gradient_norm"]) == (place == "loss")
+    assert not watch.is_finite(jax.device_get(metrics))
 
 
 @pytest.fixture(scope="module")

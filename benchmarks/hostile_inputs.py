@@ -42,7 +42,7 @@ FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp")
 
 
 def read_picture(path):
-    """As training, evaluation and upscaling read it; what is kept beside its pixels is written again, if it is small."""
+    """As training, evaluation and upscaling read it; what is kept beside its pixels is written again."""
     colours, alpha = images.read_with_alpha(path)
     picture = images.read_picture(path)
     for read in (colours, picture.colours):
@@ -59,7 +59,7 @@ def read_picture(path):
 
 
 def read_folder(path):
-    """Prepares a folder for training, with and without what cannot be read; crops are a quarter of its large pictures."""
+    """Prepares a folder for training, with and without leaving out what cannot be read."""
     crop = 1024 if Path(path).name == "large" else 16
     with tempfile.TemporaryDirectory() as cache:
         try:
@@ -288,13 +288,14 @@ def main() -> int:
     bad = [finding for finding in found if finding.outcome == "violation"]
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "pillow", "safetensors", "numpy")}
+    command = " ".join(["python -m benchmarks.hostile_inputs", *sys.argv[1:]])
     text = f"""# Hostile inputs
 
-`python -m benchmarks.hostile_inputs{"".join(f" {a}" for a in sys.argv[1:])}`: {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`{command}`: {", ".join(f"{n} {v}" for n, v in versions.items())}.
 
-{len(found)} files, {len(bad)} violations. A file is read, or refused with a message that names it on one line; anything
-else is a violation: another exception, a death, more than {SECONDS:.0f} s or {BYTES / 2**30:.0f} GiB, code that ran, a sound file
-refused, or one read that must not be.
+{len(found)} files, {len(bad)} violations. A file is read, or refused with a message that names it on one line. Anything
+else is a violation: another exception, a death, more than {SECONDS:.0f} s or {BYTES / 2**30:.0f} GiB above what the
+program takes by itself, code that ran, a sound file refused, or one read that must not be.
 
 {table(found)}
 """

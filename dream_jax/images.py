@@ -114,7 +114,7 @@ def _coefficients(kernel, size_in, size_out, outputs=slice(None)):
 
 
 # A matrix of all outputs and inputs is fast, but grows with the square of a side: longer ones are done in blocks.
-_BLOCK = 1024
+_BLOCK = 2048
 
 
 @functools.lru_cache(maxsize=32)
@@ -122,7 +122,7 @@ def _resize_matrices(kernel, size_in, size_out):
     """Pillow's 22-bit coefficients: (float32[2, outputs, inputs], inputs) of each block of outputs, in order.
 
     A coefficient is `256 * matrix[0] + matrix[1]`, and inputs are a slice. Each half times grey levels sums to whole
-    numbers below 2**24, so float32 products are exact in any order of summation and every device gives the same picture.
+    numbers below 2**24, so float32 products are exact in any order of summation: the same on every device.
     """
     blocks = []
     for start in range(0, size_out, _BLOCK):

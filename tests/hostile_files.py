@@ -699,8 +699,9 @@ def weights(folder: Path, arrays, count: int, seed: int = 0, large: bool = True)
     for program in _opcode_floods().values():
         path = torch_files.save(folder / "flood.pth", program[2:-1], {})
         yield write(".pth", path.read_bytes(), "too much", False)
-        path = torch_files.save_stream(folder / "flood.pth", program[2:-1], {})
-        yield write(".pt", path.read_bytes(), "too much", False)
+        if large:
+            path = torch_files.save_stream(folder / "flood.pth", program[2:-1], {})
+            yield write(".pt", path.read_bytes(), "too much", False)
         path.unlink()
     for data in special_safetensors(large).values():
         yield write(".safetensors", data, "by hand", False)

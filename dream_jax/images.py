@@ -1,5 +1,6 @@
 """Pictures: value ranges, resizing that agrees with Pillow's files, reading, writing and labelled grids."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -8,6 +9,7 @@ import math
 import os
 import re
 import stat
+import threading
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +33,9 @@ MOST_BYTES = 8 * MAX_PIXELS + 2**24
 _MOST_READS = 2**20
 _MOST_SCANS = 100
 _MOST_TEXT = 2**22
+
+# Beyond these pixels threads decode one after the other, which takes ten bytes a pixel.
+_LARGE, _one_at_a_time = 2**24, threading.Lock()
 
 # By Pillow's names: how each format is saved, the most pixels a side, and which of `Picture.extras` it can hold.
 _OPTIONS = {
@@ -312,7 +317,8 @@ def _to_srgb(picture, icc_profile):
 
 def _decode(file, managed):
     """A Picture; where managed, with extras, and grey and CMYK colours by their profiles."""
-    with Image.open(file, formats=_READ) as picture:
+    with contextlib.ExitStack() as stack:
+        picture = stack.enter_context(Image.open(file, formats=_READ))
         width, height = picture.size
         allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
         if width * height > allowed:
@@ -321,6 +327,7 @@ def _decode(file, managed):
             _check_scans(file)
         if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
             raise ValueError("its numbers are written as text, and too many")
+        stack.enter_context(_one_at_a_time if width * height > _LARGE else contextlib.nullcontext())
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         profile = picture.info.get("icc_profile")

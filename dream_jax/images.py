@@ -34,8 +34,8 @@ _MOST_READS = 2**20
 _MOST_SCANS = 100
 _MOST_TEXT = 2**22
 
-# Beyond these pixels threads decode one after the other, which takes ten bytes a pixel.
-_LARGE, _one_at_a_time = 2**24, threading.Lock()
+# Beyond these pixels threads decode and encode one after the other, either of which takes ten bytes a pixel.
+LARGE, one_at_a_time = 2**24, threading.Lock()
 
 # By Pillow's names: how each format is saved, the most pixels a side, and which of `Picture.extras` it can hold.
 _OPTIONS = {
@@ -327,7 +327,7 @@ def _decode(file, managed):
             _check_scans(file)
         if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
             raise ValueError("its numbers are written as text, and too many")
-        stack.enter_context(_one_at_a_time if width * height > _LARGE else contextlib.nullcontext())
+        stack.enter_context(one_at_a_time if width * height > LARGE else contextlib.nullcontext())
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         profile = picture.info.get("icc_profile")

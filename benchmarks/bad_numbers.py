@@ -102,7 +102,7 @@ def run(config, workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         built, source = experiment.build(config), experiment.make_source(config, "train")
-        training = train.Run(built, source, sharding.make_mesh(), workdir, said.append)
+        training = runs.Run(built, source, sharding.make_mesh(), workdir, said.append)
         train.loop(training, lambda params: np.zeros((8, 8, 3), np.uint8), Console(quiet=True))
         return training.state, None, said
     except UserError as error:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, images, noise_schedule, optimizer, samplers, sampling, watch
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.metrics import weights
 
 # A run may be continued with other values of these: they do not change what the steps before would have been.
@@ -71,6 +71,20 @@ _FRACTIONS = (
     *("sampling.eta", "sampling.momentum", "sampling.percentile"),
 )
 
+# What no machine has the time or memory for; other whole numbers end at 2^31 - 1.
+_MOST = {
+    **dict.fromkeys(("image_size", "evaluation.crop", "data.resize", "network.patch", "task.scale"), 2**13),
+    **dict.fromkeys(("batch_size", "accumulation", "evaluation.batch_size", "schedule.num_steps"), 2**20),
+    **dict.fromkeys(("network.channels", "network.norm_groups", "network.num_heads"), 2**14),
+    **{"network.num_res_blocks": 64, "data.workers": 2**10, "samples.count": 2**12},
+}
+_MOST_LEVELS, _MOST_MULTIPLIER = 16, 2**10
+
+# Bytes of a config.json.
+_LONGEST = 2**20
+
+_BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
+
 SCHEDULES = {
     "linear": lambda c: noise_schedule.linear(c.num_steps, c.beta_start, c.beta_end),
     "cosine": lambda c: noise_schedule.cosine(c.num_steps, c.beta_min, c.beta_max),
@@ -86,22 +100,70 @@ PICKS = ("random", "heaviest")
 
 
 def load(path: str) -> ConfigDict:
-    """Runs a config file and returns what its `get_config()` returns."""
+    """Runs a config file, as any program of Python, and returns the ConfigDict that its `get_config()` returns.
+
+    Raises UserError for a file that is missing or does not run, and for keys and types that configs/base.py lacks.
+    """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: there is no such config file")
+        raise UserError(f"{shown(path)}: there is no such config file")
     # Experiments say `from configs import base`; this finds it whatever the current folder.
     root = str(file.resolve().parent.parent)
     sys.path.insert(0, root)
     try:
         module = runpy.run_path(str(file))
-        if "get_config" in module:
-            return module["get_config"]()
-    except Exception as error:
-        raise UserError(f"{path}: this config file does not run ({type(error).__name__}: {error})") from error
+        if "get_config" not in module:
+            raise UserError("a config file must define get_config()")
+        config = module["get_config"]()
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"its get_config() must return a ConfigDict, not {_cut(config)}")
+        if file.resolve() != _BASE:
+            _check_keys(config)
+        return config
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from error
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {shown(error)[:500]}"
+        raise UserError(f"{shown(path)}: this config file does not run ({said})") from error
     finally:
         sys.path.remove(root)
-    raise UserError(f"{path}: a config file must define get_config()")
+
+
+def _cut(value):
+    said = repr(value)
+    return said if len(said) <= 200 else f"{said[:200]}..."
+
+
+@functools.cache
+def _known():
+    """{key: type} of configs/base.py; None where it is not installed."""
+    if not _BASE.is_file():
+        return None
+    base = load(_BASE)
+
+    def kind(key):
+        *sections, leaf = key.split(".")
+        return functools.reduce(lambda section, name: section[name], sections, base).get_type(leaf)
+
+    return {key: kind(key) for key in flatten(base)}
+
+
+def _check_keys(config):
+    """Raises UserError for a key that configs/base.py does not have, and for a value of another type than there."""
+    known = _known()
+    for key, value in flatten(config).items() if known else ():
+        if key not in known:
+            raise _unknown(key, known)
+        kind = known[key]
+        fits = isinstance(value, (int, float) if kind is float else kind) and (type(value) is not bool or kind is bool)
+        if value is not None and not fits:
+            raise UserError(f"config key {key!r} takes {_name(kind)}, not {_cut(value)}")
+
+
+def _unknown(key, known):
+    inside = [name for name in known if name.startswith(key + ".")]
+    near = inside[:3] or difflib.get_close_matches(key[:200], known, n=1, cutoff=0)
+    return UserError(f"config key {_cut(key)} is unknown; did you mean {' or '.join(map(repr, near))}?")
 
 
 def flatten(config, prefix: str = "") -> dict:
@@ -121,10 +183,11 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
         argument = arguments.pop(0)
         name, equals, text = argument.partition("=")
         if not name.startswith("--config."):
-            raise UserError(f"{argument}: not an option; a config key is given as --config.KEY=VALUE")
+            raise UserError(f"{shown(argument)[:200]}: not an option; a config key is given as --config.KEY=VALUE")
         if not equals:
             if not arguments:
-                raise UserError(f"{argument}: its value is missing; write {argument}=VALUE")
+                name = shown(argument)[:200]
+                raise UserError(f"{name}: its value is missing; write {name}=VALUE")
             text = arguments.pop(0)
         key = name.removeprefix("--config.")
         _set(config, key, text)
@@ -137,9 +200,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
 def _set(config, key, text):
     known = flatten(config)
     if key not in known:
-        inside = [name for name in known if name.startswith(key + ".")]
-        near = inside[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0)
-        raise UserError(f"config key {key!r} is unknown; did you mean {' or '.join(map(repr, near))}?")
+        raise _unknown(key, known)
     *parents, last = key.split(".")
     for parent in parents:
         config = config[parent]
@@ -150,8 +211,8 @@ def _set(config, key, text):
         if (value is None and key not in _OPTIONAL) or (isinstance(value, bool) and kind is not bool):
             raise TypeError
         config[last] = value
-    except (TypeError, ValueError):
-        raise UserError(f"config key {key!r} takes {_name(kind)}, not {text!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"config key {key!r} takes {_name(kind)}, not {_cut(text)}") from None
 
 
 def _parse(text, kind):
@@ -170,7 +231,7 @@ def _parse(text, kind):
 def _literal(text):
     try:
         return float(text) if text.lower().strip("+-") in ("inf", "nan") else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
 
 
@@ -190,21 +251,28 @@ def read(path) -> ConfigDict:
 
     Keys that came into configs/base.py after the run are filled in with what it did.
     """
+    name = shown(path)
     try:
+        if not path.exists():
+            raise UserError(f"{name}: not found; is {shown(path.parent)} the workdir of a training run?")
+        # A named pipe would block the reader for ever.
+        if not path.is_file() or path.stat().st_size > _LONGEST:
+            raise UserError(f"{name}: not a config of this program")
         return from_record(json.loads(path.read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not found; is {path.parent} the workdir of a training run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{path}: not a config of this program ({error})") from None
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{name}: not a config of this program ({shown(error)[:300]})") from None
 
 
 def from_record(values: dict) -> ConfigDict:
     """The config that a run recorded, with the keys that came later."""
     config = from_dict(values)
-    base = Path(__file__).resolve().parent.parent / "configs" / "base.py"
-    if not base.is_file():
+    if not _BASE.is_file():
         return config
-    kept, defaults = flatten(config), flatten(load(base)) | _ADDED
+    kept, defaults = flatten(config), flatten(load(_BASE)) | _ADDED
     if "evaluation.seed" in kept:
         kept["evaluation.seeds"] = (kept.pop("evaluation.seed"),)
     if "evaluation.ddim_eta" in kept:
@@ -241,11 +309,14 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 def validate(config: ConfigDict) -> FrozenConfigDict:
     """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
     try:
+        _check_keys(config)
         _validate(config)
     except (AttributeError, KeyError) as error:
         raise UserError(f"the config lacks a key: {error}; build it on configs/base.py") from error
     except TypeError as error:
         raise UserError(f"the config holds a value of the wrong type: {error}") from error
+    except RecursionError as error:
+        raise UserError("the config holds a section within itself") from error
     return FrozenConfigDict(config)
 
 
@@ -253,6 +324,11 @@ def _validate(config):
     flat = flatten(config)
     for key, value in flat.items():
         _require(value is not None or key in _OPTIONAL, config, key, "it must have a value")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                most = 2**32 - 1 if "seed" in key else _MOST.get(key, 2**31 - 1)
+                _require(number <= most, config, key, f"it must be at most {most}")
+                _require(number >= -(2**31), config, key, "it must not be negative")
     for key, choices in (
         ("task.name", TASKS),
         ("task.kernel", tuple(images.KERNELS)),
@@ -368,6 +444,10 @@ def _validate(config):
         _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {known}")
     for key in ("evaluation.samplers", "evaluation.steps", "evaluation.seeds"):
         _require(len(flat[key]) > 0, config, key, "it must name at least one")
+    for key, value in flat.items():
+        # What is finite in float32.
+        for number in value if isinstance(value, tuple) else (value,):
+            _require(not isinstance(number, float) or abs(number) < 2.0**127, config, key, "it must be finite")
 
 
 def estimate_share(config) -> Fraction:
@@ -403,10 +483,11 @@ def _validate_sizes(config):
     c = config.network
     multipliers = c.channel_multipliers
     _require(
-        len(multipliers) > 0 and all(isinstance(m, int) and m >= 1 for m in multipliers),
+        0 < len(multipliers) <= _MOST_LEVELS
+        and all(isinstance(m, int) and 1 <= m <= _MOST_MULTIPLIER for m in multipliers),
         config,
         "network.channel_multipliers",
-        "a list of whole numbers of at least 1",
+        f"a list of up to {_MOST_LEVELS} whole numbers from 1 to {_MOST_MULTIPLIER}",
     )
     _require(c.channels % 2 == 0, config, "network.channels", "it must be even, for the noise-level embedding")
     for m in multipliers:
@@ -451,4 +532,4 @@ def network_divisor(config) -> int:
 
 def _require(condition, config, key, allowed):
     if not condition:
-        raise UserError(f"{key} = {flatten(config)[key]!r}: {allowed}")
+        raise UserError(f"{key} = {_cut(flatten(config)[key])}: {allowed}")

@@ -378,6 +378,11 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
         height, width = picture.shape[:2]
         if min(height, width) < crop:
             return [], f"{shown(path)}: {width}x{height} is smaller than the crop of {crop}"
+        with images.one_at_a_time if height * width > images.LARGE else contextlib.nullcontext():
+            return encode(picture, split, name), None
+
+    def encode(picture, split, name):
+        height, width = picture.shape[:2]
         whole = split == "eval"
         rows, columns = ([(0, size)] if whole else tiles(size, crop) for size in (height, width))
         found = []
@@ -388,7 +393,7 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
             # A name may be any bytes, a text may not.
             example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
             found.append((f"{os.fsencode(name)!r} {top} {left}", example))
-        return found, None
+        return found
 
     columns = (
         TextColumn("{task.description}"),

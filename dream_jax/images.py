@@ -1,12 +1,15 @@
 """Pictures: value ranges, resizing that agrees with Pillow's files, reading, writing and labelled grids."""
 
+import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import math
 import os
 import re
 import stat
+import threading
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +30,12 @@ _MOST_PIXELS = {"WEBP": MAX_PIXELS // 2}
 
 # No sound file of MAX_PIXELS is larger, is read in more pieces, or has more scans: work and memory that others ask for.
 MOST_BYTES = 8 * MAX_PIXELS + 2**24
-_MOST_READS = 2**21
+_MOST_READS = 2**20
 _MOST_SCANS = 100
-_MOST_TEXT = 2**24
+_MOST_TEXT = 2**22
+
+# Beyond these pixels threads decode and encode one after the other, either of which takes ten bytes a pixel.
+LARGE, one_at_a_time = 2**24, threading.Lock()
 
 # By Pillow's names: how each format is saved, the most pixels a side, and which of `Picture.extras` it can hold.
 _OPTIONS = {
@@ -95,40 +101,57 @@ KERNELS = {  # name: (half width in pixels of the coarser grid, kernel)
 }
 
 
-def _coefficients(kernel, size_in, size_out):
-    """Pillow's coefficients along one axis before it rounds them: float64[size_out, size_in], rows that sum to 1."""
+def _coefficients(kernel, size_in, size_out, outputs=slice(None)):
+    """Pillow's coefficients along one axis before it rounds them: float64[size_out, size_in], rows that sum to 1.
+
+    Of some outputs only: (coefficients [outputs, inputs], the slice of inputs that these outputs are made of).
+    """
     support, weight = KERNELS[kernel]
     scale = size_in / size_out
     stretch = max(scale, 1.0)
-    centre = (np.arange(size_out)[:, None] + 0.5) * scale
+    centre = (np.arange(size_out)[outputs, None] + 0.5) * scale
     first = np.maximum(np.trunc(centre - support * stretch + 0.5), 0)
     end = np.minimum(np.trunc(centre + support * stretch + 0.5), size_in)
-    pixel = np.arange(size_in)[None, :]
+    inputs = slice(int(first[0, 0]), int(end[-1, 0])) if outputs != slice(None) else slice(0, size_in)
+    pixel = np.arange(size_in)[None, inputs]
     weights = weight((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < end))
-    return weights / weights.sum(1, keepdims=True)
+    return weights / weights.sum(1, keepdims=True), inputs
+
+
+# A matrix of all outputs and inputs is fast, but grows with the square of a side: longer ones are done in blocks.
+_BLOCK = 2048
 
 
 @functools.lru_cache(maxsize=32)
-def _resize_matrix(kernel, size_in, size_out):
-    """Pillow's 22-bit coefficients as float32[2, size_out, size_in]: `256 * matrix[0] + matrix[1]`.
+def _resize_matrices(kernel, size_in, size_out):
+    """Pillow's 22-bit coefficients: (float32[2, outputs, inputs], inputs) of each block of outputs, in order.
 
-    Each half times grey levels sums to whole numbers below 2**24, so float32 products are exact in any order of
-    summation and every device gives the same picture.
+    A coefficient is `256 * matrix[0] + matrix[1]`, and inputs are a slice. Each half times grey levels sums to whole
+    numbers below 2**24, so float32 products are exact in any order of summation: the same on every device.
     """
-    weights = _coefficients(kernel, size_in, size_out)
-    fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
-    high = (fixed + 128) >> 8
-    return np.stack([high, fixed - (high << 8)]).astype(np.float32)
+    blocks = []
+    for start in range(0, size_out, _BLOCK):
+        whole = max(size_in, size_out) <= _BLOCK
+        outputs = slice(None) if whole else slice(start, min(start + _BLOCK, size_out))
+        weights, inputs = _coefficients(kernel, size_in, size_out, outputs)
+        fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
+        high = (fixed + 128) >> 8
+        blocks.append((np.stack([high, fixed - (high << 8)]).astype(np.float32), inputs))
+    return blocks
 
 
 def _resize_axis(levels, axis, size, kernel):
     if levels.shape[axis] == size:
         return levels
-    matrix = jnp.asarray(_resize_matrix(kernel, levels.shape[axis], size), levels.dtype)
     equation = {-2: "...wc,kvw->k...vc", -3: "...hwc,kvh->k...vwc"}[axis]
-    high, low = jnp.einsum(equation, levels, matrix, precision=jax.lax.Precision.HIGHEST)
-    fixed = (high.astype(jnp.int32) << 8) + low.astype(jnp.int32)
-    return jnp.clip((fixed + 2**21) >> 22, 0, 255).astype(levels.dtype)
+    blocks = []
+    for matrix, inputs in _resize_matrices(kernel, levels.shape[axis], size):
+        part = jax.lax.slice_in_dim(levels, inputs.start, inputs.stop, axis=axis)
+        matrix = jnp.asarray(matrix, levels.dtype)
+        high, low = jnp.einsum(equation, part, matrix, precision=jax.lax.Precision.HIGHEST)
+        fixed = (high.astype(jnp.int32) << 8) + low.astype(jnp.int32)
+        blocks.append(jnp.clip((fixed + 2**21) >> 22, 0, 255).astype(levels.dtype))
+    return jnp.concatenate(blocks, axis)
 
 
 def resize(pictures, height, width, kernel="pil_bicubic"):
@@ -148,7 +171,7 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
 
 @functools.lru_cache(maxsize=32)
 def _shrink_and_inverse(kernel, size_in, size_out):
-    shrink = _coefficients(kernel, size_in, size_out)
+    shrink, _ = _coefficients(kernel, size_in, size_out)
     return shrink, np.linalg.pinv(shrink)
 
 
@@ -225,11 +248,13 @@ def _check_scans(file):
 
 
 def _bands(picture):
-    """(rows, those rows of a Pillow picture) of about a million pixels, so that little is held twice."""
+    """((rows, columns), that part of a Pillow picture), of a million pixels at most: little is held twice."""
     width, height = picture.size
-    step = max(2**20 // width, 1)
-    for top in range(0, height, step):
-        yield slice(top, top + step), picture.crop((0, top, width, min(top + step, height)))
+    across = min(width, 2**20)
+    down = 2**20 // across
+    for top, left in itertools.product(range(0, height, down), range(0, width, across)):
+        bottom, right = min(top + down, height), min(left + across, width)
+        yield (slice(top, bottom), slice(left, right)), picture.crop((left, top, right, bottom))
 
 
 def _grey_scale(picture):
@@ -292,7 +317,8 @@ def _to_srgb(picture, icc_profile):
 
 def _decode(file, managed):
     """A Picture; where managed, with extras, and grey and CMYK colours by their profiles."""
-    with Image.open(file, formats=_READ) as picture:
+    with contextlib.ExitStack() as stack:
+        picture = stack.enter_context(Image.open(file, formats=_READ))
         width, height = picture.size
         allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
         if width * height > allowed:
@@ -301,6 +327,7 @@ def _decode(file, managed):
             _check_scans(file)
         if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
             raise ValueError("its numbers are written as text, and too many")
+        stack.enter_context(one_at_a_time if width * height > LARGE else contextlib.nullcontext())
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         profile = picture.info.get("icc_profile")
@@ -314,18 +341,18 @@ def _decode(file, managed):
         grey_levels = _grey_scale(picture) if deep else None
         colours = np.empty((*picture.size[::-1], 3), np.uint8)
         alpha = np.empty(colours.shape[:2], np.uint8) if picture.has_transparency_data and not deep else None
-        for rows, band in _bands(picture):
+        for part, band in _bands(picture):
             if deep:
                 band = Image.fromarray(grey_levels(np.asarray(band)))
             if band.mode == "La":
                 band = band.convert("LA")
             if alpha is not None:
                 pixels = np.asarray(band.convert("RGBA"))
-                colours[rows], alpha[rows] = pixels[..., :3], pixels[..., 3]
+                colours[part], alpha[part] = pixels[..., :3], pixels[..., 3]
             if (space, band.mode) in (("GRAY", "L"), ("GRAY", "LA"), ("CMYK", "CMYK")):
-                colours[rows] = _to_srgb(band.getchannel("L") if space == "GRAY" else band, profile)
+                colours[part] = _to_srgb(band.getchannel("L") if space == "GRAY" else band, profile)
             elif alpha is None:
-                colours[rows] = band.convert("RGB")
+                colours[part] = band.convert("RGB")
         return Picture(colours, alpha, {name: value for name, value in extras.items() if value})
 
 

@@ -37,8 +37,8 @@ def set_aside(path: Path, files) -> None:
     if not path.exists():
         return
     try:
-        step = json.loads(path.read_text())["step"]
-    except (ValueError, KeyError, TypeError):
+        step = int(json.loads(path.read_text())["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         step = "before"
     kept = free_name(path.with_stem(f"{path.stem}-{step}"))
     # PATH itself goes last: as long as it is there, a stop in between loses nothing.

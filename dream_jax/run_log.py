@@ -91,10 +91,10 @@ def _lines_up_to(path, step):
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            if record["step"] <= step:
+                kept.append(record)
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if record["step"] <= step:
-            kept.append(record)
     return kept
 
 

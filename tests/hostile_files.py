@@ -352,7 +352,7 @@ def large_pictures(folder: Path):
         "pieces.jpg": (b"\xff\xd8" + b"\xff\xfe\0\2" * 2**23 + b"\xff\xd9", False),
         "pieces_gif.png": (b"GIF89a\1\0\1\0\x80\0\0" + bytes(6) + b"!\xfe\1a\0" * 2**22 + b";", False),
         "text.png": (b"P3\n8192 8192 255\n" + b"1 " * (3 * side * side // 2), False),
-        "short_text.png": (b"P3\n1500 1500 255\n" + b"1 " * (3 * 1500 * 1500), True),
+        "short_text.png": (b"P3\n800 800 255\n" + b"1 " * (3 * 800 * 800), True),
         "8192x8192.png": (_flat_png(side, side), True),
         "8192x8192_16_bits.png": (png(side, side, 16, 0, zlib.compress(bytes(side * (2 * side + 1)), 1)), True),
         "8192x8192_alpha.png": (png(side, side, 8, 6, zlib.compress(bytes(side * (4 * side + 1)), 1)), True),
@@ -365,6 +365,8 @@ def large_pictures(folder: Path):
         "8192x8192_scans.jpg": (jpeg_of_many_scans(side, side, 20_000), False),
         "1024x1024_scans.jpg": (jpeg_of_many_scans(1024, 1024, 100_000), None),
         "8192x8192.webp": (_saved(Image.new("RGB", (side, side)), "WEBP", lossless=True, method=0), None),
+        "8192x4096.webp": (_saved(Image.new("RGBA", (side, side // 2)), "WEBP", lossless=True, method=0), True),
+        "16383x2048_lossy.webp": (_saved(Image.new("RGB", (16383, 2048)), "WEBP", method=0), True),
         "16383x4096_lossy.webp": (_saved(Image.new("RGB", (16383, 4096)), "WEBP", method=0), None),
         "8192x8192.tif": (_saved(Image.new("RGB", (side, side)), "TIFF", compression="tiff_adobe_deflate"), True),
         "8192x8192_lzw.tif": (_saved(Image.new("RGBA", (side, side)), "TIFF", compression="tiff_lzw"), True),
@@ -374,7 +376,7 @@ def large_pictures(folder: Path):
         ),
         "tile_of_3_gib.tif": (tiff_of_one_tile(16, 2**15), None),
         "8192x8192_gif.png": (_saved(Image.new("P", (side, side)), "GIF"), True),
-        "8192x8192.bmp": (bmp(side, side, 8, 1, (b"\xff\1" * 32 + b"\x20\1") * side), True),
+        "8192x8192.bmp": (bmp(side, side, 8, 1, (b"\xff\1" * 32 + b"\x20\1\0\0") * side), True),
     }
     for name, (data, readable) in found.items():
         (folder / name).write_bytes(data)
@@ -443,10 +445,8 @@ def pictures(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0):
     for number in range(count):
         sources = sound_pictures(photos[number % len(photos)])
         (name, data), other = rng.choice(list(sources.items())), rng.choice(list(sources.values()))
-        if data[1:4] == b"PNG" and rng.random() < 0.5:
-            data = mutated_png(data, rng)
-        else:
-            data = mutated(data, other, rng)
+        within = data[1:4] == b"PNG" and rng.random() < 0.5
+        data = mutated_png(data, rng) if within else mutated(data, other, rng)
         yield write(f"mutated_{number}_{name}", data, f"mutated {name.split('.')[1].replace('jpeg', 'jpg')}")
 
 
@@ -699,8 +699,9 @@ def weights(folder: Path, arrays, count: int, seed: int = 0, large: bool = True)
     for program in _opcode_floods().values():
         path = torch_files.save(folder / "flood.pth", program[2:-1], {})
         yield write(".pth", path.read_bytes(), "too much", False)
-        path = torch_files.save_stream(folder / "flood.pth", program[2:-1], {})
-        yield write(".pt", path.read_bytes(), "too much", False)
+        if large:
+            path = torch_files.save_stream(folder / "flood.pth", program[2:-1], {})
+            yield write(".pt", path.read_bytes(), "too much", False)
         path.unlink()
     for data in special_safetensors(large).values():
         yield write(".safetensors", data, "by hand", False)
@@ -834,7 +835,8 @@ def get_config():
 
 def special_configs() -> dict[str, tuple[bytes, bool | None]]:
     """Config files, name -> (bytes, readable)."""
-    own = "from ml_collections import ConfigDict\n\ndef get_config():\n    config = ConfigDict({})\n    {}\n    return config\n"
+    own = "from ml_collections import ConfigDict\n\n"
+    own += "def get_config():\n    config = ConfigDict({})\n    {}\n    return config\n"
     unlocked = _CONFIG.format("config.unlock()\n    {}")
     found = {
         "sound.py": (_CONFIG.format("config.steps = 5").encode(), True),

@@ -229,7 +229,7 @@ def test_a_value_of_the_wrong_type_in_a_workdir_is_a_plain_message(base, tmp_pat
     configs.save(base, tmp_path / "config.json")
     values = json.loads((tmp_path / "config.json").read_text()) | {"steps": "abc"}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="wrong type"):
+    with pytest.raises(UserError, match="'steps' takes a whole number, not 'abc'"):
         configs.validate(configs.read(tmp_path / "config.json"))
 
 

@@ -3,11 +3,11 @@
     python -m benchmarks.scaling
 
 compiles one train step (DREAM with p = 1, dropout 0.2, clipping, Adam, EMA) of an SR3 UNet for many meshes, counts the
-collectives in each compiled program and the bytes that a device sends in them, and the bytes of state a device holds. Then
-it times steps of the same global batch, all meshes taking turns: 1, 2, 4 and 8 virtual CPU devices of one process, and
-1, 2 and 4 processes of one device each, started as launch/local.py starts them. Virtual devices share the cores, so there
-the ideal is the time of one device, and what exceeds it is what spreading costs. `--accelerators` takes a machine's own
-devices instead.
+collectives in each compiled program and the bytes that a device sends in them, and the bytes of state a device holds.
+Then it times steps of the same global batch, all meshes taking turns: 1, 2, 4 and 8 virtual CPU devices of one process,
+and 1, 2 and 4 processes of one device each, started as launch/local.py starts them. Virtual devices share the cores, so
+there the ideal is the time of one device, and what exceeds it is what spreading costs. `--accelerators` takes a
+machine's own devices instead.
 
 Prints tables, writes them to benchmarks/results/, and exits with 1 if with one shard the step has anything but one
 all-reduce, if a device sends more than twice the parameters' bytes, if that depends on the batch, or if the state of
@@ -55,6 +55,7 @@ class Layout(NamedTuple):
 
 
 ONE = Layout()
+TWICE = Layout(4, shard=2)  # what it moves is counted at twice the batch too
 LAYOUTS = (
     *(ONE, Layout(2), Layout(4), Layout(8)),
     *(Layout(2, shard=2), Layout(4, shard=2), Layout(4, shard=4), Layout(8, shard=2)),
@@ -63,9 +64,9 @@ LAYOUTS = (
 )
 
 
-def setup():
+def setup(batch: int = BATCH):
     config = base.get_config()
-    config.batch_size = BATCH
+    config.batch_size = batch
     config.image_size = SIZE
     config.compute_dtype = "float32"
     config.optimizer.clip = 1.0
@@ -100,7 +101,10 @@ def prepare(config, mesh) -> Prepared:
     def place(value, layout):
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
-    params, zeros = agreement.weights(shapes.params), jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params, zeros = (
+        agreement.weights(shapes.params),
+        jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
+    )
     state = jax.tree.map(place, zeros.replace(params=params, ema=params), sharding.named(specs, mesh))
     shape = config.batch_size, config.image_size, config.image_size, 3
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -176,7 +180,7 @@ def facts_of(prepared: Prepared, layout: Layout) -> dict:
 
 
 def work(layouts: list[Layout]) -> None:
-    """Prints the facts of layouts, one line each, then answers each line "n" of its input with the seconds of a step."""
+    """Prints the facts of layouts, a line each, then answers each line "n" of its input with the seconds of a step."""
     if layouts[0].processes > 1:
         address, *numbers = (os.environ[f"DREAM_JAX_{name}"] for name in ("COORDINATOR", "PROCESSES", "PROCESS"))
         jax.distributed.initialize(address, *map(int, numbers))
@@ -190,10 +194,9 @@ def work(layouts: list[Layout]) -> None:
         sharding.meet(mesh)
         prepared.append(prepare(setup(), mesh))
         facts = facts_of(prepared[-1], layout) | {"device": jax.devices()[0].device_kind}
-        if layout == Layout(8, shard=2):
-            config = setup()
-            config.batch_size = 2 * BATCH
-            facts["collectives_of_twice_the_batch"] = collectives(prepare(config, mesh).step.as_text())
+        if layout == TWICE:
+            twice = prepare(setup(2 * BATCH), mesh).step
+            facts["collectives_of_twice_the_batch"] = collectives(twice.as_text())
         tell(facts)
     for line in sys.stdin:
         step, state, batch, specs = prepared[int(line)]
@@ -226,7 +229,10 @@ class Group:
 
     def answer(self):
         """What process 0 says; the others must say something too."""
-        return [json.loads(member.stdout.readline() or '"ended"') for member in self.members][0]
+        said = [member.stdout.readline() for member in self.members]
+        if not all(said):
+            raise RuntimeError("a process of the benchmark has ended; what it said is above")
+        return json.loads(said[0])
 
     def step(self, number: int) -> float:
         for member in self.members:
@@ -282,57 +288,30 @@ def mistakes(row: dict) -> list[str]:
 
 
 def line(row: dict, first: dict) -> str:
-    where = f"{row['devices']} in {row['processes']}" if row["processes"] > 1 else f"{row['devices']}"
-    if "state" not in row:
-        return f"| {where} | {row['shard']} |" + " not measured |" * 7
-    ratios = [own / one for own, one in zip(row["seconds"], first["seconds"], strict=True)]
-    kinds = {kind: [each for each in row["collectives"] if each["kind"] == kind] for kind in KINDS}
-    listed = ", ".join(f"{len(of)} {kind} ({megabytes(of, 'bytes')})" for kind, of in kinds.items() if of) or "none"
-    return (
-        f"| {where} | {row['shard']} | {statistics.median(row['seconds']):.3f} | {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}) | {listed} | "
-        f"{sum(each['sent'] for each in row['collectives']) / row['parameters']:.3f} | {row['state'] / 1e6:.1f} | "
-        f"{row['whole_leaves']} ({row['whole'] / 1e6:.2f}) | {row['peak'] / 1e6:.0f} |"
+    where = "virtual CPU devices, which share the cores: the ideal ratio is 1"
+    columns = "devices", "shard", "seconds", "ratio (range)", "collectives (bytes)", "sent / parameters", "state, MB"
+    columns = *columns, "whole leaves (MB)", "peak, MB"
+    table = "\n".join(
+        ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *(line(r, rows[0]) for r in rows)]
     )
-
-
-def megabytes(of, name):
-    return f"{sum(each[name] for each in of) / 1e6:.2f} MB"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="How the train step spreads over devices and processes.")
-    parser.add_argument("--accelerators", action="store_true", help="the machine's own devices, not virtual CPU devices")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.work:
-        work([Layout(*layout) for layout in json.loads(options.work)])
-        return 0
-    rows = measure(options.accelerators)
-    wrong = {f"{row['devices']} devices, shard {row['shard']}": found for row in rows if (found := mistakes(row))}
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{rows[0]['device']}, {os.cpu_count()} cores, {platform.machine()}"
-    where = "accelerators" if options.accelerators else "virtual CPU devices, which share the cores: the ideal ratio is 1"
-    table = "\n".join(line(row, rows[0]) for row in rows)
+    kept = "one all-reduce with one shard, at most twice the parameters sent, and the same at twice the batch"
     text = f"""# The train step over devices and processes
 
 `python -m benchmarks.scaling{" --accelerators" if options.accelerators else ""}` on {device}:
 {", ".join(f"{n} {v}" for n, v in versions.items())}.
 
 One update of an SR3 UNet of {rows[0]["parameters"] // 4:,} parameters ({rows[0]["parameters"] / 1e6:.1f} MB), {SIZE} x
-{SIZE} pixels, global batch {BATCH}, float32, DREAM with p = 1, clipping, Adam and EMA. On {where}.
+{SIZE} pixels, global batch {BATCH}, float32, DREAM with p = 1, clipping, Adam and EMA, on
+{"accelerators" if options.accelerators else where}.
 "n in m" devices are those of m processes. Seconds are medians of {REPEATS} turns, the ratio is to one device of one
-process, turn by turn (range). Bytes of a collective are those of the whole. A device sends, in a ring of g devices, (g -
-1) / g of them, twice that in an all-reduce: the sum is given in parameters' bytes, and must not exceed 2. State is
+process, turn by turn (range). Bytes of a collective are those of the whole. A device sends, in a ring of g devices,
+(g - 1) / g of them, twice that in an all-reduce: the sum is given in parameters' bytes, and must not exceed 2. State is
 parameters, EMA and both moments, on one device; leaves that are small or do not divide stay whole. Peak is arguments,
 temporaries and results of the compiled step on one device.
 
-| devices | shard | seconds | ratio (range) | collectives (bytes) | sent / parameters | state, MB | whole leaves (MB) | peak, MB |
-|---|---|---|---|---|---|---|---|---|
 {table}
 
-{wrong or "All as it must be: one all-reduce with one shard; at most twice the parameters sent; the same at twice the batch."}
+{f"Not as it must be: {wrong}." if wrong else f"As it must be: {kept}."}
 """
     record = {"device": device, "versions": versions, "rows": rows, "mistakes": wrong}
     report.write("scaling", text, record)

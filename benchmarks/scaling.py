@@ -280,7 +280,8 @@ def mistakes(row: dict) -> list[str]:
         found.append("not one all-reduce")
     if sent > 2 * row["parameters"]:
         found.append("sends more than twice the parameters")
-    if row["collectives"] != row.get("collectives_of_twice_the_batch", row["collectives"]):
+    of_each_batch = row["collectives"], row.get("collectives_of_twice_the_batch", row["collectives"])
+    if len({tuple(sorted(map(str, of))) for of in of_each_batch}) > 1:
         found.append("what it sends depends on the batch")
     if not row["even"]:
         found.append("split leaves are not shared out evenly")
@@ -288,6 +289,37 @@ def mistakes(row: dict) -> list[str]:
 
 
 def line(row: dict, first: dict) -> str:
+    where = f"{row['devices']} in {row['processes']}" if row["processes"] > 1 else f"{row['devices']}"
+    if "state" not in row:
+        return f"| {where} | {row['shard']} |" + " not measured |" * 7
+    ratios = [own / one for own, one in zip(row["seconds"], first["seconds"], strict=True)]
+    kinds = {kind: [each for each in row["collectives"] if each["kind"] == kind] for kind in KINDS}
+    listed = ", ".join(f"{len(of)} {kind} ({megabytes(of, 'bytes')})" for kind, of in kinds.items() if of) or "none"
+    return (
+        f"| {where} | {row['shard']} | {statistics.median(row['seconds']):.3f} | {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}) | {listed} | "
+        f"{sum(each['sent'] for each in row['collectives']) / row['parameters']:.3f} | {row['state'] / 1e6:.1f} | "
+        f"{row['whole_leaves']} ({row['whole'] / 1e6:.2f}) | {row['peak'] / 1e6:.0f} |"
+    )
+
+
+def megabytes(of, name):
+    return f"{sum(each[name] for each in of) / 1e6:.2f} MB"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="How the train step spreads over devices and processes.")
+    parser.add_argument("--accelerators", action="store_true", help="take the machine's own devices")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work([Layout(*layout) for layout in json.loads(options.work)])
+        return 0
+    rows = measure(options.accelerators)
+    wrong = {f"{row['devices']} devices, shard {row['shard']}": found for row in rows if (found := mistakes(row))}
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    versions = {"python": platform.python_version(), **versions}
+    device = f"{rows[0]['device']}, {os.cpu_count()} cores, {platform.machine()}"
     where = "virtual CPU devices, which share the cores: the ideal ratio is 1"
     columns = "devices", "shard", "seconds", "ratio (range)", "collectives (bytes)", "sent / parameters", "state, MB"
     columns = *columns, "whole leaves (MB)", "peak, MB"

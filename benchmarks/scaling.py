@@ -114,7 +114,7 @@ def prepare(config, mesh) -> Prepared:
 
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_SHAPE = re.compile(r"\b(?:pred|bf16|[a-z]+(\d+))\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b[a-z]+(\d*)\[([\d,]*)\]")
 
 
 def collectives(program: str) -> list[dict]:
@@ -131,8 +131,7 @@ def collectives(program: str) -> list[dict]:
         shapes, kind, start = match.groups()
         group, count = _group_size(line), 0
         for bits, sides in _SHAPE.findall(shapes):
-            bits = int(bits or (16 if "bf16" in shapes else 8))
-            count += bits // 8 * math.prod(int(side) for side in sides.split(",") if side)
+            count += int(bits or 8) // 8 * math.prod(int(side) for side in sides.split(",") if side)
         if kind == "reduce-scatter":
             count *= group
         if kind == "all-gather" and start:  # the shape of its start holds operands and results

@@ -86,7 +86,8 @@ import tiny
 from benchmarks import scaling
 from dream_jax import sharding
 
-config = tiny.tiny_config("network.channels=64", "network.channel_multipliers=1,", "objective.p=None", "optimizer.clip=1.0")
+changes = "network.channels=64", "network.channel_multipliers=1,", "objective.p=None", "optimizer.clip=1.0"
+config = tiny.tiny_config(*changes)
 with tiny.quick_compiles():
     for shard in (1, 2):
         prepared = scaling.prepare(config, sharding.make_mesh(shard))

@@ -52,8 +52,9 @@ class Variant(NamedTuple):
     def __str__(self):
         count = f"{self.devices} devices" if self.devices > 1 else "1 device"
         if self.processes > 1:
-            count = f"{self.processes} processes x {self.devices // self.processes} devices"
-        options = {"shard 2": self.shard == 2, "accumulation 4": self.accumulation == 4, "remat": self.remat}
+            own = self.devices // self.processes
+            count = f"{self.processes} processes x {own} {'devices' if own > 1 else 'device'}"
+        options = {f"shard {self.shard}": self.shard > 1, "accumulation 4": self.accumulation == 4, "remat": self.remat}
         return ", ".join([count, *(name for name, on in options.items() if on)])
 
 
@@ -66,12 +67,19 @@ VARIANTS = (
     Variant(2),
     Variant(2, shard=2),
     Variant(2, accumulation=4),
+    Variant(4),
+    Variant(4, shard=2),
+    Variant(4, shard=4),
     Variant(8),
     Variant(8, shard=2),
+    Variant(8, shard=4),
     MUTATED,
     Variant(4, processes=2),
     Variant(4, processes=2, shard=2),
     Variant(4, processes=2, shard=2, accumulation=4, remat=True),
+    Variant(4, processes=4),
+    Variant(4, processes=4, shard=2),
+    Variant(4, processes=4, shard=4),
 )
 SGD, ADAM = "sgd", "clip + adam"
 GRADIENT, ROWS, NORM = "gradient n times too large", "rows numbered locally", "clipping by a per-shard norm"
@@ -237,11 +245,10 @@ def work(dtype: str, variants, mutants, output: str) -> None:
 def run(dtype: str, variants, mutants=()) -> dict:
     """{(variant, mutant, optimizer): results}, trained in one process with 8 devices or in as many as they need."""
     results = {}
-    single = [variant for variant in variants if variant.processes == 1]
-    several = [variant for variant in variants if variant.processes > 1]
+    groups = [[v for v in variants if v.processes == count] for count in sorted({v.processes for v in variants})]
     with tempfile.TemporaryDirectory() as folder:
         workers, outputs = [], []
-        for group in filter(None, (single, several)):
+        for group in groups:
             processes, devices = group[0].processes, group[0].devices // group[0].processes
             outputs.append(Path(folder) / f"{processes}.npz")
             order = json.dumps([dtype, group, mutants, str(outputs[-1])])

@@ -2,9 +2,9 @@
 
     python benchmarks/official_sampling.py --official PATH --spec JSON
 
-runs with a Python that has PyTorch, and needs nothing of JAX or of this project. Network, noise schedule and the move from
-one level to the next are those of the code at PATH. Its own loop divides by zero below 500 steps, where it counts which
-pictures to keep, so the loop around its `p_sample` is here. Prints one line of facts, then answers each line
+runs with a Python that has PyTorch, and needs nothing of JAX or of this project. Network, noise schedule and the move
+from one level to the next are those of the code at PATH. Its own loop divides by zero below 500 steps, where it counts
+which pictures to keep, so the loop around its `p_sample` is here. Prints one line of facts, then answers each line
 {"steps": N, "batch": B} of its standard input with the seconds that B pictures in N steps took.
 """
 

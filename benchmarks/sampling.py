@@ -3,12 +3,12 @@
     python -m benchmarks.sampling --official CHECKOUT --python PYTHON_WITH_TORCH
 
 draws pictures with an SR3 network, by sampler, number of steps and batch, as `upscale` and `evaluate` draw them: one
-compiled program from noise to uint8 pictures on the host. The official code, from a checkout of yours, runs in a process
-of its own under the Python named, and takes turns with ours; it has ancestral sampling alone (see official_sampling.py for
-how it is driven). Without `--official` its cells say "not measured".
+compiled program from noise to uint8 pictures on the host. The official code, from a checkout of yours, runs in a
+process of its own under the Python named, and takes turns with ours; it has ancestral sampling alone (see
+official_sampling.py for how it is driven). Without `--official` its cells say "not measured".
 
-The network is one that CPUs can run: 32 channels, multipliers 1, 2, 4, 8, 64 x 64 pixels. `--paper` takes the paper's, at
-128 x 128 pixels, and draws 100 pictures in 100 steps:
+The network is one that CPUs can run: 32 channels, multipliers 1, 2, 4, 8, 64 x 64 pixels. `--paper` takes the paper's,
+at 128 x 128 pixels, and draws 100 pictures in 100 steps:
 
     python -m benchmarks.sampling --paper --official CHECKOUT --python PYTHON_WITH_TORCH
 
@@ -162,14 +162,9 @@ def main() -> int:
         theirs = f"on {official.facts['device']}, float32: {listed}"
 
     def cells(row):
-        rate = row["pictures_per_second"]
+        rate, ratio = row["pictures_per_second"], row["ratio"]
         yield "not measured" if rate is None else f"{rate:.3f}"
-        ratio = row["ratio"]
-        yield (
-            "not measured"
-            if ratio is None
-            else f"{ratio:.2f} ({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f})"
-        )
+        yield "not measured" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(ratio, *row["ratio_range"])
 
     table = "\n".join(f"| {r['way']} | {r['steps']} | {r['batch']} | {' | '.join(cells(r))} |" for r in rows)
     name = "sampling_paper" if options.paper else "sampling"
@@ -180,9 +175,10 @@ def main() -> int:
 `python -m benchmarks.sampling{" --paper" if options.paper else ""} --official CHECKOUT --python PYTHON`.
 Ours on {device}, {dtype}: {", ".join(f"{n} {v}" for n, v in versions.items())}. The official code {theirs}.
 
-An SR3 UNet of {parameters:,} parameters ({spec["channels"]} channels, multipliers {multipliers}), {side} x {side} pixels,
-from noise to uint8 pictures on the host. Steps are network evaluations. Medians of {options.turns} turns, in which all take
-part; the ratio is to the official code's ancestral sampling at the same steps and batch, turn by turn (range).
+An SR3 UNet of {parameters:,} parameters ({spec["channels"]} channels, multipliers {multipliers}), {side} x {side}
+pixels, from noise to uint8 pictures on the host. Steps are network evaluations. Medians of {options.turns} turns, in
+which all take part; the ratio is to the official code's ancestral sampling at the same steps and batch, turn by turn
+(range).
 
 | sampler | steps | batch | pictures/s | times the official code |
 |---|---|---|---|---|

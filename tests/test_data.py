@@ -15,6 +15,7 @@ from PIL import Image
 
 from dream_jax import data
 from dream_jax.errors import UserError
+from launch import local
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos"
 
@@ -465,6 +466,33 @@ def test_a_process_reads_only_the_rows_of_its_devices_and_some_batches_ahead(mon
         while len(asked) < 9 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert sorted(asked) == [33, 34, 35, 39, 40, 41, 45, 46, 47]
+
+
+READS = """
+import sys, jax, numpy as np
+from dream_jax import __main__, data, sharding
+__main__._start_processes(1)
+asked = []
+
+class Counted:
+    def __getitem__(self, index):
+        asked.append(index)
+        return np.zeros((4, 4, 3), np.uint8)
+
+layout = jax.sharding.NamedSharding(sharding.make_mesh(), sharding.BATCH)
+with data.Batches(Counted(), 8, layout, ahead=0) as batches:
+    for k in range(3):
+        jax.block_until_ready(batches(k))
+open(f"{sys.argv[1]}/{jax.process_index()}", "w").write(" ".join(map(str, sorted(asked))))
+"""
+
+
+def test_two_processes_read_every_picture_once(tmp_path):
+    environments = local.make_environments(2, devices=2)
+    assert local.supervise([sys.executable, "-c", READS, str(tmp_path)], environments) == 0
+    read = [{int(index) for index in (tmp_path / str(process)).read_text().split()} for process in range(2)]
+    assert read[0] == {8 * k + row for k in range(3) for row in range(4)}
+    assert read[1] == {8 * k + row for k in range(3) for row in range(4, 8)}
 
 
 def test_errors_of_workers_reach_the_caller_unchanged_and_no_thread_stays():

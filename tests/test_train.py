@@ -188,10 +188,9 @@ def test_a_share_of_the_pictures_trains_on_the_rectified_pair_and_the_others_on_
 
 def test_the_cheaper_self_estimates_cost_what_they_promise():
     standard = lowered(small(), rectify=False).cost_analysis()["flops"]
-    for share in (0.25, 0.5, 0.75):
-        for pick in ("random", "heaviest"):
-            cheaper = lowered(small(f"objective.estimate_share={share}", f"objective.estimate_pick={pick}"))
-            assert cheaper.cost_analysis()["flops"] / standard == pytest.approx(1 + share / 3, rel=0.03)
+    for share, pick in ((0.25, "random"), (0.5, "heaviest")):
+        cheaper = lowered(small(f"objective.estimate_share={share}", f"objective.estimate_pick={pick}"))
+        assert cheaper.cost_analysis()["flops"] / standard == pytest.approx(1 + share / 3, rel=0.03)
 
 
 def test_at_their_defaults_the_cheaper_self_estimates_leave_the_program_as_it_is():
@@ -213,7 +212,8 @@ def test_which_pictures_are_estimated_does_not_depend_on_how_the_batch_is_cut(pi
     with tiny.quick_compiles():
         run = jax.jit(lambda batch: losses(params, batch, jnp.int32(3), True))
         whole = run(batch_of(range(8)))
-        for rows in ([0, 1], [2, 3, 4, 5], [6, 7]):
+        # All of one shape, so that one program serves them.
+        for rows in ([0, 1], [4, 5], [6, 7]):
             part = run(batch_of(rows))
             for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
                 np.testing.assert_allclose(a, b[np.array(rows)], rtol=1e-5)

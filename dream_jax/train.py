@@ -13,7 +13,18 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dream_jax import checkpoint, compilation_cache, data, evaluate, hang, images, sharding, stopping, train_state
+from dream_jax import (
+    checkpoint,
+    compilation_cache,
+    data,
+    evaluate,
+    hang,
+    images,
+    mirror,
+    sharding,
+    stopping,
+    train_state,
+)
 from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
@@ -62,20 +73,25 @@ def check_local(workdir: Path) -> None:
 
 def open_workdir(workdir: Path, config) -> None:
     """Makes the workdir's folders, and checks that a run in it has the same config."""
-    path = workdir / "config.json"
     try:
         (workdir / "samples").mkdir(parents=True, exist_ok=True)
-        if path.exists() and (changed := configs.differences(configs.read(path), config)):
-            listed = "\n  ".join(changed)
-            raise UserError(
-                f"{workdir} holds a run with another config; choose another --workdir, or undo the difference "
-                f"(run's -> given):\n  {listed}"
-            )
-        probe = path.with_suffix(".tmp")
+        check_same(workdir, config)
+        probe = workdir / "config.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"{workdir}: the workdir cannot be written ({error.strerror or error})") from error
+
+
+def check_same(folder, config) -> None:
+    """Raises UserError where a folder holds the files of a run with another config."""
+    path = folder / "config.json"
+    if path.exists() and (changed := configs.differences(configs.read(path), config)):
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{folder} holds a run with another config; choose another --workdir (and checkpoint.directory), or undo "
+            f"the difference (run's -> given):\n  {listed}"
+        )
 
 
 def facts_of_run(config, source) -> dict:
@@ -107,11 +123,15 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     """
     config = configs.validate(config)
     check_devices(config, jax.device_count())
+    mirror.check(config.checkpoint.directory)
     workdir = Path(workdir)
     if jax.process_index():
         return _train_and_evaluate(config, workdir, console)
     check_local(workdir)
+    directory = config.checkpoint.directory
     with workdirs.hold(workdir, console.print):
+        if directory is not None:
+            mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
         open_workdir(workdir, config)
         return _train_and_evaluate(config, workdir, console)
 
@@ -151,9 +171,11 @@ def _train_and_evaluate(config, workdir, console):
         state = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)(params)
     if not resumed and (config.network.weights is not None or total == 0):
         checkpoint.save(manager, state, about_run)
+    copies = mirror.Mirror(workdir, config.checkpoint.directory, console.print)
     if chief:
         # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
         configs.save(config, workdir / "config.json")
+        copies.update()
     start = int(state.step)
     _introduce(console, experiment, state, source, held_out, mesh, total, workdir, start if resumed else None)
 
@@ -181,6 +203,7 @@ def _train_and_evaluate(config, workdir, console):
                         check_finite(window, step - len(window))
                         if chief:
                             log.sync()
+                            copies.update()
                         checkpoint.save(manager, state, about_run | {"unlogged": to_json(window)})
                         saved = step
                     checkpoint.wait(manager)
@@ -221,6 +244,7 @@ def _train_and_evaluate(config, workdir, console):
                 if save:
                     if chief:
                         log.sync()
+                        copies.update()
                     checkpoint.save(manager, state, about_run)
                     saved = done
                 if not window:
@@ -249,6 +273,7 @@ def _train_and_evaluate(config, workdir, console):
             evaluate.show(record, console)
             evaluate.write(record, columns, workdir / "evaluation.json", overwrite=False)
             evaluate.tell(workdir / "evaluation.json", console)
+            copies.update()
     return state
 
 

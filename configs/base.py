@@ -48,8 +48,13 @@ def get_config() -> ConfigDict:
     config.objective.minimum = 0.0  # the weight runs between these
     config.objective.maximum = 1.0
     config.objective.start_epoch = 0  # the standard objective before
+    config.objective.start_step = 0  # the same in steps; the later of the two counts
     config.objective.ramp_epochs = 0  # the weight grows over these, counted from epoch 0
     config.objective.mix = 0.7  # conservative_dream: the share of the standard loss
+    config.objective.estimate_share = 1.0  # dream: share of each batch that gets the self-estimate, like 0.5
+    config.objective.estimate_pick = "random"  # which of them; or heaviest, those with the largest weights
+    config.objective.estimate_every = 1  # dream: all steps but every so many-th are of the standard objective
+    config.objective.estimate_dtype = "same"  # dream: of the self-estimate; or bfloat16, ... as for compute_dtype
     config.objective.min_snr_gamma = placeholder(float)  # weight losses by min(snr, gamma) on x0's error; 5.0 is usual
 
     config.network = ConfigDict()

@@ -1,6 +1,7 @@
 """The command line: `python -m dream_jax COMMAND ...`."""
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +18,9 @@ FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
 # Set by a launcher that starts several processes: processes.py.
 _COORDINATOR = "DREAM_JAX_COORDINATOR"
+
+# What the disk may say to any write.
+_DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,6 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
         return globals()[f"_{options.command}"](options, rest, console) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = error.filename or getattr(options, "output", None) or getattr(options, "workdir", "")
+        print(f"error: {where}: a file cannot be written ({error.strerror}); mend it and repeat", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as stopped:
         return getattr(stopped, "status", 130)

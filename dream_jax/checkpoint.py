@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import json
+import logging
 import re
 import zlib
 
@@ -28,6 +29,8 @@ from dream_jax.errors import UserError
 # Reasons for which a file cannot be read now, though nothing may be wrong with it.
 _PASSING = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 _PASSING_WORDS = "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
+# Of a full disk each of a state's arrays complains through asyncio, in addition to the one exception that is raised.
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def open_manager(directory, keep: int = 1) -> ocp.CheckpointManager:

@@ -9,6 +9,7 @@ import math
 import os
 import runpy
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -24,6 +25,15 @@ _CHANGEABLE = (
     *("data.workers", "data.cache_dir", "supervision."),
 )
 
+# Keys of training that came into configs/base.py later, and what runs without them did.
+_ADDED = {
+    "objective.start_step": 0,
+    "objective.estimate_share": 1.0,
+    "objective.estimate_pick": "random",
+    "objective.estimate_every": 1,
+    "objective.estimate_dtype": "same",
+}
+
 # Keys that may be None, and what they are otherwise.
 _OPTIONAL = {
     **dict.fromkeys(("epochs", "data.resize", "evaluation.crop", "sampling.start_seed"), int),
@@ -37,16 +47,17 @@ _COUNTS = (
     *("batch_size", "accumulation", "image_size", "task.scale", "schedule.num_steps", "mesh.shard"),
     *("network.channels", "network.num_res_blocks", "network.norm_groups", "network.num_heads", "network.patch"),
     *("checkpoint.every", "checkpoint.keep", "samples.every", "samples.count", "samples.steps", "log_every"),
-    *("evaluation.pictures", "evaluation.batch_size", "data.workers"),
+    *("evaluation.pictures", "evaluation.batch_size", "data.workers", "objective.estimate_every"),
     *("supervision.heartbeat_seconds", "supervision.meet_seconds"),
 )
 _NOT_NEGATIVE = (
-    *("seed", "objective.start_epoch", "objective.ramp_epochs", "optimizer.learning_rate", "optimizer.warmup_steps"),
-    *("optimizer.weight_decay", "optimizer.epsilon"),
+    *("seed", "objective.start_epoch", "objective.start_step", "objective.ramp_epochs"),
+    *("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.epsilon"),
     *("sampling.shift_window", "sampling.shift_cutoff"),
 )
 _FRACTIONS = (
     *("ema_decay", "objective.threshold", "objective.minimum", "objective.maximum", "objective.mix", "network.dropout"),
+    "objective.estimate_share",
     *("sampling.eta", "sampling.momentum", "sampling.percentile"),
 )
 
@@ -61,6 +72,7 @@ NETWORKS = ("sr3", "generation")
 PROTOCOLS = ("standard", "dream_official")
 LEARNED = tuple(weights.FILES)
 DTYPES = ("auto", "float32", "bfloat16", "float64")
+PICKS = ("random", "heaviest")
 
 
 def load(path: str) -> ConfigDict:
@@ -166,27 +178,30 @@ def save(config: ConfigDict, path) -> None:
 def read(path) -> ConfigDict:
     """The config of a workdir, from its config.json.
 
-    Keys that change nothing about training, but came into configs/base.py after the run, get their defaults.
+    Keys that came into configs/base.py after the run are filled in with what it did.
     """
     try:
-        return _brought_up_to_date(from_dict(json.loads(path.read_text())))
+        return from_record(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; is {path.parent} the workdir of a training run?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: not a config of this program ({error})") from None
 
 
-def _brought_up_to_date(config):
+def from_record(values: dict) -> ConfigDict:
+    """The config that a run recorded, with the keys that came later."""
+    config = from_dict(values)
     base = Path(__file__).resolve().parent.parent / "configs" / "base.py"
     if not base.is_file():
         return config
-    kept, defaults = flatten(config), flatten(load(base))
+    kept, defaults = flatten(config), flatten(load(base)) | _ADDED
     if "evaluation.seed" in kept:
         kept["evaluation.seeds"] = (kept.pop("evaluation.seed"),)
     if "evaluation.ddim_eta" in kept:
         kept["sampling.eta"] = kept.pop("evaluation.ddim_eta")
     values = {key: value for key, value in kept.items() if key in defaults or not key.startswith(_CHANGEABLE)}
-    values |= {key: value for key, value in defaults.items() if key not in kept and key.startswith(_CHANGEABLE)}
+    later = (*_CHANGEABLE, *_ADDED)
+    values |= {key: value for key, value in defaults.items() if key not in kept and key.startswith(later)}
     nested = {}
     for key, value in values.items():
         *sections, leaf = key.split(".")
@@ -238,6 +253,8 @@ def _validate(config):
         ("objective.weight", tuple(dream.WEIGHTS)),
         ("network.name", NETWORKS),
         ("optimizer.name", optimizer.OPTIMIZERS),
+        ("objective.estimate_pick", PICKS),
+        ("objective.estimate_dtype", ("same", *DTYPES[1:])),
         ("compute_dtype", DTYPES),
         ("samples.sampler", tuple(sampling.SAMPLERS)),
         ("sampling.spacing", tuple(samplers.SPACINGS)),
@@ -278,6 +295,7 @@ def _validate(config):
         "objective.p",
         "it must be finite and not negative; to switch DREAM off use null (None)",
     )
+    _validate_estimate(config)
     if config.objective.name == "conservative_dream":
         _require(config.objective.kind == "eps", config, "objective.kind", "conservative_dream is defined for eps")
         _require(config.task.name == "unconditional", config, "task.name", "conservative_dream is for unconditional")
@@ -338,6 +356,27 @@ def _validate(config):
         _require(name in sampling.SAMPLERS, config, "evaluation.samplers", f"choose from {known}")
     for key in ("evaluation.samplers", "evaluation.steps", "evaluation.seeds"):
         _require(len(flat[key]) > 0, config, key, "it must name at least one")
+
+
+def estimate_share(config) -> Fraction:
+    """`objective.estimate_share` as the fraction that is meant."""
+    return Fraction(config.objective.estimate_share).limit_denominator(64)
+
+
+def _validate_estimate(config):
+    key = "objective.estimate_share"
+    share, given = estimate_share(config), config.objective.estimate_share
+    _require(0 < given <= 1, config, key, "above 0, to 1; to switch DREAM off use objective.p = None")
+    whole = share > 0 and abs(share - given) < 1e-4
+    _require(whole, config, key, "a fraction of whole numbers to 64, like 0.5, 0.25 or 0.3333")
+    rows = config.batch_size // config.accumulation
+    divides = rows % share.denominator == 0
+    _require(divides, config, key, f"batch_size / accumulation = {rows} must divide by {share.denominator}")
+    if config.objective.name == "conservative_dream":
+        for name in ("share", "every", "dtype"):
+            default = config.objective[f"estimate_{name}"] == _ADDED[f"objective.estimate_{name}"]
+            allowed = "it is for dream: conservative_dream has no extra pass for the self-estimate"
+            _require(default, config, f"objective.estimate_{name}", allowed)
 
 
 def _validate_schedule(config):

@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import zlib
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dream_jax import images
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 
 # Photographs inside the scikit-image package. The two motorcycles are a stereo pair, so they must stay on one side.
 BUNDLED = {
@@ -251,10 +252,9 @@ def prepare_folder(
     digest = hashlib.sha256(repr(settings).encode())
     for split, files in splits.items():
         for name, path in files.items():
-            stat = path.stat()
-            digest.update(repr((split, name, stat.st_size, stat.st_mtime_ns)).encode())
+            digest.update(repr((split, name, *_size_and_time(path))).encode())
     cache = _cache_dir(cache_dir)
-    prepared = cache / f"{folder.resolve().name}-{digest.hexdigest()[:16]}"
+    prepared = cache / f"{shown(folder.resolve().name)}-{digest.hexdigest()[:16]}"
     if not prepared.exists():
         unfinished = None
         try:
@@ -295,21 +295,34 @@ def _cache_dir(cache_dir):
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dream_jax"
 
 
+def _size_and_time(path):
+    """Of a picture file; None and None of what cannot be one: links to nowhere or in a circle, pipes, folders."""
+    with contextlib.suppress(OSError):
+        about = path.stat()
+        if stat.S_ISREG(about.st_mode):
+            return about.st_size, about.st_mtime_ns
+    return None, None
+
+
 def _split_files(folder, eval_folder, eval_percent):
     """{"train": {name: path}, "eval": {name: path}}: names relative to their folder, in order."""
     files = {Path(path).relative_to(folder).as_posix(): Path(path) for path in images.list_pictures(folder)}
     if eval_folder is not None:
         held_out = {Path(p).relative_to(eval_folder).as_posix(): Path(p) for p in images.list_pictures(eval_folder)}
         # The one may lie inside the other.
-        never_train = {path.resolve() for path in held_out.values()}
-        train = {name: path for name, path in files.items() if path.resolve() not in never_train}
+        never_train = {os.path.realpath(path) for path in held_out.values()}
+        train = {name: path for name, path in files.items() if os.path.realpath(path) not in never_train}
         if not train:
-            raise UserError(f"data.folder: every picture of {folder} is also in data.eval_folder {eval_folder}")
+            raise UserError(
+                f"data.folder: every picture of {shown(folder)} is also in data.eval_folder {shown(eval_folder)}"
+            )
         return {"train": train, "eval": held_out}
     if len(files) < 2:
-        raise UserError(f"data.folder: {folder} has one picture; to hold one out it needs two, or set data.eval_folder")
-    by_crc = sorted(files, key=lambda name: (zlib.crc32(name.encode()), name))
-    below = sum(zlib.crc32(name.encode()) < eval_percent / 100 * 2**32 for name in files)
+        raise UserError(
+            f"data.folder: {shown(folder)} has one picture; to hold one out it needs two, or set data.eval_folder"
+        )
+    by_crc = sorted(files, key=lambda name: (zlib.crc32(os.fsencode(name)), name))
+    below = sum(zlib.crc32(os.fsencode(name)) < eval_percent / 100 * 2**32 for name in files)
     chosen = set(by_crc[: min(max(below, 1), len(files) - 1)])
     return {
         "train": {name: path for name, path in files.items() if name not in chosen},
@@ -321,13 +334,20 @@ def _warn_of_duplicates(splits):
     """Files of the two splits with the same bytes; only those of equal size are read."""
 
     def digest(path):
-        return hashlib.sha256(path.read_bytes()).digest()
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError:
+            return path
 
-    train, held_out = ([(path.stat().st_size, path) for path in splits[split].values()] for split in ("train", "eval"))
-    common = {size for size, _ in train} & {size for size, _ in held_out}
+    train, held_out = (
+        [(_size_and_time(path)[0] or 0, path) for path in splits[split].values()] for split in ("train", "eval")
+    )
+    # What is no picture is not read: it may have no end.
+    common = {size for size, _ in train if 0 < size <= images.MOST_BYTES} & {size for size, _ in held_out}
     trained_on = {digest(path): path for size, path in train if size in common}
     found = [(path, trained_on.get(digest(path))) for size, path in held_out if size in common]
-    same = [f"{path} = {other}" for path, other in found if other is not None]
+    same = [f"{shown(path)} = {shown(other)}" for path, other in found if other is not None]
     if same:
         _warn(f"{len(same)} evaluation pictures are also trained on, byte for byte: {_first(same)}")
 
@@ -340,11 +360,14 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
             picture = images.read(path)
         except UserError as error:
             return [], str(error)
-        if resize is not None:
-            picture = images.resize_shorter_side(picture, resize)
+        try:
+            if resize is not None:
+                picture = images.resize_shorter_side(picture, resize)
+        except UserError as error:
+            return [], f"{shown(path)}: {error}"
         height, width = picture.shape[:2]
         if min(height, width) < crop:
-            return [], f"{path}: {width}x{height} is smaller than the crop of {crop}"
+            return [], f"{shown(path)}: {width}x{height} is smaller than the crop of {crop}"
         whole = split == "eval"
         rows, columns = ([(0, size)] if whole else tiles(size, crop) for size in (height, width))
         found = []
@@ -352,8 +375,9 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
             png = io.BytesIO()
             # Level 1 is written three times faster than the default, read nearly as fast, and 2% larger.
             Image.fromarray(picture[top:bottom, left:right]).save(png, "PNG", compress_level=1)
-            example = {"image": png.getvalue(), "name": name, "top": top, "left": left}
-            found.append((f"{name} {top} {left}", example))
+            # A name may be any bytes, a text may not.
+            example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
+            found.append((f"{os.fsencode(name)!r} {top} {left}", example))
         return found, None
 
     columns = (
@@ -465,7 +489,10 @@ def eval_pictures(source, crop: int | None = None, count: int | None = None, mul
 def _fit(source, index, crop, resize):
     picture = source[index]
     if resize is not None and min(picture.shape[:2]) != resize:
-        picture = images.resize_shorter_side(picture, resize)
+        try:
+            picture = images.resize_shorter_side(picture, resize)
+        except UserError as error:
+            raise UserError(f"picture {index} of the data: {error}; leave it out, or lower data.resize") from error
     height, width = picture.shape[:2]
     if min(height, width) < crop:
         raise UserError(

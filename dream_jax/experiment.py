@@ -43,12 +43,24 @@ def make_task(config) -> tasks.Task:
     return tasks.unconditional()
 
 
+def estimator(experiment: Experiment) -> Experiment:
+    """The experiment as it computes the self-estimate: the same weights, at `objective.estimate_dtype`."""
+    name = experiment.config.objective.estimate_dtype
+    if name == "same":
+        return experiment
+    return experiment._replace(network=experiment.network.clone(dtype=_dtype("objective.estimate_dtype", name)))
+
+
 def compute_dtype(config):
-    if config.compute_dtype == "auto":
+    return _dtype("compute_dtype", config.compute_dtype)
+
+
+def _dtype(key, name):
+    if name == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    if config.compute_dtype == "float64" and not jax.config.jax_enable_x64:
-        raise UserError("compute_dtype = 'float64': set the environment variable JAX_ENABLE_X64=1 for it")
-    return jnp.dtype(config.compute_dtype)
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise UserError(f"{key} = 'float64': set the environment variable JAX_ENABLE_X64=1 for it")
+    return jnp.dtype(name)
 
 
 def make_network(config):

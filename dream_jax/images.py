@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
@@ -15,10 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26
+
+# What is read, by Pillow's names; its other formats are old, or programs. WebP's decoder takes four times the picture.
+_READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_MOST_PIXELS = {"WEBP": MAX_PIXELS // 2}
+
+# No sound file of MAX_PIXELS is larger, is read in more pieces, or has more scans: work and memory that others ask for.
+MOST_BYTES = 8 * MAX_PIXELS + 2**24
+_MOST_READS = 2**21
+_MOST_SCANS = 100
+_MOST_TEXT = 2**24
 
 # By Pillow's names: how each format is saved, the most pixels a side, and which of `Picture.extras` it can hold.
 _OPTIONS = {
@@ -50,11 +61,6 @@ class Picture(NamedTuple):
     colours: np.ndarray
     alpha: np.ndarray | None
     extras: dict
-
-
-def shown(name) -> str:
-    """A file's name for a message: what would break the line, or cannot be printed, as in a Python string."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
 
 
 def to_float(picture, dtype=jnp.float32):
@@ -165,36 +171,83 @@ def project(pictures, low, kernel="pil_bicubic"):
 def resize_shorter_side(picture, size):
     """Resize a Pillow picture or uint8 [H, W, 3] on the host with Pillow's bicubic kernel; the proportions stay.
 
-    Returns uint8 [H, W, 3] with min(H, W) == size.
+    Returns uint8 [H, W, 3] with min(H, W) == size. Raises UserError where that is more than MAX_PIXELS.
     """
     if not isinstance(picture, Image.Image):
         picture = Image.fromarray(np.asarray(picture))
-    picture = picture.convert("RGB")
     ratio = size / min(picture.size)
     target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in picture.size)
+    if math.prod(target) > MAX_PIXELS:
+        width, height = picture.size
+        raise UserError(
+            f"{width}x{height} pixels with the shorter side made {size} are more than the {MAX_PIXELS} allowed"
+        )
+    picture = picture.convert("RGB")
     return np.array(picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC))
 
 
 def _reason(error):
     if isinstance(error, UnidentifiedImageError):
-        return "its bytes are no known picture format"
+        return f"its bytes are none of {', '.join(_READ)}"
     if isinstance(error, MemoryError):
         return "not enough memory"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]
 
 
-def _grey_levels(values):
-    """Whole grey levels uint8 of a picture of one channel in 16-bit, 32-bit or float values."""
-    if values.dtype.kind == "f":
+class _Reader(io.BufferedReader):
+    """A file that ends the reading when that is done in more pieces than any sound file's: chunks without end."""
+
+    def __init__(self, raw):
+        super().__init__(raw)
+        self._reads = 0
+
+    def read(self, size=-1):
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise ValueError("it is in more pieces than any picture")
+        return super().read(size)
+
+
+_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+
+def _check_scans(file):
+    """Raises ValueError for a JPEG of more scans than any encoder makes, of which each takes as long as a picture."""
+    before = file.tell()
+    file.seek(0)
+    data, at, scans, markers = file.read(), 2, 0, 0
+    file.seek(before)
+    while (marker := _JPEG_MARKER.search(data, at)) and marker[1] != b"\xd9":
+        scans, markers = scans + (marker[1] == b"\xda"), markers + 1
+        if scans > _MOST_SCANS or markers > _MOST_READS:
+            raise ValueError(f"it has more than {_MOST_SCANS} scans")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+
+
+def _bands(picture):
+    """(rows, those rows of a Pillow picture) of about a million pixels, so that little is held twice."""
+    width, height = picture.size
+    step = max(2**20 // width, 1)
+    for top in range(0, height, step):
+        yield slice(top, top + step), picture.crop((0, top, width, min(top + step, height)))
+
+
+def _grey_scale(picture):
+    """`values -> whole grey levels` uint8, for a Pillow picture of one channel in 16-bit, 32-bit or float values."""
+    ranges = []
+    for _, band in _bands(picture):
+        values = np.asarray(band)
         if not np.isfinite(values).all():
             raise ValueError("it holds values that are not finite")
-        low, high = values.min(), values.max()
+        ranges += [values.min(), values.max()]
+    low, high = min(ranges), max(ranges)
+    if picture.mode == "F":
         if low < 0 or high > 255:
             raise ValueError(f"float values must lie in 0..1 or 0..255, found {low:g}..{high:g}")
-        return np.floor(values * (255 if high <= 1 else 1) + 0.5).astype(np.uint8)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"whole numbers must lie in 0..65535, found {values.min()}..{values.max()}")
-    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+        return lambda values: np.floor(values * (255 if high <= 1 else 1) + 0.5).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ValueError(f"whole numbers must lie in 0..65535, found {low}..{high}")
+    return lambda values: ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
 def _kept_exif(picture):
@@ -239,33 +292,40 @@ def _to_srgb(picture, icc_profile):
 
 def _decode(file, managed):
     """A Picture; where managed, with extras, and grey and CMYK colours by their profiles."""
-    with Image.open(file) as picture:
-        if picture.format == "EPS":
-            raise ValueError("PostScript is a program, not a picture")
+    with Image.open(file, formats=_READ) as picture:
         width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+        allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
+        if width * height > allowed:
+            raise ValueError(f"{width} x {height} pixels are more than the {allowed} allowed")
+        if picture.format in ("JPEG", "MPO"):
+            _check_scans(file)
+        if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
+            raise ValueError("its numbers are written as text, and too many")
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         profile = picture.info.get("icc_profile")
+        space = _colour_space(profile) if managed and profile else None
         extras = {}
         if managed:
             extras = {"exif": _kept_exif(picture), "dpi": _kept_dpi(picture.info.get("dpi"))}
-        if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-            picture = Image.fromarray(_grey_levels(np.asarray(picture)))
-        if picture.mode == "La":
-            picture = picture.convert("LA")
-        if picture.has_transparency_data:
-            pixels = np.asarray(picture.convert("RGBA"))
-            colours, alpha = pixels[..., :3].copy(), pixels[..., 3].copy()
-        else:
-            colours, alpha = np.array(picture.convert("RGB")), None
-        if managed and profile:
-            space = _colour_space(profile)
-            if (space, picture.mode) in (("GRAY", "L"), ("GRAY", "LA"), ("CMYK", "CMYK")):
-                colours = np.array(_to_srgb(picture.getchannel("L") if space == "GRAY" else picture, profile))
-            elif space == "RGB" and picture.mode != "CMYK":
-                extras["icc_profile"] = profile
+        if space == "RGB" and picture.mode != "CMYK":
+            extras["icc_profile"] = profile
+        deep = picture.mode.startswith("I;16") or picture.mode in ("I", "F")
+        grey_levels = _grey_scale(picture) if deep else None
+        colours = np.empty((*picture.size[::-1], 3), np.uint8)
+        alpha = np.empty(colours.shape[:2], np.uint8) if picture.has_transparency_data and not deep else None
+        for rows, band in _bands(picture):
+            if deep:
+                band = Image.fromarray(grey_levels(np.asarray(band)))
+            if band.mode == "La":
+                band = band.convert("LA")
+            if alpha is not None:
+                pixels = np.asarray(band.convert("RGBA"))
+                colours[rows], alpha[rows] = pixels[..., :3], pixels[..., 3]
+            if (space, band.mode) in (("GRAY", "L"), ("GRAY", "LA"), ("CMYK", "CMYK")):
+                colours[rows] = _to_srgb(band.getchannel("L") if space == "GRAY" else band, profile)
+            elif alpha is None:
+                colours[rows] = band.convert("RGB")
         return Picture(colours, alpha, {name: value for name, value in extras.items() if value})
 
 
@@ -273,11 +333,14 @@ def _read(path, managed):
     name = "picture" if isinstance(path, bytes) else shown(path)
     try:
         if isinstance(path, bytes):
-            return _decode(io.BytesIO(path), managed)
+            return _decode(_Reader(io.BytesIO(path)), managed)
+        about = os.stat(path)
         # A named pipe would block the reader for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is not a file")
-        with open(path, "rb") as file:
+        if about.st_size > MOST_BYTES:
+            raise ValueError(f"{about.st_size} bytes are more than the {MOST_BYTES} allowed")
+        with _Reader(open(path, "rb", buffering=0)) as file:
             return _decode(file, managed)
     except Exception as error:  # Pillow's decoders raise almost any kind of exception on damaged files.
         raise UserError(f"{name}: cannot be read as a picture ({_reason(error)})") from error
@@ -299,7 +362,8 @@ def read_with_alpha(path):
 
     `path` may also be the file's bytes. Colours are as stored, not multiplied by alpha. Grey pictures of 16 bits are
     divided by 257; float ones are taken to span 0..1 if nothing exceeds 1, and 0..255 otherwise. Of several frames
-    the first is read. Raises UserError for whatever cannot be read whole, and above MAX_PIXELS pixels.
+    the first is read. Raises UserError for whatever cannot be read whole or is no PNG, JPEG, WebP, BMP, TIFF, GIF or
+    PPM file, above MAX_PIXELS pixels (WebP: half of them), and for files that ask for more work than any of that size.
     """
     return _read(path, managed=False)[:2]
 
@@ -316,10 +380,10 @@ def list_pictures(folder):
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
+        raise UserError(f"{shown(folder)}: there is no such folder")
 
     def refuse(error):
-        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+        raise UserError(f"{shown(error.filename)}: cannot be listed ({error.strerror})") from error
 
     found = [
         Path(root, name)
@@ -328,7 +392,7 @@ def list_pictures(folder):
         if name.lower().endswith(SUFFIXES)
     ]
     if not found:
-        raise UserError(f"{folder}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
+        raise UserError(f"{shown(folder)}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
     return sorted(found)
 
 

@@ -29,7 +29,7 @@ from dream_jax import config as configs
 from dream_jax import draw as drawing
 from dream_jax import experiment as experiments
 from dream_jax import workdir as workdirs
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.networks import pytorch_import
 from dream_jax.optimizer import make_optimizer
@@ -41,7 +41,11 @@ from dream_jax.train_step import QUARTILES, make_train_step, rectifies, start_st
 def read_params(experiment: Experiment, shapes):
     """The official PyTorch weights of `network.weights` as params, which must have the experiment's shapes."""
     config = experiment.config.network
-    network, params = pytorch_import.load_sr3(pytorch_import.read_weights(config.weights), config.norm_groups)
+    arrays = pytorch_import.read_weights(config.weights)
+    try:
+        network, params = pytorch_import.load_sr3(arrays, config.norm_groups)
+    except UserError as error:
+        raise UserError(f"{shown(config.weights)}: {error}") from None
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
         # Attention is named by the picture's side there, as the config has it.
         sides = [experiment.config.image_size >> level for level in network.attention_levels]
@@ -54,12 +58,18 @@ def read_params(experiment: Experiment, shapes):
 
 
 def check_devices(config, devices: int) -> None:
-    """Raises UserError where the batch does not divide over the devices there are."""
+    """Raises UserError where the batch, or its self-estimates, do not divide over the devices there are."""
     parts = devices * config.accumulation
     if config.batch_size % parts:
         raise UserError(
             f"batch_size = {config.batch_size}: it must divide by devices x accumulation = {devices} x "
             f"{config.accumulation} = {parts}"
+        )
+    rows, group = config.batch_size // parts, configs.estimate_share(config).denominator
+    if rows % group:
+        raise UserError(
+            f"objective.estimate_share = {config.objective.estimate_share}: batch_size / (devices x accumulation) = "
+            f"{rows} must divide by {group}, for every device to have a whole number of these pictures"
         )
 
 
@@ -103,7 +113,7 @@ def facts_of_run(config, source) -> dict:
 
 def check_origin(about: dict, now: dict, directory) -> None:
     """Raises UserError where a checkpoint comes from another config or other data than the run that would go on."""
-    changed = configs.differences(*(configs.from_dict(facts["config"]) for facts in (about, now)))
+    changed = configs.differences(*(configs.from_record(facts["config"]) for facts in (about, now)))
     if about["data"] != now["data"]:
         changed.append(f"the training pictures: {about['data']} -> {now['data']}")
     if changed:

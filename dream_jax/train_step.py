@@ -9,7 +9,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dream_jax import config as configs
 from dream_jax import dream, noise_schedule, sharding, train_state
+from dream_jax import experiment as experiments
 from dream_jax.experiment import Experiment
 from dream_jax.train_state import TrainState
 
@@ -20,11 +22,12 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
     """`losses(params, batch, step, rectify) -> (per-example losses [B], facts {name: [B]})`, the objective of a config.
 
     Everything random about an example comes from fold_in(fold_in(key, step), row), so it is the same whatever devices,
-    processes and microbatches the batch is spread over. `rectify` (static) says whether the objective's start has come;
-    before it, the loss is the standard one.
+    processes and microbatches the batch is spread over. `rectify` (static) is `rectifies` of the step; where it is
+    False, the loss is the standard one.
     """
     config, schedule, task = experiment.config, experiment.schedule, experiment.task
     objective = config.objective
+    estimator, share = experiments.estimator(experiment), configs.estimate_share(config)
 
     def losses(params, batch, step, rectify):
         step_key = jax.random.fold_in(key, step)
@@ -46,7 +49,6 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
         def predict(x_t, dropout_keys=None):
             return experiment.predict(params, x_t, cond, alpha, dropout_keys)
 
-        options = {"kind": objective.kind, "distance": objective.distance}
         conservative = objective.name == "conservative_dream"
         lam = None
         if rectify and objective.name != "standard":
@@ -74,7 +76,19 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
                 mix=objective.mix, distance=objective.distance,
             )  # fmt: skip
         else:
-            loss, eps_error = dream.dream(lambda x: predict(x, first), predict, x0, eps, alpha, sigma, lam, **options)
+            rows, part = None, slice(None)
+            if lam is not None and share < 1:
+                rows = part = dream.estimated_rows(lam, share, objective.estimate_pick == "heaviest")
+
+            def estimate(x_t):
+                return estimator.predict(params, x_t, cond[part], alpha[part])
+
+            loss, eps_error = dream.dream(
+                lambda x: predict(x, first), estimate, x0, eps, alpha, sigma, lam,
+                kind=objective.kind, distance=objective.distance, rows=rows,
+            )  # fmt: skip
+            if rows is not None:
+                lam = jnp.zeros_like(lam).at[rows].set(lam[rows])
         if objective.min_snr_gamma is not None:
             loss = loss * dream.min_snr_weight(objective.kind, alpha, sigma, objective.min_snr_gamma)
         facts = {"eps_error": eps_error, "lam": jnp.zeros_like(sigma) if lam is None else lam, "t": t}
@@ -121,8 +135,9 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
 
         (gradient, sums), _ = lax.scan(accumulate, zeros, microbatches)
         parts = config.accumulation * mesh.size
-        gradient = jax.tree.map(lambda g, spec: sharding.sum_to_spec(g / parts, spec), gradient, specs.params)
-        return gradient, lax.psum(sums, sharding.AXES)
+        gradient = jax.tree.map(lambda g: g / parts, gradient)
+        everywhere = jax.tree.map(lambda _: P(), sums)
+        return sharding.sum_to_specs((gradient, sums), (specs.params, everywhere))
 
     def train_step(state, batch, rectify):
         gradient, sums = jax.shard_map(
@@ -164,8 +179,10 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
 
 
 def rectifies(config, step: int, steps_per_epoch: int) -> bool:
-    """Whether the objective's start epoch has come at this step."""
-    return step // steps_per_epoch >= config.objective.start_epoch
+    """Whether this step rectifies: its start has come, and it is one of every `estimate_every`."""
+    c = config.objective
+    started = step // steps_per_epoch >= c.start_epoch and step >= c.start_step
+    return started and step % c.estimate_every == 0
 
 
 def start_state(experiment: Experiment, optimizer, mesh):

@@ -10,6 +10,7 @@ from dream_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").glob("*.py"))
+CONSERVATIVE = "objective.name=conservative_dream task.name=unconditional schedule.continuous=False"
 
 
 @pytest.fixture
@@ -199,6 +200,19 @@ def test_what_is_not_an_override_is_refused(base, arguments):
         ("data.tfds", "data.tfds=celeb_a data.folder=pictures"),
         ("compute_dtype", "compute_dtype=float16"),
         ("checkpoint.every", "checkpoint.every=0"),
+        ("objective.start_step", "objective.start_step=-1"),
+        ("objective.estimate_share", "objective.estimate_share=0"),
+        ("objective.estimate_share", "objective.estimate_share=nan"),
+        ("objective.estimate_share", "objective.estimate_share=0.001"),
+        ("objective.estimate_share", "objective.estimate_share=0.333"),
+        ("objective.estimate_share", "objective.estimate_share=0.3333"),
+        ("objective.estimate_share", "objective.estimate_share=0.25 batch_size=8 accumulation=4"),
+        ("objective.estimate_share", f"{CONSERVATIVE} objective.estimate_share=0.5"),
+        ("objective.estimate_every", f"{CONSERVATIVE} objective.estimate_every=2"),
+        ("objective.estimate_every", "objective.estimate_every=0"),
+        ("objective.estimate_dtype", f"{CONSERVATIVE} objective.estimate_dtype=bfloat16"),
+        ("objective.estimate_dtype", "objective.estimate_dtype=float16"),
+        ("objective.estimate_pick", "objective.estimate_pick=best"),
     ],
 )
 def test_impossible_values_are_refused_by_name(base, key, arguments):
@@ -334,6 +348,13 @@ def test_a_workdir_of_before_a_key_that_does_not_change_training_came_is_read(tm
     assert read.sampling.to_dict() == tiny.tiny_config().sampling.to_dict() | {"eta": 0.5}
     assert read.evaluation.seeds == (5,)
     assert read.evaluation.steps == (3,) and "seed" not in read.evaluation
+    for key in ("start_step", "estimate_share", "estimate_pick", "estimate_every", "estimate_dtype"):
+        del old["objective"][key]
+    path.write_text(json.dumps(old))
+    assert configs.differences(configs.read(path), tiny.tiny_config()) == []
+    assert configs.differences(configs.read(path), tiny.tiny_config("objective.estimate_every=2")) == [
+        "objective.estimate_every: 1 -> 2"
+    ]
     del old["objective"]["kind"]
     path.write_text(json.dumps(old))
     with pytest.raises(UserError, match="kind"):

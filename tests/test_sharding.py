@@ -57,15 +57,17 @@ def test_specs_become_shardings_leaf_by_leaf():
     assert named["a"].spec == P() and named["b"][0].spec == P("shard") and named["a"].mesh == mesh
 
 
-@pytest.mark.parametrize("spec", [P(), P("shard"), P(None, "shard")])
-def test_gradients_are_summed_over_all_devices_and_cut_to_their_spec(spec):
+def test_gradients_are_summed_over_all_devices_and_cut_to_their_specs():
     # Two axes of vmap stand in for 2 x 2 devices.
-    local = np.random.default_rng(0).standard_normal((2, 2, 4, 6)).astype(np.float32)
-    summed = functools.partial(sharding.sum_to_spec, spec=spec)
+    specs = {"whole": P(), "split first": P("shard"), "split second": P(None, "shard"), "also whole": P()}
+    shape = len(specs), 2, 2, 4, 6
+    local = dict(zip(specs, np.random.default_rng(0).standard_normal(shape).astype(np.float32), strict=True))
+    summed = functools.partial(sharding.sum_to_specs, specs=specs)
     over_shard = jax.vmap(summed, axis_name="shard")
-    result = np.asarray(jax.vmap(over_shard, axis_name="data")(local))
-    total = local.sum((0, 1))
-    parts = np.split(total, 2, axis=spec.index("shard")) if "shard" in spec else [total, total]
-    for data in range(2):
-        for shard in range(2):
-            np.testing.assert_allclose(result[data, shard], parts[shard], rtol=1e-5, atol=1e-6)
+    results = jax.vmap(over_shard, axis_name="data")(local)
+    for name, spec in specs.items():
+        total = local[name].sum((0, 1))
+        parts = np.split(total, 2, axis=spec.index("shard")) if "shard" in spec else [total, total]
+        for data in range(2):
+            for shard in range(2):
+                np.testing.assert_allclose(results[name][data, shard], parts[shard], rtol=1e-5, atol=1e-6)

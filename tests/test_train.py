@@ -147,6 +147,88 @@ def test_an_example_is_a_function_of_its_row_and_the_step_only():
     assert not np.any(np.isclose(later[0], half[0], rtol=1e-5))
 
 
+class Scaled:
+    """A network of one number that can be differentiated, and that depends on the level."""
+
+    def apply(self, variables, inputs, level, dropout_keys=None):
+        return jnp.tanh(variables["params"] * inputs[..., -3:] + level[:, None, None, None])
+
+
+@pytest.mark.parametrize("share, rows", [(0.25, [0, 4]), (0.75, [0, 1, 2, 4, 5, 6])])
+def test_a_share_of_the_pictures_trains_on_the_rectified_pair_and_the_others_on_the_standard_one(share, rows):
+    batch, step, params = batch_of(range(8)), jnp.int32(3), jnp.float32(0.7)
+    others = np.setdiff1d(range(8), rows)
+
+    def per_example(change, rectify=True):
+        losses = losses_of(small(change, "batch_size=8")._replace(network=Scaled()))
+
+        @jax.jit
+        def both(params):
+            gradient = jax.jacobian(lambda params: losses(params, batch, step, rectify)[0])(params)
+            return losses(params, batch, step, rectify), gradient
+
+        return both(params)
+
+    ((loss, facts), gradient), full, standard = (
+        per_example(f"objective.estimate_share={share}"),
+        per_example("objective.estimate_share=1"),
+        per_example("objective.estimate_share=1", rectify=False),
+    )
+    for chosen, ((their_loss, their_facts), their_gradient) in ((rows, full), (others, standard)):
+        chosen = np.array(chosen)
+        np.testing.assert_allclose(loss[chosen], their_loss[chosen], rtol=1e-5)
+        np.testing.assert_allclose(gradient[chosen], their_gradient[chosen], rtol=1e-5)
+        for name in facts:
+            np.testing.assert_allclose(facts[name][chosen], their_facts[name][chosen], rtol=1e-5)
+    assert not np.any(np.isclose(full[0][0], standard[0][0], rtol=1e-4))
+
+
+def test_the_cheaper_self_estimates_cost_what_they_promise():
+    standard = lowered(small(), rectify=False).cost_analysis()["flops"]
+    for share in (0.25, 0.5, 0.75):
+        for pick in ("random", "heaviest"):
+            cheaper = lowered(small(f"objective.estimate_share={share}", f"objective.estimate_pick={pick}"))
+            assert cheaper.cost_analysis()["flops"] / standard == pytest.approx(1 + share / 3, rel=0.03)
+
+
+def test_at_their_defaults_the_cheaper_self_estimates_leave_the_program_as_it_is():
+    default = lowered(small()).as_text()
+    same = "objective.estimate_share=1", "objective.estimate_pick=heaviest", "objective.estimate_dtype=float32"
+    assert lowered(small(*same)).as_text() == default
+    # With it the estimate alone is computed in other precision: the program that is differentiated has no bfloat16.
+    cheaper = lowered(small("objective.estimate_dtype=bfloat16")).as_text()
+    assert "bf16" in cheaper and "bf16" not in default
+    count = cheaper.count("stablehlo.convolution"), default.count("stablehlo.convolution")
+    in_bfloat16 = [line for line in cheaper.splitlines() if "stablehlo.convolution" in line and "bf16" in line]
+    assert count[0] == count[1] and 0 < len(in_bfloat16) < count[1] / 3
+
+
+@pytest.mark.parametrize("pick", ["random", "heaviest"])
+def test_which_pictures_are_estimated_does_not_depend_on_how_the_batch_is_cut(pick):
+    built = small("objective.estimate_share=0.5", f"objective.estimate_pick={pick}", "batch_size=8")
+    losses, params = losses_of(built), weights(built)
+    with tiny.quick_compiles():
+        run = jax.jit(lambda batch: losses(params, batch, jnp.int32(3), True))
+        whole = run(batch_of(range(8)))
+        for rows in ([0, 1], [2, 3, 4, 5], [6, 7]):
+            part = run(batch_of(rows))
+            for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+                np.testing.assert_allclose(a, b[np.array(rows)], rtol=1e-5)
+    assert np.count_nonzero(whole[1]["lam"]) == 4
+
+
+def test_steps_that_rectify():
+    def steps(*changes, count=12):
+        config = tiny.tiny_config(*changes)
+        return [step for step in range(count) if rectifies(config, step, EPOCH)]
+
+    assert steps() == list(range(12))
+    assert steps("objective.estimate_every=4") == [0, 4, 8]
+    assert steps("objective.start_step=7") == [7, 8, 9, 10, 11]
+    assert steps("objective.start_step=7", "objective.start_epoch=2") == [10, 11]
+    assert steps("objective.start_epoch=1", "objective.estimate_every=3") == [6, 9]
+
+
 @pytest.fixture(scope="module")
 def stepper():
     """(train_step, start, batches): a train step of two microbatches, and what to feed it."""
@@ -302,3 +384,12 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
         train.check_origin(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         train.check_origin(about, about | {"config": config | {"seed": 1}}, "here")
+    objective = {key: value for key, value in config["objective"].items() if not key.startswith("estimate_")}
+    train.check_origin(about | {"config": config | {"objective": objective}}, about, "here")
+
+
+def test_a_share_of_pictures_that_does_not_divide_over_the_devices_is_refused():
+    config = tiny.tiny_config("objective.estimate_share=0.5", "batch_size=8", "accumulation=2")
+    train.check_devices(config, 2)
+    with pytest.raises(UserError, match=r"objective\.estimate_share = 0\.5: .* must divide by 2"):
+        train.check_devices(config, 4)

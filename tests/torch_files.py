@@ -1,9 +1,60 @@
-"""Files of torch.save, put together by hand: a zip of data.pkl and of one raw file for each storage, or a stream."""
+"""The official network's arrays; files of torch.save, put together by hand: a zip of data.pkl and of one raw file for
+each storage, or a stream."""
 
 import pickle
 import zipfile
 
 import numpy as np
+
+
+def official_weights(inner=8, multipliers=(1, 2), attention=(1,), blocks=1, channels=6):
+    """Names and shapes as the official code's modules make them, in its order of construction."""
+    rng = np.random.default_rng(0)
+    weights = {}
+
+    def put(name, *shape, bias=True):
+        weights[f"{name}.weight"] = rng.standard_normal(shape).astype(np.float32)
+        if bias:
+            weights[f"{name}.bias"] = rng.standard_normal(shape[0]).astype(np.float32)
+
+    def block(name, cin, cout, attend):
+        put(f"{name}.res_block.noise_func.noise_func.0", cout, inner)
+        for part, c in (("block1", cin), ("block2", cout)):
+            put(f"{name}.res_block.{part}.block.0", c)
+            put(f"{name}.res_block.{part}.block.3", cout, c, 3, 3)
+        if cin != cout:
+            put(f"{name}.res_block.res_conv", cout, cin, 1, 1)
+        if attend:
+            put(f"{name}.attn.norm", cout)
+            put(f"{name}.attn.qkv", 3 * cout, cout, 1, 1, bias=False)
+            put(f"{name}.attn.out", cout, cout, 1, 1)
+
+    put("noise_level_mlp.1", 4 * inner, inner)
+    put("noise_level_mlp.3", inner, 4 * inner)
+    put("downs.0", inner, channels, 3, 3)
+    place, c, skips = 1, inner, [inner]
+    for i, multiplier in enumerate(multipliers):
+        for _ in range(blocks):
+            block(f"downs.{place}", c, inner * multiplier, i in attention)
+            place, c = place + 1, inner * multiplier
+            skips.append(c)
+        if i < len(multipliers) - 1:
+            put(f"downs.{place}.conv", c, c, 3, 3)
+            place += 1
+            skips.append(c)
+    block("mid.0", c, c, True)
+    block("mid.1", c, c, False)
+    place = 0
+    for i in reversed(range(len(multipliers))):
+        for _ in range(blocks + 1):
+            block(f"ups.{place}", c + skips.pop(), inner * multipliers[i], i in attention)
+            place, c = place + 1, inner * multipliers[i]
+        if i > 0:
+            put(f"ups.{place}.conv", c, c, 3, 3)
+            place += 1
+    put("final_conv.block.0", c)
+    put("final_conv.block.3", 3, c, 3, 3)
+    return weights
 
 
 def value(x) -> bytes:

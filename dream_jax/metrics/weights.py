@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.metrics import features, layers, perceptual
 from dream_jax.networks import pytorch_import
 
@@ -91,10 +91,13 @@ def load(name, path=None, cache=CACHE, timeout=60.0):
     parts = [pytorch_import.read_weights(file) for file in files]
     shapes = features.shapes() if name == "inception" else perceptual.shapes(name.removeprefix("lpips_"))
     weights = parts[0] if len(parts) == 1 else _join(*parts, shapes)
-    weights = layers.select(weights, shapes, name)
-    for array_name, array in weights.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{array_name} among the weights of {name} holds values that are not finite")
+    try:
+        weights = layers.select(weights, shapes, name)
+        for array_name, array in weights.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"{array_name} among the weights of {name} holds values that are not finite")
+    except UserError as e:
+        raise UserError(f"{' and '.join(map(shown, files))}: {e}") from None
     weights = {array_name: np.asarray(array, np.float32) for array_name, array in weights.items()}
     return weights, {"name": name, "files": [{"file": str(file), "sha256": _sha256(file)} for file in files]}
 
@@ -109,7 +112,7 @@ def _named(path, name):
     files = [path / file.name for file in FILES[name]]
     for file, source in zip(files, FILES[name], strict=True):
         if not file.is_file():
-            raise UserError(f"{path} lacks {name}.pth, or else {file.name}, which comes from {source.url}")
+            raise UserError(f"{shown(path)} lacks {name}.pth, or else {file.name}, which comes from {source.url}")
     return files
 
 
@@ -158,4 +161,4 @@ def _sha256(path):
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+        raise UserError(f"{shown(path)}: cannot be read ({e.strerror})") from e

@@ -18,8 +18,11 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.networks.sr3 import SR3UNet
+
+# The official networks have 14 blocks and convolutions on the way down; each takes time to make.
+_DEEPEST = 60
 
 
 def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tuple[SR3UNet, dict]:
@@ -60,6 +63,8 @@ def _read_off(weights, norm_groups) -> SR3UNet:
     """The network that names and shapes describe; what is inconsistent shows when the arrays are taken one by one."""
     inner = _shape(weights, "downs.0.weight", 4)[0]
     depth = max((int(m[1]) for name in weights if (m := re.match(r"downs\.(\d{1,4})\.", name))), default=0)
+    if depth > _DEEPEST:
+        raise UserError(f"the weights do not make up an SR3 network: downs.{depth} is far too deep")
     levels, attention = [[]], set()
     for i in range(1, depth + 1):
         if f"downs.{i}.conv.weight" in weights:
@@ -144,7 +149,8 @@ def _from_pytorch(name, array, shape) -> np.ndarray:
 
 def _some(names, most=3) -> str:
     names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name)[:100] for name in names[:most]) + more
 
 
 def read_weights(path) -> dict[str, np.ndarray]:
@@ -160,24 +166,34 @@ def read_weights(path) -> dict[str, np.ndarray]:
     path = pathlib.Path(path)
     readers = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch, ".bin": _read_torch}
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: weights are read from {', '.join(readers)} files")
+        raise UserError(f"{shown(path)}: weights are read from {', '.join(readers)} files")
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{shown(path)}: no such file")
     try:
         arrays = readers[path.suffix.lower()](path)
     except UserError as e:
-        raise UserError(f"{path}: {e}") from None
+        raise UserError(f"{shown(path)}: {e}") from None
     except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+        raise UserError(f"{shown(path)}: cannot be read ({e.strerror})") from e
     halves = (np.float16, ml_dtypes.bfloat16)
     return {name: a.astype(np.float32) if a.dtype in halves else a for name, a in arrays.items()}
 
 
 def _read_safetensors(path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_DESCRIPTION:
+        raise UserError(f"not a sound safetensors file: its header claims {length} bytes, more than any has")
     try:
         return safetensors.numpy.load_file(path)
+    except AttributeError as e:  # a type that numpy lacks
+        raise UserError(f"holds a tensor of a type that is not supported ({e})") from e
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as e:
-        raise UserError(f"not a sound safetensors file ({e})") from e
+        raise UserError(f"not a sound safetensors file ({shown(e)[:300]})") from e
+
+
+# Bytes of names and shapes, and steps of a pickle: of 30,000 tensors, and as much as takes no more than seconds.
+_LONGEST_DESCRIPTION, _MOST_STEPS = 2**24, 2**20
 
 
 _STORAGE_DTYPES = {
@@ -241,12 +257,27 @@ def _read_torch(path) -> dict[str, np.ndarray]:
                 "damaged, or saved by a PyTorch of before 2017; with a newer PyTorch, "
                 "torch.save(torch.load(old, map_location='cpu', weights_only=True), new) converts it"
             )
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             return _read_torch_archive(archive, path.stat().st_size)
     except UserError:
         raise
     except _DAMAGE as e:
-        raise UserError(f"damaged, or not written by torch.save ({type(e).__name__}: {str(e)[:200]})") from e
+        raise UserError(f"damaged, or not written by torch.save ({type(e).__name__}: {shown(e)[:200]})") from e
+
+
+def _check_directory(path):
+    """Raises UserError for a zip whose list of members is longer than any of torch.save: it is read as a whole."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 2**17, 0))
+        tail = file.read()
+    # As zipfile looks for it; a file of more than 4 GiB has a second record before this one.
+    end = len(tail) - 22 if tail[-22:].startswith(b"PK\5\6") else tail.rfind(b"PK\5\6")
+    length = tail[end + 12 : end + 16]
+    if tail[end - 20 :].startswith(b"PK\6\7"):
+        length = tail[end - 36 : end - 28]
+    if int.from_bytes(length, "little") > _LONGEST_DESCRIPTION:
+        raise UserError("its list of members claims to be longer than torch.save writes any")
 
 
 def _read_torch_archive(archive, file_size) -> dict[str, np.ndarray]:
@@ -349,7 +380,9 @@ def _unpickle(data, dtypes=None):
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
 
-    for op, arg, _ in pickletools.genops(data):
+    for step, (op, arg, _) in enumerate(pickletools.genops(data)):
+        if step == _MOST_STEPS:
+            raise UserError("holds more than tensors: their names and shapes are never so long")
         match op.name:
             case "PROTO" | "FRAME":
                 pass
@@ -420,8 +453,9 @@ def _pop(stack, n) -> list:
 
 
 def _key(key):
-    # Keys of other types have no place in a state dict; hashing nested ones could be made to take for ever.
-    if not isinstance(key, str | int | float | None):
+    # Keys of other types have no place in a state dict. Nested ones, and large numbers that all have one hash, could be
+    # made to take for ever.
+    if not isinstance(key, str | int | float | None) or (isinstance(key, int) and abs(key) >= 2**63):
         raise ValueError("a dict key that is neither text nor a number")
     return key
 

@@ -1,0 +1,309 @@
+"""Does any file hurt? Malformed pictures, weights and configs, each read by every reader of its kind.
+
+    python -m benchmarks.hostile_inputs --data FOLDER
+
+makes files by mutation from photographs in FOLDER (default: those within scikit-image) and by hand, and reads each in a
+worker process that is watched: it must be read, or be refused with a UserError that names it on one line, within 10 s
+and 1 GiB above what the program takes by itself, and no code in it may run. Prints a table, writes it to
+benchmarks/results/, and exits with 1 for anything else. Linux only: the memory is what /proc says.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks import report
+from dream_jax import config as configs
+from dream_jax import data, experiment, images
+from dream_jax.errors import UserError
+from dream_jax.metrics import weights as metric_weights
+from dream_jax.networks import pytorch_import
+from tests import hostile_files
+from tests.torch_files import official_weights
+
+SECONDS, BYTES = 10.0, 2**30
+ROOT = Path(__file__).resolve().parent.parent
+FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp")
+
+
+def read_picture(path):
+    """As training, evaluation and upscaling read it; what is kept beside its pixels is written again, if it is small."""
+    colours, alpha = images.read_with_alpha(path)
+    picture = images.read_picture(path)
+    for read in (colours, picture.colours):
+        assert (
+            read.dtype == np.uint8 and read.ndim == 3 and read.shape[2] == 3 and 0 < read.size <= 3 * images.MAX_PIXELS
+        )
+    assert (alpha is None) == (picture.alpha is None) and picture.colours.shape == colours.shape
+    assert alpha is None or alpha.shape == colours.shape[:2] == picture.alpha.shape
+    if colours.size <= 2**20:
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix in FORMATS if max(colours.shape) < 2**14 else ():
+                images.write(Path(folder, f"a{suffix}"), picture.colours, extras=picture.extras)
+    return "read"
+
+
+def read_folder(path):
+    """Prepares a folder for training, with and without what cannot be read; crops are a quarter of its large pictures."""
+    crop = 1024 if Path(path).name == "large" else 16
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            data.prepare_folder(path, crop=crop, cache_dir=cache)
+        except UserError as error:
+            assert "skip_unreadable" in str(error), error
+        source = data.folder_source(
+            path, split="train", crop=crop, cache_dir=cache, skip_unreadable=True, eval_percent=50
+        )
+        assert len(source) and source[0].dtype == np.uint8
+    return "read"
+
+
+def read_weights(path):
+    """As a network to start from, and as that of a learned metric."""
+    arrays = pytorch_import.read_weights(path)
+    for name in ("lpips_squeeze", "inception"):
+        with contextlib.suppress(UserError):
+            metric_weights.load(name, path)
+            raise AssertionError(f"{path} passes for {name}")
+    try:
+        pytorch_import.load_sr3(arrays, 4)
+    except UserError as error:
+        # load_sr3 knows the arrays only; who calls it adds the file.
+        raise UserError(f"{images.shown(path)}: {error}") from error
+    return "read"
+
+
+def read_config(path):
+    """As the file of an experiment, of a workdir, or the options of a command line."""
+    path = Path(path)
+    if path.suffix == ".py":
+        config = configs.override(configs.load(str(path)), [])
+    elif path.suffix == ".json":
+        config = configs.read(path)
+    else:
+        try:
+            config = configs.override(configs.load(str(ROOT / "configs" / "base.py")), json.loads(path.read_text()))
+            experiment.build(configs.validate(config))
+        except UserError as error:
+            raise UserError(f"{images.shown(path)}: {error}") from error
+        return "read"
+    try:
+        experiment.build(configs.validate(config))
+    except UserError as error:
+        # It names the key, which is what a person looks for.
+        raise UserError(f"{images.shown(path)}: {error}") from error
+    return "read"
+
+
+READERS = {"picture": read_picture, "folder": read_folder, "weights": read_weights, "config": read_config}
+
+
+def judge(reader, path) -> tuple[str, str]:
+    """("read" or "refused" or "violation", what was said)."""
+    try:
+        READERS[reader](path)
+        return "read", ""
+    except UserError as error:
+        said = str(error)
+        if images.shown(path) not in said.partition("\n")[0]:
+            return "violation", f"the message does not name the file: {said[:300]}"
+        if not all(line.isprintable() for line in said.split("\n")) or len(said) > 5000:
+            return "violation", f"a message that cannot be shown: {said[:300]!r}"
+        return "refused", said
+    except BaseException:
+        return "violation", traceback.format_exc()[-1500:]
+
+
+def _status(pid, name):
+    try:
+        return int(re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+    except (OSError, TypeError):
+        return 0
+
+
+def _work(pipe):
+    warnings.simplefilter("ignore")
+    for name in "lpips_squeeze", "inception":
+        with contextlib.suppress(UserError):
+            metric_weights.load(name, "/dev/null")
+    base = _status("self", "VmRSS")
+    pipe.send(base)
+    while True:
+        reader, path = pipe.recv()
+        # The peak begins anew.
+        Path("/proc/self/clear_refs").write_text("5")
+        start = time.monotonic()
+        outcome, said = judge(reader, path)
+        pipe.send((outcome, said, time.monotonic() - start, max(_status("self", "VmHWM") - base, 0)))
+
+
+class Worker:
+    """A process that reads files one by one; one that dies or has to be ended is replaced."""
+
+    def __init__(self):
+        self._start()
+
+    def _start(self):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_work, args=(other,), daemon=True)
+        self._process.start()
+        other.close()
+        self._base = self._pipe.recv()
+
+    def read(self, reader: str, path: str, limit: float = SECONDS) -> dict:
+        """{outcome, said, seconds, bytes} of one file."""
+        start, peak, why = time.monotonic(), 0, None
+        self._pipe.send((reader, path))
+        while why is None:
+            try:
+                if self._pipe.poll(0.02):
+                    outcome, said, seconds, used = self._pipe.recv()
+                    break
+            except (EOFError, OSError):
+                self._process.join()
+                why = f"the process died ({self._process.exitcode})"
+            peak = max(peak, _status(self._process.pid, "VmRSS") - self._base)
+            # Twice the limit is enough to know, and spares the machine.
+            if peak > 2 * BYTES:
+                why = "ended at twice the memory allowed"
+            elif time.monotonic() - start > 2 * limit:
+                why = "ended at twice the time allowed"
+        else:
+            self._process.kill()
+            self._process.join()
+            self._start()
+            outcome, said, seconds, used = "violation", why, time.monotonic() - start, peak
+        if outcome != "violation" and used > BYTES:
+            outcome, said = "violation", f"took {used / 2**30:.2f} GiB; {outcome} {said}"
+        if outcome != "violation" and seconds > limit:
+            outcome, said = "violation", f"took {seconds:.1f} s; {outcome} {said}"
+        return {"outcome": outcome, "said": said, "seconds": seconds, "bytes": used}
+
+    def close(self):
+        self._process.kill()
+        self._process.join()
+
+
+class Finding(NamedTuple):
+    kind: str
+    path: str
+    outcome: str
+    said: str
+    seconds: float
+    bytes: int
+
+
+def run(folder: Path, photos, pictures: int, weights: int, config: int, seed: int = 0, large=True, say=print) -> list:
+    """Makes the files in a folder and reads each; a `Finding` of each."""
+    base = json.loads(json.dumps(configs.load(str(ROOT / "configs" / "base.py")).to_dict()))
+    made = [
+        *hostile_files.pictures(folder / "pictures", photos, pictures, seed),
+        *(hostile_files.large_pictures(folder / "large") if large else ()),
+        *hostile_files.weights(folder / "weights", official_weights(), weights, seed, large),
+        *hostile_files.configs(folder / "configs", base, config, seed),
+    ]
+    cases = [(case, case.kind.split(",")[0], SECONDS) for case in made]
+    for name in ["pictures", "large"] if large else ["pictures"]:
+        files = sum(Path(case.path).is_relative_to(folder / name) for case in made)
+        cases.append((hostile_files.Case(str(folder / name), "folder of pictures", True), "folder", SECONDS * files))
+    worker, found = Worker(), []
+    marker = hostile_files.marker(folder / "pictures")
+    try:
+        for case, reader, limit in cases:
+            result = worker.read(reader, case.path, limit)
+            if marker.exists():
+                marker.unlink()
+                result |= {"outcome": "violation", "said": "code was run"}
+            wanted = {True: "read", False: "refused"}.get(case.readable)
+            if result["outcome"] != "violation" and wanted not in (None, result["outcome"]):
+                result |= {
+                    "outcome": "violation",
+                    "said": f"it should be {wanted}, but is {result['outcome']} {result['said']}",
+                }
+            found.append(Finding(case.kind, case.path, **result))
+            if result["outcome"] == "violation":
+                say(f"violation: {images.shown(case.path)}: {result['said']}")
+    finally:
+        worker.close()
+    return found
+
+
+def table(found) -> str:
+    rows = []
+    for kind in dict.fromkeys(finding.kind for finding in found):
+        of_kind = [finding for finding in found if finding.kind == kind]
+        counts = [sum(f.outcome == outcome for f in of_kind) for outcome in ("read", "refused", "violation")]
+        seconds, used = max(f.seconds for f in of_kind), max(f.bytes for f in of_kind) / 2**20
+        rows.append(f"| {kind} | {len(of_kind)} | {' | '.join(map(str, counts))} | {seconds:.2f} | {used:.0f} |")
+    return "\n".join(
+        ["| files | all | read | refused | violations | longest, s | most memory, MiB |", "|---|" + 6 * "---|", *rows]
+    )
+
+
+def photographs(folder, count: int = 24, side: int = 96) -> list[np.ndarray]:
+    """Crops of side x 2/3 side pixels of the first pictures of a folder that can be read and are as large."""
+    found = []
+    for path in images.list_pictures(folder):
+        with contextlib.suppress(UserError):
+            picture = images.read(path)
+            if min(picture.shape[:2]) >= side:
+                found.append(picture[: 2 * side // 3, :side].copy())
+        if len(found) == count:
+            break
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("benchmarks.hostile_inputs", description=__doc__.partition("\n")[0])
+    parser.add_argument("--pictures", type=int, default=500, help="mutated ones, besides those made by hand")
+    parser.add_argument("--weights", type=int, default=200)
+    parser.add_argument("--configs", type=int, default=150)
+    parser.add_argument("--data", nargs="+", help="folders of photographs to mutate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", help="a new folder for the files, which are else removed")
+    options = parser.parse_args()
+    folders = options.data or [Path(np.__file__).parent.parent / "skimage" / "data"]
+    photos = [photo for folder in folders for photo in photographs(folder)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.keep or temporary)
+        found = run(folder, photos, options.pictures, options.weights, options.configs, options.seed)
+        if not options.keep:
+            shutil.rmtree(folder / "pictures")
+    bad = [finding for finding in found if finding.outcome == "violation"]
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in ("jax", "pillow", "safetensors", "numpy")}
+    text = f"""# Hostile inputs
+
+`python -m benchmarks.hostile_inputs{"".join(f" {a}" for a in sys.argv[1:])}`: {", ".join(f"{n} {v}" for n, v in versions.items())}.
+
+{len(found)} files, {len(bad)} violations. A file is read, or refused with a message that names it on one line; anything
+else is a violation: another exception, a death, more than {SECONDS:.0f} s or {BYTES / 2**30:.0f} GiB, code that ran, a sound file
+refused, or one read that must not be.
+
+{table(found)}
+"""
+    kept = [f._asdict() | {"path": os.path.basename(f.path), "said": f.said[-300:]} for f in bad]
+    report.write(
+        "hostile_inputs", text, {"versions": versions, "seed": options.seed, "files": len(found), "violations": kept}
+    )
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,383 @@
+"""What a train step costs: the three objectives, and the official PyTorch code's DREAM step beside ours.
+
+    python -m benchmarks.train_step [--official PATH --python PYTHON] [--preset paper] [--search]
+
+Every way is a process of its own, and the processes take turns step by step, so that whatever else the machine does
+meets them all alike; ratios are medians over the turns. PATH is a checkout of the official DREAM repository and PYTHON
+one that has PyTorch; without them only ours is measured. The preset `small` is made for a CPU, `paper` is the published
+network of 97.8 million parameters from 16 to 128 pixels. --search finds the largest batch that each way fits on a GPU,
+and measures at the largest that all do, one process at a time. Prints a table and writes it to benchmarks/results/.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import report
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = {
+    "small": {
+        "channels": 32,
+        "channel_multipliers": [1, 2, 4, 8],
+        "attention_resolutions": [16],
+        "num_res_blocks": 2,
+        "norm_groups": 16,
+        "dropout": 0.2,
+        "image_size": 64,
+        "scale": 4,
+        "batch_size": 8,
+    },
+    "paper": {
+        "channels": 64,
+        "channel_multipliers": [1, 2, 4, 8, 8],
+        "attention_resolutions": [16],
+        "num_res_blocks": 2,
+        "norm_groups": 32,
+        "dropout": 0.2,
+        "image_size": 128,
+        "scale": 8,
+        "batch_size": 4,
+    },
+}
+OBJECTIVES = ("standard", "dream", "conservative_dream")
+OURS, SHIPPED = "dream", "official, as shipped"
+REPEATS = 7
+
+
+def make_config(spec: dict):
+    from configs import base
+    from dream_jax import config as configs
+
+    config = base.get_config()
+    config.batch_size, config.image_size = spec["batch_size"], spec["image_size"]
+    config.task.scale = spec["scale"]
+    config.objective.name = spec["objective"]
+    if spec["objective"] == "conservative_dream":
+        config.task.name = "unconditional"
+        config.objective.distance = "l2"
+    for name in ("channels", "channel_multipliers", "attention_resolutions", "num_res_blocks", "norm_groups", "dropout"):
+        value = spec[name]
+        config.network[name] = tuple(value) if isinstance(value, list) else value
+    return configs.validate(config)
+
+
+def work(spec: dict) -> None:
+    """Our step in this process: prints one line of facts, then answers each line "N" with the seconds of N steps."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import NamedSharding
+
+    from benchmarks import agreement
+    from dream_jax import experiment, sharding, train_state
+    from dream_jax.optimizer import make_optimizer
+    from dream_jax.train_step import make_train_step, start_state
+
+    config = make_config(spec)
+    built, mesh = experiment.build(config), sharding.make_mesh()
+    optimizer = make_optimizer(config.optimizer)
+    _, specs = start_state(built, optimizer, mesh)
+    shapes = jax.eval_shape(built.network.init, jax.random.key(0), jnp.zeros(built.inputs_shape()), jnp.ones(1))
+    params = jax.tree.map(jnp.asarray, agreement.weights(shapes["params"]))
+    state = jax.device_put(train_state.start(params, optimizer), sharding.named(specs, mesh))
+    side = spec["image_size"]
+    pictures = np.random.default_rng(0).integers(0, 256, (spec["batch_size"], side, side, 3), np.uint8)
+    batch = {"image": pictures, "row": np.arange(spec["batch_size"], dtype=np.int32)}
+    layout = NamedSharding(mesh, sharding.BATCH)
+    on_device = jax.device_put(batch, layout)
+    start = time.perf_counter()
+    lowered = make_train_step(built, optimizer, mesh, specs, 1).lower(state, on_device, True)
+    traced = time.perf_counter()
+    train_step = lowered.compile()
+    compiled = time.perf_counter()
+
+    def run(count):
+        nonlocal state
+        taken = []
+        for _ in range(count):
+            begun = time.perf_counter()
+            state, metrics = train_step(state, jax.device_put(batch, layout))
+            jax.block_until_ready((state, metrics))
+            taken.append(time.perf_counter() - begun)
+        return taken
+
+    run(2)
+    memory, cost = train_step.memory_analysis(), train_step.cost_analysis()
+    device = mesh.devices.flat[0]
+    facts = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "trace_seconds": traced - start,
+        "compile_seconds": compiled - traced,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "state_bytes": memory.argument_size_in_bytes,
+        "flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
+        "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        "device": device.device_kind if device.platform != "cpu" else f"CPU, {os.cpu_count()} cores",
+        "platform": device.platform,
+        "dtype": np.dtype(experiment.compute_dtype(config)).name,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+    }
+    if spec["ceilings"]:
+        facts["ceilings"] = ceilings(device.platform, experiment.compute_dtype(config))
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run(int(line))), flush=True)
+
+
+def ceilings(kind: str, dtype) -> dict:
+    """What the device does at best here: a matrix product's FLOP/s and a copy's bytes/s, read and written."""
+    import jax
+    import jax.numpy as jnp
+
+    n, size = (1536, 2**25) if kind == "cpu" else (8192, 2**28)
+    a = jnp.ones((n, n), dtype)
+    source = jnp.ones(size, jnp.float32)
+    product, copy = jax.jit(jnp.matmul), jax.jit(jnp.negative)
+
+    def seconds(function, *inputs):
+        jax.block_until_ready(function(*inputs))
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*inputs))
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    return {
+        "flops_per_second": 2 * n**3 / seconds(product, a, a),
+        "bytes_per_second": 2 * 4 * size / seconds(copy, source),
+    }
+
+
+class Worker:
+    """One way to compute the step, in a process that is started when it is needed."""
+
+    def __init__(self, command):
+        self.command, self.process, self.facts = command, None, None
+
+    def start(self):
+        """Raises RuntimeError where the process fails, for want of memory or otherwise."""
+        if self.process is None:
+            environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            )
+            self.facts = self.answer()
+        return self.facts
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.stop()
+            raise RuntimeError("no answer; its own message is above")
+        return json.loads(line)
+
+    def time(self, count: int) -> list[float]:
+        self.start()
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def stop(self):
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
+            self.process = None
+
+
+def make_workers(options, spec: dict) -> dict:
+    def ours(objective, ceilings=False):
+        own = spec | {"objective": objective, "ceilings": ceilings}
+        return Worker([sys.executable, "-m", "benchmarks.train_step", "--work", json.dumps(own)])
+
+    def official(*tuned, ceilings=False):
+        own = spec | {"tuned": tuned, "ceilings": ceilings, "p": 1.0}
+        own["threads"] = None if options.gpu else os.cpu_count()
+        script = str(ROOT / "benchmarks" / "official_step.py")
+        return Worker([options.python, script, "--official", options.official, "--spec", json.dumps(own)])
+
+    workers = {name: ours(name, name == OURS) for name in OBJECTIVES if name in options.ways}
+    if options.official:
+        precision = ("bfloat16",) if options.gpu else ()
+        layout = (*precision, "channels_last", "fused Adam")
+        tunings = {SHIPPED: (), "official, " + ", ".join(layout): layout}
+        if not options.no_compile:
+            tunings["official, " + ", ".join((*layout, "compile"))] = (*layout, "compile")
+        last = list(tunings)[-1]
+        workers |= {name: official(*tuned, ceilings=name == last) for name, tuned in tunings.items()}
+    return workers
+
+
+def largest_batch(options, spec: dict, name: str, highest: int) -> int:
+    """The largest power of two that one way runs at, alone on the device; 0 where none."""
+    batch, found = 1, 0
+    while batch <= highest:
+        worker = make_workers(options, spec | {"batch_size": batch})[name]
+        try:
+            worker.start()
+        except RuntimeError:
+            break
+        worker.stop()
+        batch, found = 2 * batch, batch
+    return found
+
+
+def measure(workers: dict, repeats: int, alone: bool, steps: int) -> dict:
+    """{name: [seconds of each turn]}; those that cannot run are left out, with a word."""
+    running = {}
+    for name, worker in workers.items():
+        try:
+            worker.start()
+        except RuntimeError as error:
+            print(f"{name}: not measured, {error}", file=sys.stderr)
+            continue
+        running[name] = worker
+        if alone:
+            worker.stop()
+    turns = {name: [] for name in running}
+    for _ in range(repeats):
+        for name, worker in running.items():
+            turns[name].append(statistics.median(worker.time(steps)))
+            if alone:
+                worker.stop()
+    for worker in running.values():
+        worker.stop()
+    return turns
+
+
+def ratio(turns: dict, above: str, below: str):
+    """(median, smallest, largest) over the turns, or None where one was not measured."""
+    if above not in turns or below not in turns:
+        return None
+    ratios = [a / b for a, b in zip(turns[above], turns[below], strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def show(value, form: str) -> str:
+    return "not measured" if value is None else form.format(value)
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--official", help="a checkout of the official DREAM repository")
+    parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--batch_size", type=int, help="instead of the preset's")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU: bfloat16 on both sides")
+    parser.add_argument("--search", action="store_true", help="find the largest batches first; implies --alone")
+    parser.add_argument("--alone", action="store_true", help="one process at a time on the device")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--ways", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="our objectives")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--name", default="train_step", help="of the results")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(json.loads(options.work))
+        return 0
+    spec = dict(PRESETS[options.preset])
+    spec["batch_size"] = options.batch_size or spec["batch_size"]
+    largest = {}
+    if options.search:
+        names = list(make_workers(options, spec))
+        largest = {name: largest_batch(options, spec, name, 1024) for name in names}
+        spec["batch_size"] = min(batch for batch in largest.values() if batch)
+    workers = make_workers(options, spec)
+    alone = options.alone or options.search
+    turns = measure(workers, options.repeats, alone, 10 if alone else 1)
+    report.write(options.name, *page(options, spec, workers, turns, largest))
+    return 0
+
+
+def page(options, spec, workers, turns, largest):
+    facts = {name: workers[name].facts for name in turns}
+    medians = {name: statistics.median(taken) for name, taken in turns.items()}
+    tops = [fact["ceilings"] for fact in facts.values() if "ceilings" in fact]
+    flops_top = max((top["flops_per_second"] for top in tops), default=None)
+    bytes_top = max((top["bytes_per_second"] for top in tops), default=None)
+    rows = []
+    for name in workers:
+        if name not in turns:
+            rows.append({"way": name})
+            continue
+        fact, seconds = facts[name], medians[name]
+        row = {"way": name, "seconds": seconds, "fastest": min(turns[name]), "slowest": max(turns[name])}
+        row |= {"images_per_second": spec["batch_size"] / seconds, "largest_batch": largest.get(name)}
+        if fact.get("flops") and flops_top:
+            row["share_of_product"] = fact["flops"] / seconds / flops_top
+            row["share_of_copy"] = fact["bytes_accessed"] / seconds / bytes_top
+        rows.append(row | {key: value for key, value in fact.items() if key not in ("versions", "ceilings")})
+    ratios = {f"{OURS} / standard": ratio(turns, OURS, "standard")}
+    ratios |= {f"{OURS} / {name}": ratio(turns, OURS, name) for name in workers if name.startswith("official")}
+    versions = {}
+    for fact in facts.values():
+        versions |= fact["versions"]
+    device = next(iter(facts.values()))["device"] + f", {platform.machine()}"
+    times = "\n".join(
+        f"| {r['way']} | {show(r.get('seconds'), '{:.3f}')} | "
+        f"{show(r.get('fastest'), '{:.3f}')} to {show(r.get('slowest'), '{:.3f}')} | "
+        f"{show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} | "
+        f"{show(r.get('largest_batch'), '{}')} |"
+        for r in rows
+    )
+    compiled = "\n".join(
+        f"| {r['way']} | {r['compile_seconds']:.1f} | {r['temporary_bytes'] / 2**20:.0f} | "
+        f"{r['state_bytes'] / 2**20:.0f} | {r['flops'] / 1e9:.1f} | {r['bytes_accessed'] / 1e9:.1f} | "
+        f"{show(r.get('share_of_product'), '{:.0%}')} | {show(r.get('share_of_copy'), '{:.0%}')} |"
+        for r in rows
+        if r.get("flops")
+    )
+    compared = "\n".join(
+        f"| {name} | " + ("not measured | |" if r is None else f"{r[0]:.2f} | {r[1]:.2f} to {r[2]:.2f} |")
+        for name, r in ratios.items()
+    )
+    parameters = {fact["parameters"] for name, fact in facts.items() if name != "conservative_dream"}
+    dtype = next(iter(facts.values())).get("dtype", "float32")
+    ceiling = "not measured" if flops_top is None else f"{flops_top / 1e9:.0f} GFLOP/s and {bytes_top / 1e9:.1f} GB/s"
+    text = f"""# The train step
+
+`python -m benchmarks.train_step {" ".join(sys.argv[1:])}` at {commit()} on {device}:
+{", ".join(f"{n} {v}" for n, v in versions.items())}.
+
+SR3 UNet of {" / ".join(f"{count:,}" for count in parameters)} parameters, {spec["image_size"]} x {spec["image_size"]}
+pixels, batch {spec["batch_size"]}, {dtype}, dropout {spec["dropout"]}, DREAM with p = 1. Medians of {options.repeats}
+turns of all ways. Our step also degrades the pictures, averages the weights and takes norms; `official` is that code's
+own DREAM step. The conservative objective trains without a condition.
+
+| way | seconds | range | pictures/s | peak memory, bytes | largest batch |
+|---|---|---|---|---|---|
+{times}
+
+| ratio of seconds | median | range |
+|---|---|---|
+{compared}
+
+By XLA's own count, against what the device did in the same run: {ceiling}, the best of a matrix
+product and of a copy, timed in JAX and in PyTorch.
+
+| ours | compile, s | temporary, MiB | state and batch, MiB | GFLOP | GB accessed | of the product | of the copy |
+|---|---|---|---|---|---|---|---|
+{compiled}
+"""
+    record = {"device": device, "commit": commit(), "versions": versions, "spec": spec, "ceilings": tops}
+    return text, record | {"rows": rows, "ratios": ratios, "turns": turns}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

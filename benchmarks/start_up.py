@@ -7,6 +7,7 @@ left in it, and ends each as soon as its first step is done. Prints a table and 
 """
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -22,7 +23,7 @@ from pathlib import Path
 from benchmarks import report
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG, REPEATS = "configs/quickstart.py", 5
+CONFIG, REPEATS = "configs/quickstart.py", 3
 FIRST_STEP = re.compile(r"first step after ([0-9.]+) s, (.*)")
 
 
@@ -53,6 +54,7 @@ def main() -> int:
         finally:
             shutil.rmtree(folder)
         turns.append(turn)
+        print(json.dumps(turn), flush=True)
     ratios = {
         key: [turn["kept"][key] / turn["cold"][key] for turn in turns] for key in ("seconds", "processors", "step")
     }

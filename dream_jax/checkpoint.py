@@ -263,6 +263,8 @@ def _put_aside(path, move):
     folder = path.parent.parent / "damaged"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():  # in a bucket, where a folder is what has files
+            (folder / "about").write_text("checkpoints that were found damaged\n")
         free = next(new for n in range(1, 10_000) if not (new := folder / f"{path.name}-{n}").exists())
         path.rename(free)
     except OSError as error:

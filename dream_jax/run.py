@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dream_jax import checkpoint, data, rollback, sharding, train_state, watch
+from dream_jax import checkpoint, data, mirror, rollback, sharding, train_state, watch
 from dream_jax import config as configs
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
@@ -30,6 +30,7 @@ class Run:
       skipped: the numbers, from 1, of steps that are left out.
       resumed: whether it goes on from a checkpoint.
       saved: the step of the newest checkpoint, or None.
+      copies: keeps the run's files beside checkpoints that lie elsewhere.
     """
 
     def __init__(self, experiment: Experiment, source, mesh, workdir: Path, tell):
@@ -48,6 +49,8 @@ class Run:
         self._train_step = make_train_step(experiment, self._optimizer, mesh, specs, self.steps_per_epoch)
         self._directory = config.checkpoint.directory or workdir / "checkpoints"
         self._origin = facts_of_run(config, source)
+
+        self.copies = mirror.Mirror(workdir, config.checkpoint.directory, tell)
 
         skipped, rolled_back_to = rollback.read(workdir) if self.chief else ([], [])
         self.skipped = set(checkpoint.as_first_process(skipped))
@@ -108,6 +111,7 @@ class Run:
             about["unlogged"] = to_json(jax.device_get(self.window))
         if self.chief and self.log:
             self.log.sync()
+            self.copies.update()
         checkpoint.save(self.manager, self.state, self._origin | about)
         self.saved = self.step
 

@@ -16,6 +16,7 @@ from dream_jax import (
     evaluate,
     hang,
     images,
+    mirror,
     sharding,
     stopping,
     watch,
@@ -56,20 +57,25 @@ def check_local(workdir: Path) -> None:
 
 def open_workdir(workdir: Path, config) -> None:
     """Makes the workdir's folders, and checks that a run in it has the same config."""
-    path = workdir / "config.json"
     try:
         (workdir / "samples").mkdir(parents=True, exist_ok=True)
-        if path.exists() and (changed := configs.differences(configs.read(path), config)):
-            listed = "\n  ".join(changed)
-            raise UserError(
-                f"{workdir} holds a run with another config; choose another --workdir, or undo the difference "
-                f"(run's -> given):\n  {listed}"
-            )
-        probe = path.with_suffix(".tmp")
+        check_same(workdir, config)
+        probe = workdir / "config.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise UserError(f"{workdir}: the workdir cannot be written ({error.strerror or error})") from error
+
+
+def check_same(folder, config) -> None:
+    """Raises UserError where a folder holds the files of a run with another config."""
+    path = folder / "config.json"
+    if path.exists() and (changed := configs.differences(configs.read(path), config)):
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{folder} holds a run with another config; choose another --workdir (and checkpoint.directory), or undo "
+            f"the difference (run's -> given):\n  {listed}"
+        )
 
 
 def train_and_evaluate(config, workdir, console: Console) -> TrainState:
@@ -81,11 +87,15 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
     """
     config = configs.validate(config)
     check_devices(config, jax.device_count())
+    mirror.check(config.checkpoint.directory)
     workdir = Path(workdir)
     if jax.process_index():
         return _train_and_evaluate(config, workdir, console)
     check_local(workdir)
+    directory = config.checkpoint.directory
     with workdirs.hold(workdir, console.print):
+        if directory is not None:
+            mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
         open_workdir(workdir, config)
         return _train_and_evaluate(config, workdir, console)
 
@@ -101,6 +111,7 @@ def _train_and_evaluate(config, workdir, console):
     if chief:
         # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
         configs.save(config, workdir / "config.json")
+        run.copies.update()
     resumed, start = run.resumed, run.step
     _introduce(console, run, source, held_out, mesh)
     loop(run, _make_sampler(experiment, held_out, mesh), console)
@@ -118,6 +129,7 @@ def _train_and_evaluate(config, workdir, console):
             evaluate.show(record, console)
             evaluate.write(record, columns, workdir / "evaluation.json", overwrite=False)
             evaluate.tell(workdir / "evaluation.json", console)
+<<<<<<< HEAD
     return run.state
 
 
@@ -201,6 +213,10 @@ def _line(done, total, values, rate, batch_size):
     if "loss" in values:
         means = f"loss {values['loss']:.4f}  |eps-eps_hat| {values['eps_error']:.4f}  lam {values['lam']:.3f}"
     return f"step {done}/{total}  {means}{skipped}  {rate * batch_size:.1f} images/s  {left} left"
+=======
+            run.copies.update()
+    return state
+>>>>>>> launchers
 
 
 def _is_evaluated(workdir, step):

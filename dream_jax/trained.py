@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from dream_jax import checkpoint, config, experiment, sharding
+from dream_jax import checkpoint, config, experiment, mirror, sharding
 from dream_jax.draw import Model
 from dream_jax.errors import UserError
 from dream_jax.optimizer import make_optimizer
@@ -36,6 +36,7 @@ def load(workdir, overrides=()) -> Model:
     `open_experiment`, and where there is no checkpoint yet or none that is whole.
     """
     built = open_experiment(workdir, overrides)
+    mirror.check(built.config.checkpoint.directory)
     directory = built.config.checkpoint.directory or Path(workdir) / "checkpoints"
     mesh = sharding.make_mesh()
     init, specs = start_state(built, make_optimizer(built.config.optimizer), mesh)

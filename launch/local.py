@@ -75,7 +75,7 @@ def make_environments(processes: int, devices: int | None = None) -> list[dict[s
         common |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if processes == 1:
         return [common]
-    common |= {"DREAM_JAX_COORDINATOR": f"127.0.0.1:{_free_port()}", "DREAM_JAX_PROCESSES": str(processes)}
+    common |= {"DREAM_JAX_COORDINATOR": f"127.0.0.1:{free_port()}", "DREAM_JAX_PROCESSES": str(processes)}
     gpus = [] if common.get("JAX_PLATFORMS") == "cpu" else _gpus()
     if len(gpus) % processes:
         raise ValueError(f"{processes} processes cannot share {len(gpus)} GPUs evenly; choose another --processes")
@@ -96,7 +96,7 @@ def _gpus() -> list[str]:
     return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -106,9 +106,12 @@ def newest_checkpoint(arguments: list[str]) -> int | None:
     """The step of the newest checkpoint of the training run with these arguments; None where none is to be seen."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--workdir", default="")
-    workdir = Path(parser.parse_known_args(arguments)[0].workdir)
+    parser.add_argument("--config.checkpoint.directory", dest="directory")
+    given, _ = parser.parse_known_args(arguments)
+    workdir, directory = Path(given.workdir), given.directory
     with contextlib.suppress(OSError, ValueError, KeyError, ImportError):
-        directory = json.loads((workdir / "config.json").read_text())["checkpoint"]["directory"]
+        # Only process 0 is sure to see the workdir; a directory on the command line is seen by all.
+        directory = directory or json.loads((workdir / "config.json").read_text())["checkpoint"]["directory"]
         folder = workdir / "checkpoints"
         if directory:
             from etils import epath

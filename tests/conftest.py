@@ -1,7 +1,14 @@
-import jax
-import pytest
-import tiny
-from rich.console import Console
+import os
+import tempfile
+
+# Before JAX reads it: what tests compile is neither taken from earlier sessions nor kept for later ones.
+_compiled = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+from rich.console import Console  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -1,10 +1,12 @@
+import contextlib
 import subprocess
 import sys
 
 import pytest
 import tiny
+from rich.console import Console
 
-from dream_jax import hang
+from dream_jax import hang, train
 
 # Beats three times and then waits for ever, in a function that its stacks must name.
 HANGING = """
@@ -58,6 +60,31 @@ def test_without_a_limit_and_with_steps_nothing_happens(tmp_path):
         command = [sys.executable, "-c", script(minutes=minutes, first_minutes=first, beats=30), str(tmp_path)]
         done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
+
+
+class Enough(Exception):
+    """Ends a run that has shown what was to be seen."""
+
+
+def test_training_beats_after_every_step(tmp_path, monkeypatch):
+    beats = []
+
+    def beat(step):
+        beats.append(step)
+        if step == 3:
+            raise Enough
+
+    @contextlib.contextmanager
+    def watched(minutes, first_minutes, folder):
+        assert (minutes, first_minutes, folder) == (3.0, 4.0, tmp_path)
+        yield beat
+
+    monkeypatch.setattr(hang, "watched", watched)
+    changes = "supervision.hang_minutes=3.0", "supervision.first_minutes=4.0", "samples.every=10", "steps=10"
+    changes += "image_size=16", "network.channel_multipliers=1,", "task.name=unconditional", "task.residual=False"
+    with tiny.quick_compiles(), pytest.raises(Enough):
+        train.train_and_evaluate(tiny.tiny_config("objective.kind=eps", *changes), tmp_path, Console(quiet=True))
+    assert beats == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

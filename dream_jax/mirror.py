@@ -1,0 +1,99 @@
+"""A run's files beside checkpoints that lie elsewhere, so that a machine may be lost with its disk.
+
+Only checkpoints are written straight to `checkpoint.directory`; what else a run writes is local, and copied into the
+folder `run_files` there, whole, before every checkpoint that takes it for granted.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from etils import epath
+
+from dream_jax.errors import UserError
+
+# What a bucket is read and written with; orbax asks the second about the bucket itself.
+_PACKAGES = {"gs": ("gcsfs", "google.cloud.storage"), "s3": ("s3fs",)}
+_INSTALL = {"gs": "pip install gcsfs google-cloud-storage google-cloud-storage-control", "s3": "pip install s3fs"}
+
+
+def check(directory) -> None:
+    """Raises UserError where the packages for a bucket are missing."""
+    kind, is_bucket, _ = str(directory or "").partition("://")
+    if not is_bucket:
+        return
+    if kind not in _PACKAGES:
+        raise UserError(f"checkpoint.directory = {directory}: a local folder, gs://BUCKET/... or s3://BUCKET/...")
+    missing = [name for name in _PACKAGES[kind] if not _is_there(name)]
+    if missing:
+        raise UserError(f"checkpoint.directory = {directory}: {' and '.join(missing)} is missing; {_INSTALL[kind]}")
+
+
+def _is_there(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
+
+
+def folder(directory) -> epath.Path:
+    return epath.Path(directory) / "run_files"
+
+
+class Mirror:
+    """Copies the files of a workdir beside the checkpoints in `directory`; does nothing where that is None."""
+
+    def __init__(self, workdir: Path, directory, tell):
+        self._workdir, self._tell, self._copied = workdir, tell, {}
+        self._folder = directory and folder(directory)
+
+    def update(self) -> None:
+        """Copies what has changed since it was last called. A failure is told of, and made up for the next time."""
+        if not self._folder:
+            return
+        try:
+            for path in _files(self._workdir):
+                about = path.stat()
+                state = about.st_size, about.st_mtime_ns
+                if self._copied.get(path) != state:
+                    _copy(path, self._folder / path.relative_to(self._workdir).as_posix())
+                    self._copied[path] = state
+        except Exception as error:  # each kind of bucket has exceptions of its own
+            self._tell(f"{self._folder}: the run's files were not copied there ({error}); tried again with the next")
+
+
+def bring_back(workdir: Path, directory, accept, tell) -> None:
+    """Fills a workdir that has no run yet with the files that lie beside the checkpoints in `directory`.
+
+    accept: called with the folder they are in; may raise UserError.
+
+    Raises UserError where they cannot be read.
+    """
+    there = folder(directory)
+    try:
+        if (workdir / "config.json").exists() or not (there / "config.json").exists():
+            return
+        accept(there)
+        # The config comes last: what was interrupted is done again.
+        for path in sorted(_files(there), key=lambda path: path.name == "config.json"):
+            _copy(path, epath.Path(workdir) / path.relative_to(there).as_posix())
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{there}: cannot be read ({error})") from error
+    tell(f"{workdir}: this run's files are brought back from {there}")
+
+
+def _files(folder):
+    """The run's own files and its samples: not its lock, nor what is still being written, nor TensorBoard's copy."""
+    samples = folder / "samples"
+    paths = [*folder.iterdir(), *(samples.iterdir() if samples.exists() else ())]
+    return [
+        path for path in paths if path.suffix in (".json", ".jsonl", ".csv", ".png", ".txt") and path.name[0] != "."
+    ]
+
+
+def _copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.tmp"
+    temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)

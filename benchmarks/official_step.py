@@ -9,6 +9,8 @@ update are those of the code at PATH, driven as its main.py drives them. Prints 
 
 import argparse
 import contextlib
+import importlib.machinery
+import importlib.util
 import json
 import platform
 import sys
@@ -128,12 +130,11 @@ def main() -> None:
     root = options.official / "sr3" if (options.official / "sr3").is_dir() else options.official
     sys.path.insert(0, str(root))
     # Its files name them at the top and use them for sampling alone, if at all.
-    for name, content in (("torchvision", {}), ("tqdm", {"tqdm": iter})):
-        try:
-            __import__(name)
-        except ImportError:
+    for name in ("torchvision", "tqdm"):
+        if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)
-            vars(sys.modules[name]).update(content)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+            sys.modules[name].tqdm = iter
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])

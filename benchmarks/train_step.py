@@ -63,7 +63,14 @@ def make_config(spec: dict):
     if spec["objective"] == "conservative_dream":
         config.task.name = "unconditional"
         config.objective.distance = "l2"
-    for name in ("channels", "channel_multipliers", "attention_resolutions", "num_res_blocks", "norm_groups", "dropout"):
+    for name in (
+        "channels",
+        "channel_multipliers",
+        "attention_resolutions",
+        "num_res_blocks",
+        "norm_groups",
+        "dropout",
+    ):
         value = spec[name]
         config.network[name] = tuple(value) if isinstance(value, list) else value
     return configs.validate(config)

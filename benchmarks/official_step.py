@@ -3,8 +3,8 @@
     python benchmarks/official_step.py --official PATH --spec JSON
 
 runs with a Python that has PyTorch, and needs nothing of JAX or of this project. The model, its weights, objective and
-update are those of the code at PATH, driven as its main.py drives them. Prints one line of facts, then answers each line
-"N" of its standard input with the seconds of N steps.
+update are those of the code at PATH, driven as its main.py drives them. Prints one line of facts, then answers each
+line "N" of its standard input with the seconds and processor seconds of N steps.
 """
 
 import argparse
@@ -144,17 +144,17 @@ def main() -> None:
     def run(count):
         taken = []
         for _ in range(count):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             step()
             synchronize(device)
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         return taken
 
-    first = sum(run(2))
-    steady = min(run(2))
+    first = sum(seconds for seconds, _ in run(2))
+    steady = min(run(2))[0]
     facts = {
         "parameters": parameters,
-        "first_steps_seconds": first - 2 * steady,
+        "warm_up_seconds": first - 2 * steady,
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

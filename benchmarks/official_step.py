@@ -3,12 +3,14 @@
     python benchmarks/official_step.py --official PATH --spec JSON
 
 runs with a Python that has PyTorch, and needs nothing of JAX or of this project. The model, its weights, objective and
-update are those of the code at PATH, driven as its main.py drives them. Prints one line of facts, then answers each line
-"N" of its standard input with the seconds of N steps.
+update are those of the code at PATH, driven as its main.py drives them. Prints one line of facts, then answers each
+line "N" of its standard input with the seconds and processor seconds of N steps.
 """
 
 import argparse
 import contextlib
+import importlib.machinery
+import importlib.util
 import json
 import platform
 import sys
@@ -128,12 +130,11 @@ def main() -> None:
     root = options.official / "sr3" if (options.official / "sr3").is_dir() else options.official
     sys.path.insert(0, str(root))
     # Its files name them at the top and use them for sampling alone, if at all.
-    for name, content in (("torchvision", {}), ("tqdm", {"tqdm": iter})):
-        try:
-            __import__(name)
-        except ImportError:
+    for name in ("torchvision", "tqdm"):
+        if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)
-            vars(sys.modules[name]).update(content)
+            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+            sys.modules[name].tqdm = iter
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
@@ -143,17 +144,17 @@ def main() -> None:
     def run(count):
         taken = []
         for _ in range(count):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             step()
             synchronize(device)
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         return taken
 
-    first = sum(run(2))
-    steady = min(run(2))
+    first = sum(seconds for seconds, _ in run(2))
+    steady = min(run(2))[0]
     facts = {
         "parameters": parameters,
-        "first_steps_seconds": first - 2 * steady,
+        "warm_up_seconds": first - 2 * steady,
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

@@ -77,7 +77,7 @@ def make_config(spec: dict):
 
 
 def work(spec: dict) -> None:
-    """Our step in this process: prints one line of facts, then answers each line "N" with the seconds of N steps."""
+    """Our step in this process: prints one line of facts, then answers each line "N" with two times of N steps."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -110,10 +110,10 @@ def work(spec: dict) -> None:
         nonlocal state
         taken = []
         for _ in range(count):
-            begun = time.perf_counter()
+            begun = time.perf_counter(), time.process_time()
             state, metrics = train_step(state, jax.device_put(batch, layout))
             jax.block_until_ready((state, metrics))
-            taken.append(time.perf_counter() - begun)
+            taken.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
         return taken
 
     run(2)
@@ -189,7 +189,8 @@ class Worker:
             raise RuntimeError("no answer; its own message is above")
         return json.loads(line)
 
-    def time(self, count: int) -> list[float]:
+    def time(self, count: int) -> list:
+        """(seconds, processor seconds) of each of so many steps."""
         self.start()
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
@@ -241,7 +242,7 @@ def largest_batch(options, spec: dict, name: str, highest: int) -> int:
 
 
 def measure(workers: dict, repeats: int, alone: bool, steps: int) -> dict:
-    """{name: [seconds of each turn]}; those that cannot run are left out, with a word."""
+    """{name: [(seconds, processor seconds) of each turn]}; those that cannot run are left out, with a word."""
     running = {}
     for name, worker in workers.items():
         try:
@@ -255,7 +256,7 @@ def measure(workers: dict, repeats: int, alone: bool, steps: int) -> dict:
     turns = {name: [] for name in running}
     for _ in range(repeats):
         for name, worker in running.items():
-            turns[name].append(statistics.median(worker.time(steps)))
+            turns[name].append([statistics.median(taken) for taken in zip(*worker.time(steps), strict=True)])
             if alone:
                 worker.stop()
     for worker in running.values():
@@ -264,11 +265,12 @@ def measure(workers: dict, repeats: int, alone: bool, steps: int) -> dict:
 
 
 def ratio(turns: dict, above: str, below: str):
-    """(median, smallest, largest) over the turns, or None where one was not measured."""
+    """(median, smallest, largest; median in processor seconds) over the turns, or None where one was not measured."""
     if above not in turns or below not in turns:
         return None
-    ratios = [a / b for a, b in zip(turns[above], turns[below], strict=True)]
-    return statistics.median(ratios), min(ratios), max(ratios)
+    pairs = list(zip(turns[above], turns[below], strict=True))
+    ratios = [a[0] / b[0] for a, b in pairs]
+    return statistics.median(ratios), min(ratios), max(ratios), statistics.median(a[1] / b[1] for a, b in pairs)
 
 
 def show(value, form: str) -> str:
@@ -314,7 +316,6 @@ def main() -> int:
 
 def page(options, spec, workers, turns, largest):
     facts = {name: workers[name].facts for name in turns}
-    medians = {name: statistics.median(taken) for name, taken in turns.items()}
     tops = [fact["ceilings"] for fact in facts.values() if "ceilings" in fact]
     flops_top = max((top["flops_per_second"] for top in tops), default=None)
     bytes_top = max((top["bytes_per_second"] for top in tops), default=None)
@@ -323,8 +324,10 @@ def page(options, spec, workers, turns, largest):
         if name not in turns:
             rows.append({"way": name})
             continue
-        fact, seconds = facts[name], medians[name]
-        row = {"way": name, "seconds": seconds, "fastest": min(turns[name]), "slowest": max(turns[name])}
+        fact, (wall, processor) = facts[name], zip(*turns[name], strict=True)
+        seconds = statistics.median(wall)
+        row = {"way": name, "seconds": seconds, "fastest": min(wall), "slowest": max(wall)}
+        row |= {"processor_seconds": None if options.gpu else statistics.median(processor)}
         row |= {"images_per_second": spec["batch_size"] / seconds, "largest_batch": largest.get(name)}
         if fact.get("flops") and flops_top:
             row["share_of_product"] = fact["flops"] / seconds / flops_top
@@ -339,7 +342,7 @@ def page(options, spec, workers, turns, largest):
     times = "\n".join(
         f"| {r['way']} | {show(r.get('seconds'), '{:.3f}')} | "
         f"{show(r.get('fastest'), '{:.3f}')} to {show(r.get('slowest'), '{:.3f}')} | "
-        f"{show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} | "
+        f"{show(r.get('processor_seconds'), '{:.3f}')} | {show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} | "
         f"{show(r.get('largest_batch'), '{}')} |"
         for r in rows
     )
@@ -351,7 +354,8 @@ def page(options, spec, workers, turns, largest):
         if r.get("flops")
     )
     compared = "\n".join(
-        f"| {name} | " + ("not measured | |" if r is None else f"{r[0]:.2f} | {r[1]:.2f} to {r[2]:.2f} |")
+        f"| {name} | "
+        + ("not measured | | |" if r is None else f"{r[0]:.2f} | {r[1]:.2f} to {r[2]:.2f} | {r[3]:.2f} |")
         for name, r in ratios.items()
     )
     parameters = {fact["parameters"] for name, fact in facts.items() if name != "conservative_dream"}
@@ -365,14 +369,15 @@ def page(options, spec, workers, turns, largest):
 SR3 UNet of {" / ".join(f"{count:,}" for count in parameters)} parameters, {spec["image_size"]} x {spec["image_size"]}
 pixels, batch {spec["batch_size"]}, {dtype}, dropout {spec["dropout"]}, DREAM with p = 1. Medians of {options.repeats}
 turns of all ways. Our step also degrades the pictures, averages the weights and takes norms; `official` is that code's
-own DREAM step. The conservative objective trains without a condition.
+own DREAM step. Processor seconds are those of all cores; on a machine that does other work too they tell more than
+the clock. The conservative objective trains without a condition.
 
-| way | seconds | range | pictures/s | peak memory, bytes | largest batch |
-|---|---|---|---|---|---|
+| way | seconds | range | processor seconds | pictures/s | peak memory, bytes | largest batch |
+|---|---|---|---|---|---|---|
 {times}
 
-| ratio of seconds | median | range |
-|---|---|---|
+| ratio of seconds | median | range | of processor seconds |
+|---|---|---|---|
 {compared}
 
 By XLA's own count, against what the device did in the same run: {ceiling}, the best of a matrix

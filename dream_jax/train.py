@@ -129,7 +129,7 @@ def _train_and_evaluate(config, workdir, console):
             evaluate.show(record, console)
             evaluate.write(record, columns, workdir / "evaluation.json", overwrite=False)
             evaluate.tell(workdir / "evaluation.json", console)
-<<<<<<< HEAD
+            run.copies.update()
     return run.state
 
 
@@ -213,10 +213,6 @@ def _line(done, total, values, rate, batch_size):
     if "loss" in values:
         means = f"loss {values['loss']:.4f}  |eps-eps_hat| {values['eps_error']:.4f}  lam {values['lam']:.3f}"
     return f"step {done}/{total}  {means}{skipped}  {rate * batch_size:.1f} images/s  {left} left"
-=======
-            run.copies.update()
-    return state
->>>>>>> launchers
 
 
 def _is_evaluated(workdir, step):

@@ -9,8 +9,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dream_jax import compiler, dream, noise_schedule, sharding, train_state
 from dream_jax import config as configs
-from dream_jax import dream, noise_schedule, sharding, train_state
 from dream_jax import experiment as experiments
 from dream_jax.experiment import Experiment
 from dream_jax.train_state import TrainState
@@ -177,6 +177,7 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         donate_argnums=0,
         in_shardings=(layout, {"image": batch_layout, "row": batch_layout}),
         out_shardings=(layout, everywhere),
+        compiler_options=compiler.train_options(),
     )
 
 

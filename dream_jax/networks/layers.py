@@ -143,9 +143,35 @@ def group_norm(x, groups: int, *, name: str, dtype, param_dtype):
     """
     if groups < 1 or x.shape[-1] % groups:
         raise UserError(f"norm_groups = {groups} does not divide the {x.shape[-1]} channels of a layer of the network")
-    # The fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
-    norm = nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name)
-    return norm(x)
+    return GroupNorm(groups, dtype=dtype, param_dtype=param_dtype, name=name)(x)
+
+
+class GroupNorm(nn.Module):
+    """`nn.GroupNorm`, summed over pixels first and over a group's few channels after.
+
+    On CPU that is three to four times faster than one reduction over both. The variance is that of differences from the
+    mean: E[x^2] - E[x]^2 loses digits where the mean is large.
+    """
+
+    groups: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        """x: [B, H, W, C]. Returns its shape in dtype."""
+        batch, channels = x.shape[0], x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+        def group_mean(a):
+            means = jnp.mean(jnp.mean(a, axis=(1, 2)).reshape(batch, self.groups, -1), axis=-1)
+            return jnp.repeat(means, channels // self.groups, axis=-1)[:, None, None, :]
+
+        difference = x - group_mean(x)
+        factor = lax.rsqrt(group_mean(jnp.square(difference)) + 1e-5) * scale.astype(x.dtype)[None, None, None, :]
+        return (difference * factor + bias.astype(x.dtype)[None, None, None, :]).astype(self.dtype)
 
 
 class Dropout(nn.Module):

@@ -1,0 +1,27 @@
+"""What XLA is told beyond its defaults."""
+
+import functools
+import os
+
+import jax
+
+# By default XLA:CPU gives convolutions to YNNPACK, whose weight gradients take two to three times as long as
+# Eigen's. Naming what else YNNPACK may have, matrix products, leaves convolutions to Eigen.
+_NAME, _VALUE = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_DOT"
+
+
+@functools.cache
+def train_options() -> dict:
+    """`compiler_options` for a jit that differentiates convolutions; {} where they do not apply.
+
+    That is off the CPU, with a jaxlib that does not know the option, and where XLA_FLAGS sets it.
+    """
+    if jax.default_backend() != "cpu" or _NAME in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    options = {_NAME: _VALUE}
+    try:
+        # Given like this an unknown option is an error to catch; in XLA_FLAGS it would end the process.
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options

@@ -256,9 +256,13 @@ def read(path) -> ConfigDict:
         if not path.exists():
             raise UserError(f"{name}: not found; is {shown(path.parent)} the workdir of a training run?")
         # A named pipe would block the reader for ever.
-        if not path.is_file() or path.stat().st_size > _LONGEST:
+        if not path.is_file():
             raise UserError(f"{name}: not a config of this program")
-        return from_record(json.loads(path.read_text()))
+        with path.open("rb") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise UserError(f"{name}: not a config of this program, which are shorter than {_LONGEST} bytes")
+        return from_record(json.loads(text))
     except UserError:
         raise
     except OSError as error:

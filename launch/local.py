@@ -104,7 +104,8 @@ def free_port() -> int:
 
 def newest_checkpoint(arguments: list[str]) -> int | None:
     """The step of the newest checkpoint of the training run with these arguments; None where none is to be seen."""
-    parser = argparse.ArgumentParser(add_help=False)
+    # Abbreviated, --config would be taken for the key below.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workdir", default="")
     parser.add_argument("--config.checkpoint.directory", dest="directory")
     given, _ = parser.parse_known_args(arguments)

@@ -211,7 +211,7 @@ def resize_shorter_side(picture, size):
 
 def _reason(error):
     if isinstance(error, UnidentifiedImageError):
-        return f"its bytes are none of {', '.join(_READ)}"
+        return f"its bytes are no known picture format, none of {', '.join(_READ)}"
     if isinstance(error, MemoryError):
         return "not enough memory"
     return shown(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]

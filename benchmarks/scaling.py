@@ -44,6 +44,7 @@ from launch import local
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, SIZE = 16, 32
 REPEATS = 7
+MARK = "answer "  # before what worker processes say to the one that started them
 
 
 class Layout(NamedTuple):
@@ -208,7 +209,7 @@ def work(layouts: list[Layout]) -> None:
 
 
 def tell(value) -> None:
-    print(json.dumps(value), flush=True)
+    print(MARK + json.dumps(value), flush=True)
 
 
 class Group:
@@ -228,10 +229,11 @@ class Group:
 
     def answer(self):
         """What process 0 says; the others must say something too."""
-        said = [member.stdout.readline() for member in self.members]
+        # Gloo, too, writes to their standard output.
+        said = [next((text for text in member.stdout if text.startswith(MARK)), None) for member in self.members]
         if not all(said):
             raise RuntimeError("a process of the benchmark has ended; what it said is above")
-        return json.loads(said[0])
+        return json.loads(said[0].removeprefix(MARK))
 
     def step(self, number: int) -> float:
         for member in self.members:

@@ -342,7 +342,8 @@ def page(options, spec, workers, turns, largest):
     times = "\n".join(
         f"| {r['way']} | {show(r.get('seconds'), '{:.3f}')} | "
         f"{show(r.get('fastest'), '{:.3f}')} to {show(r.get('slowest'), '{:.3f}')} | "
-        f"{show(r.get('processor_seconds'), '{:.3f}')} | {show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} | "
+        f"{show(r.get('processor_seconds'), '{:.3f}')} | "
+        f"{show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} | "
         f"{show(r.get('largest_batch'), '{}')} |"
         for r in rows
     )

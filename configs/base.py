@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.accumulation = 1  # microbatches that each update is computed in
     config.image_size = 128  # side of the square training crop, pixels
     config.compute_dtype = "auto"  # float32, bfloat16, float64; auto is bfloat16 on GPU and TPU, float32 on CPU
+    config.deterministic = False  # on GPU: the same bits in every run, which CPUs give anyway; slower
     config.ema_decay = 0.9999
 
     config.task = ConfigDict()

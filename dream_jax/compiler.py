@@ -11,11 +11,17 @@ _NAME, _VALUE = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_DOT
 
 
 @functools.cache
-def train_options() -> dict:
+def train_options(deterministic: bool = False) -> dict:
     """`compiler_options` for a jit that differentiates convolutions; {} where they do not apply.
 
-    That is off the CPU, with a jaxlib that does not know the option, and where XLA_FLAGS sets it.
+    On CPU that is with a jaxlib that does not know the option, and where XLA_FLAGS sets it.
+
+    Args:
+      deterministic: on GPU, only operations that give the same bits whenever they are run. It also leaves the choice
+        among them to no timing, so that what is compiled again is the same program.
     """
+    if deterministic and jax.default_backend() == "gpu":
+        return {"xla_gpu_deterministic_ops": True}
     if jax.default_backend() != "cpu" or _NAME in os.environ.get("XLA_FLAGS", ""):
         return {}
     options = {_NAME: _VALUE}

@@ -31,7 +31,7 @@ _CHANGEABLE = (
         "sampling.",
         "evaluation.",
     ),
-    *("data.workers", "data.cache_dir", "supervision.", "watch."),
+    *("data.workers", "data.cache_dir", "supervision.", "watch.", "deterministic"),
 )
 
 # Keys of training that came into configs/base.py later, and what runs without them did.

@@ -17,6 +17,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dream_jax import images
 from dream_jax.errors import UserError, shown
+
+# Pixels beyond which threads prepare pictures one after the other.
+_LARGE = 2**24
 
 # Photographs inside the scikit-image package. The two motorcycles are a stereo pair, so they must stay on one side.
 BUNDLED = {
@@ -363,9 +367,14 @@ def _warn_of_duplicates(splits):
 
 
 def _write(splits, unfinished, crop, resize, skip_unreadable):
-    left_out = []
+    left_out, one_at_a_time = [], threading.Lock()
 
     def tile(split, name, path):
+        # A large one takes up to a GiB.
+        with one_at_a_time if images.claimed_pixels(path) > _LARGE else contextlib.nullcontext():
+            return tile_now(split, name, path)
+
+    def tile_now(split, name, path):
         try:
             picture = images.read(path)
         except UserError as error:
@@ -378,11 +387,6 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
         height, width = picture.shape[:2]
         if min(height, width) < crop:
             return [], f"{shown(path)}: {width}x{height} is smaller than the crop of {crop}"
-        with images.one_at_a_time if height * width > images.LARGE else contextlib.nullcontext():
-            return encode(picture, split, name), None
-
-    def encode(picture, split, name):
-        height, width = picture.shape[:2]
         whole = split == "eval"
         rows, columns = ([(0, size)] if whole else tiles(size, crop) for size in (height, width))
         found = []
@@ -393,7 +397,7 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
             # A name may be any bytes, a text may not.
             example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
             found.append((f"{os.fsencode(name)!r} {top} {left}", example))
-        return found
+        return found, None
 
     columns = (
         TextColumn("{task.description}"),

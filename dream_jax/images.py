@@ -1,6 +1,5 @@
 """Pictures: value ranges, resizing that agrees with Pillow's files, reading, writing and labelled grids."""
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -9,7 +8,6 @@ import math
 import os
 import re
 import stat
-import threading
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -33,9 +31,6 @@ MOST_BYTES = 8 * MAX_PIXELS + 2**24
 _MOST_READS = 2**20
 _MOST_SCANS = 100
 _MOST_TEXT = 2**22
-
-# Beyond these pixels threads decode and encode one after the other, either of which takes ten bytes a pixel.
-LARGE, one_at_a_time = 2**24, threading.Lock()
 
 # By Pillow's names: how each format is saved, the most pixels a side, and which of `Picture.extras` it can hold.
 _OPTIONS = {
@@ -317,8 +312,7 @@ def _to_srgb(picture, icc_profile):
 
 def _decode(file, managed):
     """A Picture; where managed, with extras, and grey and CMYK colours by their profiles."""
-    with contextlib.ExitStack() as stack:
-        picture = stack.enter_context(Image.open(file, formats=_READ))
+    with Image.open(file, formats=_READ) as picture:
         width, height = picture.size
         allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
         if width * height > allowed:
@@ -327,7 +321,6 @@ def _decode(file, managed):
             _check_scans(file)
         if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
             raise ValueError("its numbers are written as text, and too many")
-        stack.enter_context(one_at_a_time if width * height > LARGE else contextlib.nullcontext())
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         profile = picture.info.get("icc_profile")
@@ -371,6 +364,17 @@ def _read(path, managed):
             return _decode(file, managed)
     except Exception as error:  # Pillow's decoders raise almost any kind of exception on damaged files.
         raise UserError(f"{name}: cannot be read as a picture ({_reason(error)})") from error
+
+
+def claimed_pixels(path) -> int:
+    """How many pixels a picture file says it has; 0 where it is none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return 0
+        with _Reader(open(path, "rb", buffering=0)) as file, Image.open(file, formats=_READ) as picture:
+            return math.prod(picture.size)
+    except Exception:  # as in reading
+        return 0
 
 
 def read_picture(path) -> Picture:

@@ -269,6 +269,7 @@ def soak(trials, options) -> int:
                 print(failures[-1], file=sys.stderr)
         if count:
             rows.append({"interruption": name, "trials": count, "as uninterrupted": len(met), "met": met})
+            write(rows, {}, failures)
 
     def pair(number):
         # In turns: either process is killed, or the launcher is told to stop.
@@ -279,21 +280,17 @@ def soak(trials, options) -> int:
     attempt("SIGKILL", options.kills, lambda n: trials.interrupted(signal.SIGKILL, in_save=n % 2 == 1))
     attempt("SIGTERM, SIGINT", options.terms, lambda n: trials.interrupted((signal.SIGTERM, signal.SIGINT)[n % 2]))
     attempt("two processes", options.pairs, pair)
-    sizes = spread(folder_size(trials.straight()[0]), options.disks) if options.disks else []
+    sizes = spread(trials.straight()[0], options.disks) if options.disks else []
     attempt("a full disk", options.disks, lambda n: trials.robbed(sizes[n]))
     damages = trials.damaged(options.flips, options.cuts)
     write(rows, damages, failures)
     return int(bool(failures) or any(what == "SILENT" for _, what in damages))
 
 
-def folder_size(folder) -> int:
-    """kB that a folder's files take on disk."""
-    return sum(path.stat().st_blocks // 2 for path in folder.rglob("*") if path.is_file())
-
-
-def spread(size: int, count: int) -> list[int]:
-    """Sizes of disks, kB, from one that holds hardly anything to one that lacks only the last pages."""
-    return [max(64, size * (number + 1) // (count + 1)) for number in range(count)]
+def spread(workdir, count: int) -> list[int]:
+    """Sizes of disks, kB: from one that holds hardly anything to one that a run all but fits on."""
+    size = sum(path.stat().st_blocks // 2 for path in workdir.rglob("*") if path.is_file())
+    return [max(64, (size + 1024) * number // count) for number in range(count)]
 
 
 def write(rows, damages, failures) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import zlib
 
 import jax
@@ -30,6 +31,8 @@ from dream_jax.errors import UserError
 
 # Reasons for which a file cannot be read now, though nothing may be wrong with it.
 _PASSING = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+# Bytes of a checkpoint besides its numbers, generously.
+_OVERHEAD = 2**20
 _PASSING_WORDS = "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 # Of a full disk each of a state's arrays complains through asyncio, in addition to the one exception that is raised.
 logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
@@ -75,6 +78,7 @@ def save(manager, state, about: dict) -> None:
 
     Raises UserError, here or in `wait`, where it cannot be written; the checkpoints before it are whole.
     """
+    _check_room(manager.directory, state)
     about = about | {"leaves": describe(state)}
     about |= {"crc32": _crc32(about)}
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
@@ -289,6 +293,27 @@ def _agreed(reason):
     return (reason or "another process cannot read it") if bad else None
 
 
+def _check_room(directory, state):
+    """Raises UserError where a full disk is to be foreseen: orbax says so, too, but in hundreds of lines."""
+    if "://" in str(directory):
+        return
+    needed = sum(shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards)
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(directory).free
+        if free < needed + _OVERHEAD:
+            wanted = (needed + _OVERHEAD) / 2**20
+            _cannot_write(
+                directory, f"No space left on device: {free / 2**20:.1f} MiB of the {wanted:.1f} that it takes"
+            )
+
+
+def _cannot_write(directory, reason, error=None):
+    raise UserError(
+        f"{directory}: a checkpoint cannot be written ({reason}); the last one is whole, and the same command goes on "
+        "from it"
+    ) from error
+
+
 @contextlib.contextmanager
 def _told(manager):
     """Turns what a full disk or a missing permission raises into a message."""
@@ -300,7 +325,4 @@ def _told(manager):
         if of_system is None and not isinstance(error, OSError):
             raise
         reason = of_system[1] if of_system else error.strerror or error
-        raise UserError(
-            f"{manager.directory}: a checkpoint cannot be written ({reason}); the last one is whole, and the same "
-            "command goes on from it"
-        ) from error
+        _cannot_write(manager.directory, reason, error)

@@ -210,7 +210,7 @@ def plot(record: dict, path: Path) -> None:
             axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=70)
 
 
 def table(record: dict) -> str:

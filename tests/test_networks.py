@@ -288,3 +288,46 @@ def test_initial_weights():
     kernel = kernel.reshape(-1, 8)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=1e-5)
     assert not last.any()
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+def test_group_norm_is_flax_own(mean):
+    draw = np.random.default_rng(0).normal
+    x = jnp.asarray(mean + draw(size=(2, 8, 6, 12)), jnp.float32)
+    weight = jnp.asarray(draw(size=x.shape), jnp.float32)
+    params = {"scale": jnp.asarray(draw(size=12), jnp.float32), "bias": jnp.asarray(draw(size=12), jnp.float32)}
+    ours = layers.GroupNorm(4, dtype=jnp.float32, param_dtype=jnp.float32)
+    flax_own = nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
+
+    def value_and_gradients(norm):
+        def loss(params, x):
+            return jnp.sum(weight * norm.apply({"params": params}, x))
+
+        return norm.apply({"params": params}, x), jax.grad(loss, argnums=(0, 1))(params, x)
+
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == {"params": {"bias": (12,), "scale": (12,)}}
+    for found, wanted in zip(*(jax.tree.leaves(value_and_gradients(norm)) for norm in (ours, flax_own)), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6 * (2 + mean) * float(jnp.abs(wanted).max()))
+
+
+def test_fused_attention_is_asked_for_what_is_computed_without_it(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 16), jnp.bfloat16)
+    attention = layers.Attention(
+        norm_groups=4, num_heads=2, qkv_bias=True, dtype=jnp.bfloat16, param_dtype=jnp.float32,
+        kernel_init=nn.initializers.lecun_normal(),
+    )  # fmt: skip
+    params = attention.init(jax.random.key(1), x)
+    plain = attention.apply(params, x)
+    fused = jax.nn.dot_product_attention
+    asked = []
+
+    def stand_in(*inputs, implementation):
+        asked.append(implementation)
+        return fused(*inputs)
+
+    monkeypatch.setattr(layers, "_has_cudnn_attention", lambda q: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    np.testing.assert_allclose(
+        np.float32(attention.apply(params, x)), np.float32(plain), atol=2e-2 * float(jnp.abs(plain).max())
+    )
+    assert asked == ["cudnn"]

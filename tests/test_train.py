@@ -264,7 +264,7 @@ def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
                     if hasattr(sub, "eqns"):
                         yield from names(sub, inner)
 
-    looped = set(names(jax.make_jaxpr(train_step, static_argnums=2)(make(), batch, True).jaxpr))
+    looped = set(names(train_step.trace(make(), batch, True).jaxpr.jaxpr))
     assert "conv_general_dilated" in looped
     assert not [name for name in looped if name.startswith(("psum", "all_", "reduce_scatter", "ppermute"))]
 

@@ -252,11 +252,23 @@ class Attention(nn.Module):
         h = group_norm(x, self.norm_groups, name="norm", **types)
         h = nn.Dense(3 * channels, use_bias=self.qkv_bias, name="qkv", **options)(h)
         q, k, v = jnp.moveaxis(h.reshape(batch, height * width, 3, self.num_heads, -1), 2, 0)
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide)
-        weights = nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(x.shape)
+        if _has_cudnn_attention(q):
+            h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        else:
+            wide = jnp.promote_types(q.dtype, jnp.float32)
+            logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide)
+            weights = nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
+            h = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+        h = h.reshape(x.shape)
         return x + nn.Dense(channels, name="out", **options)(h)
+
+
+def _has_cudnn_attention(q) -> bool:
+    """Whether cuDNN's fused attention takes queries [B, pixels, heads, channels]: JAX never chooses it by itself."""
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128 or q.shape[-1] % 8:
+        return False
+    device = jax.devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8.0
 
 
 def noise_level_encoding(level, features: int):

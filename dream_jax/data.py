@@ -8,6 +8,7 @@ never imported, except by the builders of the catalog while they prepare.
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -17,7 +18,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dream_jax import images
 from dream_jax.errors import UserError, shown
 
-# Pixels beyond which threads prepare pictures one after the other.
+# Pixels beyond which pictures are prepared one after the other.
 _LARGE = 2**24
 
 # Photographs inside the scikit-image package. The two motorcycles are a stereo pair, so they must stay on one side.
@@ -367,14 +367,9 @@ def _warn_of_duplicates(splits):
 
 
 def _write(splits, unfinished, crop, resize, skip_unreadable):
-    left_out, one_at_a_time = [], threading.Lock()
+    left_out = []
 
     def tile(split, name, path):
-        # A large one takes up to a GiB.
-        with one_at_a_time if images.claimed_pixels(path) > _LARGE else contextlib.nullcontext():
-            return tile_now(split, name, path)
-
-    def tile_now(split, name, path):
         try:
             picture = images.read(path)
         except UserError as error:
@@ -407,6 +402,11 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+
+    def alone(item):
+        # A large one takes up to a GiB.
+        return images.claimed_pixels(item[1]) > _LARGE
+
     total = sum(len(files) for files in splits.values())
     # A few threads: decoding and encoding release the interpreter's lock, and each holds a whole picture.
     threads = min(os.cpu_count() or 1, 8)
@@ -418,7 +418,8 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
 
         def examples(split):
             some = False
-            for found, problem in _in_order(pool, lambda item: tile(split, *item), splits[split].items(), 2 * threads):
+            items = splits[split].items()
+            for found, problem in _in_order(pool, lambda item: tile(split, *item), items, 2 * threads, alone):
                 some |= bool(found)
                 if problem:
                     left_out.append(problem)
@@ -450,15 +451,18 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
     return Path(builder.data_dir)
 
 
-def _in_order(pool, function, items, ahead):
-    """function(item) for each item, in order, at most `ahead` of them computed or waiting at a time."""
+def _in_order(pool, function, items, ahead, alone):
+    """function(item) for each item, in order, at most `ahead` of them computed or waiting at a time.
+
+    Those for which `alone(item)` is true are computed only when their turn has come.
+    """
     running = collections.deque()
     for item in items:
-        running.append(pool.submit(function, item))
+        running.append(functools.partial(function, item) if alone(item) else pool.submit(function, item).result)
         if len(running) >= ahead:
-            yield running.popleft().result()
+            yield running.popleft()()
     while running:
-        yield running.popleft().result()
+        yield running.popleft()()
 
 
 def _first(lines, shown=10):

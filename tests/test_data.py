@@ -103,6 +103,15 @@ def test_folder_is_prepared_once_and_anew_when_it_changes(folder, prepare):
     assert not list(path.parent.glob(".*"))
 
 
+def test_what_is_computed_alone_waits_for_its_turn():
+    begun, taken = [], []
+    with data.ThreadPoolExecutor(2) as pool:
+        for result in data._in_order(pool, lambda n: begun.append(n) or n, range(12), 6, lambda n: n % 3 == 0):
+            assert max((n for n in begun if n % 3 == 0), default=0) <= result
+            taken.append(result)
+    assert taken == list(range(12))
+
+
 def test_pictures_of_a_folder_come_back_as_they_were_and_in_order(folder, prepare):
     path = prepare(folder, eval_percent=40)
     for split in ("train", "eval"):

@@ -157,8 +157,9 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
 def describe(state) -> dict:
     """{name of leaf: its shape, dtype and checksums}, of a tree of arrays on any devices."""
     named = _named(state)
-    # One program for each shape, not one for all: a network has hundreds of leaves and a dozen shapes.
-    sums = jax.device_get({name: _summing(_everywhere(leaf.sharding))(leaf) for name, leaf in named.items()})
+    # One program for each shape, not one for all: a network has hundreds of leaves and a dozen shapes. And each is
+    # waited for: on CPUs, programs that sum over several processes block each other for ever when many are under way.
+    sums = {name: jax.device_get(_summing(_everywhere(leaf.sharding))(leaf)) for name, leaf in named.items()}
     return {
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": sums[name].tolist()}
         for name, leaf in named.items()

@@ -67,6 +67,7 @@ def _end(step, minutes, folder):
         where = f"are in {path}"
     after = "no first step" if step is None else f"no step after step {step}"
     message = f"this run hangs: {after} for {minutes:g} minutes. The stacks of all threads {where}\n"
-    os.write(_STDERR, message.encode())
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        os.write(_STDERR, message.encode())
     time.sleep(_GRACE)
     os._exit(STATUS)

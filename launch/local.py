@@ -40,7 +40,7 @@ STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 FINAL = 0, 2, *STOPPED
 # Seconds before the first restart, doubled for each further one, and their limit.
 PAUSE, LONGEST_PAUSE = 2.0, 300.0
-# Seconds that a line of the other processes is held back, until it is known that none had failed before.
+# Seconds that a line of several processes' stderr is held back, until it is known that none had failed before.
 DELAY = 0.5
 
 
@@ -171,10 +171,11 @@ def _run(command, environments, signals) -> int:
         for k, environment in enumerate(environments):
             # In sessions of their own, or a terminal's Ctrl-C would reach them twice.
             options = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
-            if k:
-                options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+            if len(environments) > 1:
+                options |= {"stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+                options |= {"stdout": subprocess.DEVNULL} if k else {}
             processes.append(subprocess.Popen(command, **options))
-            if k:
+            if len(environments) > 1:
                 readers[k] = threading.Thread(target=_read, args=(k, processes[k].stderr, said), daemon=True)
                 readers[k].start()
         return _wait(processes, signals, readers, said)
@@ -193,7 +194,7 @@ def _read(k, lines, said):
 def _show(said, until):
     while said and said[0][0] <= until:
         _, k, line = said.popleft()
-        print(f"[process {k}] {line}", file=sys.stderr, flush=True)
+        print(f"[process {k}] {line}" if k else line, file=sys.stderr, flush=True)
 
 
 def _wait(processes, signals, readers, said) -> int:

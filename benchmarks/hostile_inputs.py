@@ -301,7 +301,10 @@ def main() -> int:
     bad = [finding for finding in found if finding.outcome == "violation"]
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "pillow", "safetensors", "numpy")}
-    command = " ".join(["python -m benchmarks.hostile_inputs", *sys.argv[1:]])
+    # Not the folders: a page of results tells nothing of the machine's own.
+    command = (
+        "python -m benchmarks.hostile_inputs" + " --data" * bool(options.data) + " FOLDER" * len(options.data or ())
+    )
     text = f"""# Hostile inputs
 
 `{command}`: {", ".join(f"{n} {v}" for n, v in versions.items())}.

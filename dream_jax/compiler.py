@@ -5,9 +5,8 @@ import os
 
 import jax
 
-# By default XLA:CPU gives convolutions too to YNNPACK, whose weight gradients take up to three times as long as those of
-# Eigen.
-# This is the default without them: naming matrix products alone would make sums ten times slower.
+# By default XLA:CPU gives convolutions too to YNNPACK, whose weight gradients take up to three times as long as those
+# of Eigen. This is the default without them: naming matrix products alone would make sums ten times slower.
 _NAME = "xla_cpu_experimental_ynn_fusion_type"
 _VALUE = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 

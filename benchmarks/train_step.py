@@ -63,6 +63,7 @@ def make_config(spec: dict):
     if spec["objective"] == "conservative_dream":
         config.task.name = "unconditional"
         config.objective.distance = "l2"
+        config.schedule.continuous = False
     for name in (
         "channels",
         "channel_multipliers",

@@ -169,15 +169,20 @@ class GroupNorm(nn.Module):
             means = jnp.mean(jnp.mean(a, axis=(1, 2)).reshape(batch, self.groups, -1), axis=-1)
             return jnp.repeat(means, channels // self.groups, axis=-1)[:, None, None, :]
 
+        # One row per example: their gradients too are then summed over pixels first, which XLA must not merge.
+        scale, bias = lax.optimization_barrier(
+            [jnp.broadcast_to(p.astype(x.dtype), (batch, channels))[:, None, None, :] for p in (scale, bias)]
+        )
         difference = x - group_mean(x)
-        factor = lax.rsqrt(group_mean(jnp.square(difference)) + 1e-5) * scale.astype(x.dtype)[None, None, None, :]
-        return (difference * factor + bias.astype(x.dtype)[None, None, None, :]).astype(self.dtype)
+        factor = lax.rsqrt(group_mean(jnp.square(difference)) + 1e-5) * scale
+        return (difference * factor + bias).astype(self.dtype)
 
 
 class Dropout(nn.Module):
     """Dropout whose masks depend on each example's key and the layer's place in the network, on nothing else.
 
-    Not on the batch, its order, its size or its sharding, and not on the compute dtype: draws are float32.
+    Not on the batch, its order, its size or its sharding, and not on the compute dtype. Random bits are dear on CPU, so
+    one word decides for two values: the rate is rounded to 1 / 65536.
     """
 
     rate: float
@@ -188,11 +193,14 @@ class Dropout(nn.Module):
         if keys is None or self.rate == 0:
             return x
         layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
+        dropped = round(self.rate * 2**16)
+        *shape, channels = x.shape[1:]
 
         def mask(key):
-            return jax.random.uniform(jax.random.fold_in(key, layer), x.shape[1:], jnp.float32) >= self.rate
+            bits = jax.random.bits(jax.random.fold_in(key, layer), (*shape, -(-channels // 2)), jnp.uint32)
+            return jnp.concatenate([bits >> 16, bits & 0xFFFF], axis=-1)[..., :channels] >= dropped
 
-        return jnp.where(jax.vmap(mask)(keys), x / (1 - self.rate), jnp.zeros((), x.dtype))
+        return jnp.where(jax.vmap(mask)(keys), x / (1 - dropped / 2**16), jnp.zeros((), x.dtype))
 
 
 class ResBlock(nn.Module):

@@ -105,7 +105,13 @@ class Trials:
                 time.sleep(self.rng.uniform(0, 0.05))
             else:
                 time.sleep(self.rng.uniform(0.3, 1.0) * seconds)
-            target = process.pid if victim is None else [*children(process.pid), process.pid][victim]
+            if victim is not None and len(started := children(process.pid)) <= victim:
+                # The launcher has not started it yet.
+                process.kill()
+                process.communicate()
+                shutil.rmtree(workdir.parent)
+                continue
+            target = process.pid if victim is None else started[victim]
             with contextlib.suppress(ProcessLookupError):
                 os.kill(target, number)
             said, _ = process.communicate(timeout=TIMEOUT)

@@ -50,6 +50,7 @@ class Run:
         self._directory = config.checkpoint.directory or workdir / "checkpoints"
         self._origin = facts_of_run(config, source)
 
+        self.log = None
         self.copies = mirror.Mirror(workdir, config.checkpoint.directory, tell)
 
         skipped, rolled_back_to = rollback.read(workdir) if self.chief else ([], [])

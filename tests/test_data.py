@@ -498,7 +498,7 @@ open(f"{sys.argv[1]}/{jax.process_index()}", "w").write(" ".join(map(str, sorted
 
 def test_two_processes_read_every_picture_once(tmp_path):
     environments = local.make_environments(2, devices=2)
-    assert local.supervise([sys.executable, "-c", READS, str(tmp_path)], environments) == 0
+    assert local.supervise([sys.executable, "-c", READS, str(tmp_path)], lambda: environments) == 0
     read = [{int(index) for index in (tmp_path / str(process)).read_text().split()} for process in range(2)]
     assert read[0] == {8 * k + row for k in range(3) for row in range(4)}
     assert read[1] == {8 * k + row for k in range(3) for row in range(4, 8)}

@@ -479,8 +479,9 @@ def test_a_process_reads_only_the_rows_of_its_devices_and_some_batches_ahead(mon
 
 READS = """
 import sys, jax, numpy as np
-from dream_jax import __main__, data, sharding
-__main__._start_processes(1)
+from configs import base
+from dream_jax import data, processes, sharding
+processes.join(base.get_config())
 asked = []
 
 class Counted:

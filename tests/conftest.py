@@ -1,9 +1,13 @@
 import os
+import signal
 import tempfile
 
 # Before JAX reads it: what tests compile is neither taken from earlier sessions nor kept for later ones.
 _compiled = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would all programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

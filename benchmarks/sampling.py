@@ -4,8 +4,9 @@
 
 draws pictures with an SR3 network, by sampler, number of steps and batch, as `upscale` and `evaluate` draw them: one
 compiled program from noise to uint8 pictures on the host. The official code, from a checkout of yours, runs in a
-process of its own under the Python named, and takes turns with ours; it has ancestral sampling alone (see
-official_sampling.py for how it is driven). Without `--official` its cells say "not measured".
+process of its own under the Python named, and takes turns with ours; it has ancestral sampling alone (see official.py
+for how it is driven), as shipped and as well as PyTorch can: in bfloat16 on a GPU, channels last, compiled. Without
+`--official` its cells say "not measured".
 
 The network is one that CPUs can run: 32 channels, multipliers 1, 2, 4, 8, 64 x 64 pixels. `--paper` takes the paper's,
 at 128 x 128 pixels, and draws 100 pictures in 100 steps:
@@ -17,14 +18,11 @@ Prints a table, writes it to benchmarks/results/, and exits with 1 if the two ne
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 # So that PyTorch finds room on the same GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -33,13 +31,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import agreement, report
+from benchmarks import agreement, report, worker
 from configs import base
 from dream_jax import config as configs
 from dream_jax import draw, experiment, sharding
 
 SAMPLERS = ("ddpm", "ddim", "unipc_2")
-OFFICIAL = "official, ddpm"
+SHIPPED, TUNED = "official ddpm, as shipped", "official ddpm, tuned"
 CPU = {
     "image_size": 64,
     "channels": 32,
@@ -84,30 +82,6 @@ def make_timer(built: experiment.Experiment, batches, steps):
     return run, sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-class Official:
-    """The official code in a process of its own."""
-
-    def __init__(self, python: str, checkout: str, spec: dict):
-        script = Path(__file__).with_name("official_sampling.py")
-        command = [python, str(script), "--official", checkout, "--spec", json.dumps(spec)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self.answer()
-
-    def answer(self):
-        said = self.process.stdout.readline()
-        if not said:
-            raise RuntimeError(f"the official code's process ended with status {self.process.wait()}")
-        return json.loads(said)
-
-    def __call__(self, steps: int, batch: int) -> float:
-        print(json.dumps({"steps": steps, "batch": batch}), file=self.process.stdin, flush=True)
-        return self.answer()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
@@ -120,51 +94,64 @@ def main() -> int:
     parser.add_argument("--steps", type=numbers, metavar="N,N", help="network evaluations a picture")
     parser.add_argument("--batches", type=numbers, metavar="N,N", help="pictures at once")
     parser.add_argument("--dtype", default="auto", help="of our network; auto is bfloat16 on accelerators")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     spec = PAPER if options.paper else CPU
     steps = options.steps or ((100,) if options.paper else (1, 10))
     batches = options.batches or ((100,) if options.paper else (1, 8))
+    official = {}
+    if options.official:
+        precision = ("bfloat16",) if jax.default_backend() == "gpu" else ()
+        tunings = {SHIPPED: (), TUNED: (*precision, "channels_last", "compile")}
+        official = {
+            way: worker.official(options.python, options.official, spec | {"tuned": tuned, "batches": batches})
+            for way, tuned in tunings.items()
+        }
+    for each in official.values():
+        each.begin()
     built = setup(spec, options.dtype)
     ours, parameters = make_timer(built, batches, steps)
-    official = Official(options.python, options.official, spec) if options.official else None
 
     cases = [(number, batch) for number in steps for batch in batches]
-    ways = [*SAMPLERS, OFFICIAL] if official else list(SAMPLERS)
-    seconds = {(way, *case): [] for way in ways for case in cases}
+    seconds = {(way, *case): [] for way in (*options.samplers, *official) for case in cases}
     try:
-        # The first turn warms up.
-        for turn in range(options.turns + 1):
-            for way, *case in seconds:
-                taken = official(*case) if way == OFFICIAL else ours(way, *case)
-                seconds[way, *case] += [taken] if turn else []
+        for turn in range(options.turns):
+            for way, number, batch in seconds:
+                theirs = official.get(way)
+                taken = theirs.ask(steps=number, batch=batch) if theirs else ours(way, number, batch)
+                seconds[way, number, batch].append(taken)
+                print(f"turn {turn + 1}: {way}, {number} steps, batch {batch}: {taken:.3f} s", file=sys.stderr)
     finally:
-        if official:
-            official.close()
+        for each in official.values():
+            each.stop()
 
     rows = []
-    for way in (*SAMPLERS, OFFICIAL):
+    for way in (*SAMPLERS, SHIPPED, TUNED):
         for number, batch in cases:
-            row = {"way": way, "steps": number, "batch": batch, "pictures_per_second": None, "ratio": None}
-            if own := seconds.get((way, number, batch)):
-                row["pictures_per_second"] = batch / statistics.median(own)
-                if official:
-                    theirs = seconds[OFFICIAL, number, batch]
+            own = seconds.get((way, number, batch))
+            row = {"way": way, "steps": number, "batch": batch}
+            row |= {"pictures_per_second": own and batch / statistics.median(own)}
+            for other in (SHIPPED, TUNED):
+                theirs, row[other] = seconds.get((other, number, batch)), None
+                if own and theirs:
                     ratios = [there / here for there, here in zip(theirs, own, strict=True)]
-                    row |= {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+                    row[other] = statistics.median(ratios), min(ratios), max(ratios)
             rows.append(row)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     versions = {"python": platform.python_version(), **versions}
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
     theirs = "not measured"
     if official:
-        listed = ", ".join(f"{n} {v}" for n, v in official.facts["versions"].items())
-        theirs = f"on {official.facts['device']}, float32: {listed}"
+        facts = official[SHIPPED].facts
+        listed = ", ".join(f"{n} {v}" for n, v in facts["versions"].items())
+        theirs = f"on {facts['device']}, as shipped in float32, tuned with {', '.join(tunings[TUNED])}: {listed}"
 
     def cells(row):
-        rate, ratio = row["pictures_per_second"], row["ratio"]
+        rate = row["pictures_per_second"]
         yield "not measured" if rate is None else f"{rate:.3f}"
-        yield "not measured" if ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(ratio, *row["ratio_range"])
+        for other in (SHIPPED, TUNED):
+            yield "not measured" if row[other] is None else "{:.2f} ({:.2f} to {:.2f})".format(*row[other])
 
     table = "\n".join(f"| {r['way']} | {r['steps']} | {r['batch']} | {' | '.join(cells(r))} |" for r in rows)
     name = "sampling_paper" if options.paper else "sampling"
@@ -177,16 +164,16 @@ Ours on {device}, {dtype}: {", ".join(f"{n} {v}" for n, v in versions.items())}.
 
 An SR3 UNet of {parameters:,} parameters ({spec["channels"]} channels, multipliers {multipliers}), {side} x {side}
 pixels, from noise to uint8 pictures on the host. Steps are network evaluations. Medians of {options.turns} turns, in
-which all take part; the ratio is to the official code's ancestral sampling at the same steps and batch, turn by turn
+which all take part; the ratios are to the official code's ancestral sampling at the same steps and batch, turn by turn
 (range).
 
-| sampler | steps | batch | pictures/s | times the official code |
-|---|---|---|---|---|
+| sampler | steps | batch | pictures/s | times the official code as shipped | and tuned |
+|---|---|---|---|---|---|
 {table}
 """
     record = {"device": device, "dtype": dtype, "versions": versions, "parameters": parameters, "spec": spec}
-    report.write(name, text, record | {"official": official and official.facts, "rows": rows})
-    return int(official is not None and official.facts["parameters"] != parameters)
+    report.write(name, text, record | {"official": {way: each.facts for way, each in official.items()}, "rows": rows})
+    return int(any(each.facts["parameters"] != parameters for each in official.values()))
 
 
 if __name__ == "__main__":

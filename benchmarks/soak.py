@@ -9,7 +9,7 @@ every array), metrics.jsonl, evaluation and sample pictures are those of the run
 --kills: SIGKILL. --terms: SIGTERM and SIGINT. --pairs: two processes, of which one is killed, or both are asked to
 stop. --flips, --cuts: a bit of a checkpoint's files is flipped, a file cut; the checkpoint must be found damaged, and
 an older one used, or hold what it held. --disks: the run's file system (a small tmpfs, Linux only) is full at some
-moment; the run must stop with a message, and go on where there is room.
+moment; the run must stop with a message, and go on where there is room. --gpu: on a GPU, with `deterministic`.
 
 Prints a table, writes it to benchmarks/results/, and exits with 1 where any trial fails.
 """
@@ -52,10 +52,12 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 class Trials:
     """One small training in processes of its own, in a folder that also keeps what they compile."""
 
-    def __init__(self, folder: Path, seed: int, quick: bool = False):
+    def __init__(self, folder: Path, seed: int, quick: bool = False, gpu: bool = False):
         self.folder, self.rng = folder, random.Random(seed)
+        self.changes = (*CHANGES, "deterministic=True") if gpu else CHANGES
         self.environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": "cuda" if gpu else "cpu",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -67,7 +69,7 @@ class Trials:
         alone = [sys.executable, "-m", "dream_jax"]
         several = [sys.executable, ROOT / "launch" / "local.py", "--processes", str(processes), "--"]
         options = ["--config", ROOT / "configs" / "base.py", "--workdir", workdir]
-        return [*(alone if processes == 1 else several), "train", *options, *(f"--config.{c}" for c in CHANGES)]
+        return [*(alone if processes == 1 else several), "train", *options, *(f"--config.{c}" for c in self.changes)]
 
     def begin(self, workdir, processes: int = 1) -> subprocess.Popen:
         return subprocess.Popen(self.command(workdir, processes), cwd=ROOT, env=self.environment, **PIPES)
@@ -253,13 +255,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, with deterministic operations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs go; kept (default: a temporary one)")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        return soak(Trials(folder, options.seed), options)
+        return soak(Trials(folder, options.seed, gpu=options.gpu), options)
 
 
 def soak(trials, options) -> int:
@@ -275,7 +278,7 @@ def soak(trials, options) -> int:
                 print(failures[-1], file=sys.stderr)
         if count:
             rows.append({"interruption": name, "trials": count, "as uninterrupted": len(met), "met": met})
-            write(rows, {}, failures)
+            write(options, rows, {}, failures)
 
     def pair(number):
         # In turns: either process is killed, or the launcher is told to stop.
@@ -288,8 +291,8 @@ def soak(trials, options) -> int:
     attempt("two processes", options.pairs, pair)
     sizes = spread(trials.straight()[0], options.disks) if options.disks else []
     attempt("a full disk", options.disks, lambda n: trials.robbed(sizes[n]))
-    damages = trials.damaged(options.flips, options.cuts)
-    write(rows, damages, failures)
+    damages = trials.damaged(options.flips, options.cuts) if options.flips + options.cuts else {}
+    write(options, rows, damages, failures)
     return int(bool(failures) or any(what == "SILENT" for _, what in damages))
 
 
@@ -299,7 +302,7 @@ def spread(workdir, count: int) -> list[int]:
     return [max(64, (size + 1024) * number // count) for number in range(count)]
 
 
-def write(rows, damages, failures) -> None:
+def write(options, rows, damages, failures) -> None:
     table = "\n".join(
         f"| {row['interruption']} | {row['trials']} | {row['as uninterrupted']} | {remark(row['met'])} |"
         for row in rows
@@ -309,9 +312,11 @@ def write(rows, damages, failures) -> None:
     robbed = "\n".join(f"| {m['kilobytes']} | {m['step'] or 'none'} | {m['status']} | {m['said']} |" for m in disks)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")}
     versions = {"python": platform.python_version(), **versions}
+    device = "one GPU, with `deterministic`" if options.gpu else f"CPU ({os.cpu_count()} cores)"
     text = f"""# Soak
 
-`python -m benchmarks.soak` on CPU ({os.cpu_count()} cores), {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`python -m benchmarks.soak{" --gpu" if options.gpu else ""}` on {device}:
+{", ".join(f"{n} {v}" for n, v in versions.items())}.
 
 {STEPS} steps of a small network, with dropout, flips and a checkpoint every 10 steps, interrupted at a random moment
 and repeated. Last state, metrics.jsonl, evaluation and samples are compared bit for bit with those of the run that
@@ -337,7 +342,7 @@ Full disks: the run's last checkpoint, its exit status and its message. Each was
         text += "\n## FAILED\n\n" + "\n\n".join(f"```\n{failure}\n```" for failure in failures) + "\n"
     record = {"versions": versions, "rows": rows, "failures": failures}
     record["damages"] = [{"damage": kind, "outcome": what, "count": n} for (kind, what), n in sorted(damages.items())]
-    report.write("soak", text, record)
+    report.write("soak_gpu" if options.gpu else "soak", text, record)
 
 
 def remark(met) -> str:

@@ -5,8 +5,10 @@
 Every way is a process of its own, and the processes take turns step by step, so that whatever else the machine does
 meets them all alike; ratios are medians over the turns. PATH is a checkout of the official DREAM repository and PYTHON
 one that has PyTorch; without them only ours is measured. The preset `small` is made for a CPU, `paper` is the published
-network of 97.8 million parameters from 16 to 128 pixels. --search finds the largest batch that each way fits on a GPU,
-and measures at the largest that all do, one process at a time. Prints a table and writes it to benchmarks/results/.
+network of 97.8 million parameters from 16 to 128 pixels. --search measures at the largest batch, --batch_size doubled
+or halved, that the official code as shipped fits on a GPU. With --alone the ways do not take turns: each has the device
+to itself and takes all its turns in a row, for batches that do not fit beside each other. Prints a table and writes it
+to benchmarks/results/.
 """
 
 import argparse
@@ -18,11 +20,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, trace, worker
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = {
     "small": {
         "channels": 32,
@@ -78,7 +78,7 @@ def make_config(spec: dict):
 
 
 def work(spec: dict) -> None:
-    """Our step in this process: prints one line of facts, then answers each line "N" with two times of N steps."""
+    """Our step in this process, for a Worker: answers with the two times of `count` steps, or a profile of some."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -137,9 +137,11 @@ def work(spec: dict) -> None:
     }
     if spec["ceilings"]:
         facts["ceilings"] = ceilings(device.platform, experiment.compute_dtype(config))
-    print(json.dumps(facts), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(run(int(line))), flush=True)
+
+    def reply(count=0, profile=0):
+        return trace.shares(lambda: run(profile), train_step.as_text()) if profile else run(count)
+
+    worker.answer(facts, reply)
 
 
 def ceilings(kind: str, dtype) -> dict:
@@ -167,56 +169,17 @@ def ceilings(kind: str, dtype) -> dict:
     }
 
 
-class Worker:
-    """One way to compute the step, in a process that is started when it is needed."""
-
-    def __init__(self, command):
-        self.command, self.process, self.facts = command, None, None
-
-    def start(self):
-        """Raises RuntimeError where the process fails, for want of memory or otherwise."""
-        if self.process is None:
-            environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-            self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-            )
-            self.facts = self.answer()
-        return self.facts
-
-    def answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            self.stop()
-            raise RuntimeError("no answer; its own message is above")
-        return json.loads(line)
-
-    def time(self, count: int) -> list:
-        """(seconds, processor seconds) of each of so many steps."""
-        self.start()
-        self.process.stdin.write(f"{count}\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def stop(self):
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait()
-            self.process.stdout.close()
-            self.process = None
-
-
 def make_workers(options, spec: dict) -> dict:
     def ours(objective, ceilings=False):
         own = spec | {"objective": objective, "ceilings": ceilings}
-        return Worker([sys.executable, "-m", "benchmarks.train_step", "--work", json.dumps(own)])
+        return worker.Worker([sys.executable, "-m", "benchmarks.train_step", "--work", json.dumps(own)])
 
     def official(*tuned, ceilings=False):
         own = spec | {"tuned": tuned, "ceilings": ceilings, "p": 1.0}
         own["threads"] = None if options.gpu else os.cpu_count()
-        script = str(ROOT / "benchmarks" / "official_step.py")
-        return Worker([options.python, script, "--official", options.official, "--spec", json.dumps(own)])
+        return worker.official(options.python, options.official, own)
 
-    workers = {name: ours(name, name == OURS) for name in OBJECTIVES if name in options.ways}
+    workers = {name: ours(name, name == OURS) for name in options.ways}
     if options.official:
         precision = ("bfloat16",) if options.gpu else ()
         layout = (*precision, "channels_last", "fused Adam")
@@ -228,41 +191,70 @@ def make_workers(options, spec: dict) -> dict:
     return workers
 
 
-def largest_batch(options, spec: dict, name: str, highest: int) -> int:
-    """The largest power of two that one way runs at, alone on the device; 0 where none."""
-    batch, found = 1, 0
-    while batch <= highest:
-        worker = make_workers(options, spec | {"batch_size": batch})[name]
+def largest_batch(options, spec: dict) -> int:
+    """The largest batch, the spec's doubled or halved, at which the official code as shipped runs."""
+
+    def fits(batch):
+        tried = make_workers(options, spec | {"batch_size": batch})[SHIPPED]
         try:
-            worker.start()
+            tried.start()
         except RuntimeError:
-            break
-        worker.stop()
-        batch, found = 2 * batch, batch
-    return found
+            return False
+        tried.stop()
+        return True
+
+    batch = spec["batch_size"]
+    if fits(batch):
+        while fits(2 * batch):
+            batch *= 2
+        return batch
+    while batch > 1 and not fits(batch := batch // 2):
+        pass
+    return batch
 
 
-def measure(workers: dict, repeats: int, alone: bool, steps: int) -> dict:
-    """{name: [(seconds, processor seconds) of each turn]}; those that cannot run are left out, with a word."""
-    running = {}
-    for name, worker in workers.items():
+def measure(workers: dict, repeats: int, alone: bool, steps: int) -> tuple[dict, dict]:
+    """({name: [(seconds, processor seconds) of each turn]}, {name: profile of ours}).
+
+    A way that cannot run is left out, with a word.
+    """
+    turns, profiles = {name: [] for name in workers}, {}
+
+    def turn(name):
+        taken = workers[name].ask(count=steps)
+        turns[name].append([statistics.median(column) for column in zip(*taken, strict=True)])
+        print(f"{name}: {turns[name][-1][0]:.4f} s", file=sys.stderr)
+
+    def start(name):
         try:
-            worker.start()
+            workers[name].start()
         except RuntimeError as error:
             print(f"{name}: not measured, {error}", file=sys.stderr)
-            continue
-        running[name] = worker
-        if alone:
-            worker.stop()
-    turns = {name: [] for name in running}
+            del turns[name]
+
+    def finish(name):
+        if name in OBJECTIVES:
+            profiles[name] = workers[name].ask(profile=steps)
+        workers[name].stop()
+
+    if alone:
+        for name in workers:
+            start(name)
+            if name in turns:
+                for _ in range(repeats):
+                    turn(name)
+                finish(name)
+        return turns, profiles
+    for each in workers.values():
+        each.begin()
+    for name in workers:
+        start(name)
     for _ in range(repeats):
-        for name, worker in running.items():
-            turns[name].append([statistics.median(taken) for taken in zip(*worker.time(steps), strict=True)])
-            if alone:
-                worker.stop()
-    for worker in running.values():
-        worker.stop()
-    return turns
+        for name in turns:
+            turn(name)
+    for name in turns:
+        finish(name)
+    return turns, profiles
 
 
 def ratio(turns: dict, above: str, below: str):
@@ -279,7 +271,7 @@ def show(value, form: str) -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=worker.ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
 
@@ -290,8 +282,9 @@ def main() -> int:
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--batch_size", type=int, help="instead of the preset's")
     parser.add_argument("--gpu", action="store_true", help="on a GPU: bfloat16 on both sides")
-    parser.add_argument("--search", action="store_true", help="find the largest batches first; implies --alone")
+    parser.add_argument("--search", action="store_true", help="at the largest batch that the official code fits")
     parser.add_argument("--alone", action="store_true", help="one process at a time on the device")
+    parser.add_argument("--steps", type=int, default=1, help="of one turn")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--ways", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="our objectives")
     parser.add_argument("--repeats", type=int, default=REPEATS)
@@ -303,19 +296,15 @@ def main() -> int:
         return 0
     spec = dict(PRESETS[options.preset])
     spec["batch_size"] = options.batch_size or spec["batch_size"]
-    largest = {}
     if options.search:
-        names = list(make_workers(options, spec))
-        largest = {name: largest_batch(options, spec, name, 1024) for name in names}
-        spec["batch_size"] = min(batch for batch in largest.values() if batch)
+        spec["batch_size"] = largest_batch(options, spec)
     workers = make_workers(options, spec)
-    alone = options.alone or options.search
-    turns = measure(workers, options.repeats, alone, 10 if alone else 1)
-    report.write(options.name, *page(options, spec, workers, turns, largest))
+    turns, profiles = measure(workers, options.repeats, options.alone, options.steps)
+    report.write(options.name, *page(options, spec, workers, turns, profiles))
     return 0
 
 
-def page(options, spec, workers, turns, largest):
+def page(options, spec, workers, turns, profiles):
     facts = {name: workers[name].facts for name in turns}
     tops = [fact["ceilings"] for fact in facts.values() if "ceilings" in fact]
     flops_top = max((top["flops_per_second"] for top in tops), default=None)
@@ -329,7 +318,7 @@ def page(options, spec, workers, turns, largest):
         seconds = statistics.median(wall)
         row = {"way": name, "seconds": seconds, "fastest": min(wall), "slowest": max(wall)}
         row |= {"processor_seconds": None if options.gpu else statistics.median(processor)}
-        row |= {"images_per_second": spec["batch_size"] / seconds, "largest_batch": largest.get(name)}
+        row |= {"images_per_second": spec["batch_size"] / seconds}
         if fact.get("flops") and flops_top:
             row["share_of_product"] = fact["flops"] / seconds / flops_top
             row["share_of_copy"] = fact["bytes_accessed"] / seconds / bytes_top
@@ -344,8 +333,7 @@ def page(options, spec, workers, turns, largest):
         f"| {r['way']} | {show(r.get('seconds'), '{:.3f}')} | "
         f"{show(r.get('fastest'), '{:.3f}')} to {show(r.get('slowest'), '{:.3f}')} | "
         f"{show(r.get('processor_seconds'), '{:.3f}')} | "
-        f"{show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} | "
-        f"{show(r.get('largest_batch'), '{}')} |"
+        f"{show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} |"
         for r in rows
     )
     compiled = "\n".join(
@@ -374,8 +362,8 @@ turns of all ways. Our step also degrades the pictures, averages the weights and
 own DREAM step. Processor seconds are those of all cores; on a machine that does other work too they tell more than
 the clock. The conservative objective trains without a condition.
 
-| way | seconds | range | processor seconds | pictures/s | peak memory, bytes | largest batch |
-|---|---|---|---|---|---|---|
+| way | seconds | range | processor seconds | pictures/s | peak memory, bytes |
+|---|---|---|---|---|---|
 {times}
 
 | ratio of seconds | median | range | of processor seconds |
@@ -388,9 +376,13 @@ product and of a copy, timed in JAX and in PyTorch.
 | ours | compile, s | temporary, MiB | state and batch, MiB | GFLOP | GB accessed | of the product | of the copy |
 |---|---|---|---|---|---|---|---|
 {compiled}
+
+Where the time of {OURS} goes, {trace.WHAT}:
+
+{trace.table(profiles.get(OURS))}
 """
     record = {"device": device, "commit": commit(), "versions": versions, "spec": spec, "ceilings": tops}
-    return text, record | {"rows": rows, "ratios": ratios, "turns": turns}
+    return text, record | {"rows": rows, "ratios": ratios, "turns": turns, "profiles": profiles}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def conv_general_dilated(
 
     For `nn.Conv(conv_general_dilated=...)`. On CPU, JAX's own weight gradient is 10 to 100 times slower inside scan,
     while or cond than outside; here each of the two gradients is one convolution wherever it stands. Reverse mode only.
+    Elsewhere it is lax's own, whose gradients are what cuDNN and the TPU compiler look for.
 
     Args:
         lhs: [B, H, W, Cin] pictures.
@@ -48,6 +49,11 @@ def conv_general_dilated(
         raise NotImplementedError(f"only the layout {_NHWC} is supported, got {dimension_numbers}")
     if feature_group_count != 1 or batch_group_count != 1:
         raise NotImplementedError("grouped convolutions are not supported")
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, _NHWC,
+            precision=precision, preferred_element_type=preferred_element_type,
+        )  # fmt: skip
     strides = tuple(window_strides)
     lhs_dilation = tuple(lhs_dilation or (1, 1))
     rhs_dilation = tuple(rhs_dilation or (1, 1))
@@ -147,10 +153,10 @@ def group_norm(x, groups: int, *, name: str, dtype, param_dtype):
 
 
 class GroupNorm(nn.Module):
-    """`nn.GroupNorm`, summed over pixels first and over a group's few channels after.
+    """`nn.GroupNorm`, summed over pixels first and over a group's few channels after, in one pass over the picture.
 
-    On CPU that is three to four times faster than one reduction over both. The variance is that of differences from the
-    mean: E[x^2] - E[x]^2 loses digits where the mean is large.
+    On CPU that is three to four times faster than one reduction over both. The sums are of differences from one of the
+    channel's own values: E[x^2] - E[x]^2 alone loses digits where the mean is large.
     """
 
     groups: int
@@ -166,16 +172,21 @@ class GroupNorm(nn.Module):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
         def group_mean(a):
-            means = jnp.mean(jnp.mean(a, axis=(1, 2)).reshape(batch, self.groups, -1), axis=-1)
+            means = jnp.mean(a.reshape(batch, self.groups, -1), axis=-1)
             return jnp.repeat(means, channels // self.groups, axis=-1)[:, None, None, :]
+
+        def pixel_mean(a):
+            return jnp.mean(a, axis=(1, 2), keepdims=True)
 
         # One row per example: their gradients too are then summed over pixels first, which XLA must not merge.
         scale, bias = lax.optimization_barrier(
             [jnp.broadcast_to(p.astype(x.dtype), (batch, channels))[:, None, None, :] for p in (scale, bias)]
         )
-        difference = x - group_mean(x)
-        factor = lax.rsqrt(group_mean(jnp.square(difference)) + 1e-5) * scale
-        return (difference * factor + bias).astype(self.dtype)
+        pivot = lax.stop_gradient(x[:, :1, :1])
+        first, second = pixel_mean(x - pivot), pixel_mean(jnp.square(x - pivot))
+        mean = group_mean(first + pivot)
+        variance = group_mean(second - jnp.square(first) + jnp.square(first + pivot - mean))
+        return ((x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias).astype(self.dtype)
 
 
 class Dropout(nn.Module):

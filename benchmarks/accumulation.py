@@ -8,9 +8,7 @@ with JAX's own gradient of convolutions, the reason for the one in `networks/lay
 benchmarks/results/, and exits with 1 above the bound.
 """
 
-import importlib.metadata
 import os
-import platform
 import statistics
 import sys
 import time
@@ -109,16 +107,15 @@ def main() -> int:
         for gradient, loop in steps
     ]
     ratio = median["ours", LOOP_OF_FOUR] / median["ours", AT_ONCE]
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
+    device = report.machine()
     table = "\n".join(
         f"| {row['gradient']} | {row['microbatches']} | {row['seconds']:.2f} | {row['ratio']:.2f} | {row['repeats']} |"
         for row in rows
     )
     text = f"""# The cost of accumulation
 
-`python -m benchmarks.accumulation` on CPU ({device}): {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`python -m benchmarks.accumulation` on CPU ({device}): {report.listed(versions)}.
 
 One update of an SR3 UNet of {parameters:,} parameters, {SIZE} x {SIZE} pixels, batch {BATCH}, float32, DREAM with
 p = 1, dropout 0.2. Medians of steps that take turns; the ratio is to our step at once.

@@ -10,7 +10,6 @@ it must be.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -355,12 +354,10 @@ def main() -> int:
     mistakes = {mutant for mutant, _ in MUTANTS}
     sound = [row for row in rows if not row["mutant"]]
     differ = sum(not row["agrees"] for row in sound)
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
     text = f"""# Agreement of training over devices, processes, accumulation and remat
 
-`python -m benchmarks.agreement`, on CPU ({platform.machine()}): {listed}.
+`python -m benchmarks.agreement`, on CPU ({platform.machine()}): {report.listed(versions)}.
 
 {STEPS} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is measured by
 its own norm, tree and leaf by how far the reference moved; the bounds are of gradient, tree and leaf.

@@ -7,9 +7,7 @@ four steps each, so that those that estimate at some steps only get their due, a
 them all alike. Floating-point operations are XLA's own count. Prints a table and writes it to benchmarks/results/.
 """
 
-import importlib.metadata
 import os
-import platform
 import statistics
 import sys
 import time
@@ -107,9 +105,8 @@ def measure() -> tuple[list[dict], int]:
 
 def main() -> int:
     rows, parameters = measure()
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    device = f"{os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
+    device = report.machine()
 
     def ratio(row, clock):
         low, high = row[f"{clock}_ratio_range"]
@@ -123,7 +120,7 @@ def main() -> int:
     config = setup({})
     text = f"""# What cheaper self-estimates save
 
-`python -m benchmarks.cheaper_dream` on CPU ({device}): {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`python -m benchmarks.cheaper_dream` on CPU ({device}): {report.listed(versions)}.
 
 Train steps of a network of {parameters:,} parameters, {config.image_size} x {config.image_size} pixels, batch
 {config.batch_size}, float32, in {TURNS} turns of {STEPS} steps each. Ratios are to the standard step of the same turn:

@@ -11,11 +11,9 @@ benchmarks/results/, and exits with 1 for anything else. Linux only: the memory 
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import re
 import shutil
 import sys
@@ -299,15 +297,14 @@ def main() -> int:
         if not options.keep:
             shutil.rmtree(folder / "pictures")
     bad = [finding for finding in found if finding.outcome == "violation"]
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in ("jax", "pillow", "safetensors", "numpy")}
+    versions = report.versions("jax", "pillow", "safetensors", "numpy")
     # Not the folders: a page of results tells nothing of the machine's own.
     command = (
         "python -m benchmarks.hostile_inputs" + " --data" * bool(options.data) + " FOLDER" * len(options.data or ())
     )
     text = f"""# Hostile inputs
 
-`{command}`: {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`{command}`: {report.listed(versions)}.
 
 {len(found)} files, {len(bad)} violations. A file is read, or refused with a message that names it on one line. Anything
 else is a violation: another exception, a death, more than {SECONDS:.0f} s or {BYTES / 2**30:.0f} GiB above what the

@@ -13,9 +13,6 @@ the run. Prints a table, writes it to benchmarks/results/, and exits with 1 belo
 
 import argparse
 import contextlib
-import importlib.metadata
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -148,9 +145,8 @@ def main() -> int:
     finally:
         shutil.rmtree(work)
     below = [row["config"] for row in rows if row["times_the_step"][str(row["workers"])] < BOUND]
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "grain", "tensorflow-datasets", "pillow")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "grain", "tensorflow-datasets", "pillow")
+    device = f"{jax.devices()[0].device_kind}, {report.machine()}"
     of = "a folder of yours" if options.folder else "the photographs within scikit-image as files, twice their size"
 
     def line(row):
@@ -164,7 +160,7 @@ def main() -> int:
     text = f"""# The input pipeline beside the train step
 
 `python -m benchmarks.pipeline{" --folder PHOTOS" if options.folder else ""}` on {device}:
-{", ".join(f"{n} {v}" for n, v in versions.items())}.
+{report.listed(versions)}.
 
 Pictures a second, medians of {TURNS} turns in which all take part. Crops of quickstart come from memory, the others'
 from {of}. By workers: batches on the device, and how many times the step's own

@@ -10,9 +10,7 @@ Writes the record, and a table (CSV) and a plot (PNG) beside it.
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -27,6 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks import report
 from configs import photos_4x_cpu
 from dream_jax import config as configs
 from dream_jax import data, draw, experiment, gap, metrics, results, sharding
@@ -166,10 +165,9 @@ def study(options, console) -> dict:
     gaps = gap.measure(models, held_out, Console(quiet=True))
     for way in ways:
         way.batches.close()
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
     return {
-        "device": f"{os.cpu_count()} cores, {platform.machine()}",
+        "device": report.machine(),
         "versions": versions,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(ways[0].state.params)),
         "config": first.to_dict() | {"data": {}},

@@ -10,8 +10,6 @@ Takes seconds, and what requirements-dev.txt installs.
 """
 
 import functools
-import importlib.metadata
-import platform
 import sys
 
 import numpy as np
@@ -69,7 +67,7 @@ def stochastic() -> list[dict]:
 
 def main() -> int:
     rows, random = deterministic(), stochastic()
-    versions = {"python": platform.python_version(), "numpy": importlib.metadata.version("numpy")}
+    versions = report.versions("numpy")
     slopes = [f"{title} {kind}" for title in ("gaussian", "mixture") for kind in KINDS]
     extra = ["from logsnr -2", "uneven"]
     table = "\n".join(
@@ -80,7 +78,7 @@ def main() -> int:
     noisy = "\n".join(f"| {r['sampler']} | {r['slope']:.2f} | {r['deviation']:.1e} | {r['mean']:.1e} |" for r in random)
     text = f"""# Orders of convergence
 
-`python -m benchmarks.sampler_orders`: {", ".join(f"{n} {v}" for n, v in versions.items())}, float64.
+`python -m benchmarks.sampler_orders`: {report.listed(versions)}, float64.
 
 Slope of the largest error at the end over 48, 96, 192 and 384 evaluations, equal steps of logsnr from -10 to 4, for a
 Gaussian and a mixture of three, and networks that predict eps, x0 and v. Then the mixture's errors at 48 and 384, and

@@ -17,9 +17,7 @@ Prints a table, writes it to benchmarks/results/, and exits with 1 if the two ne
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
 import statistics
 import sys
 import time
@@ -138,14 +136,13 @@ def main() -> int:
                     ratios = [there / here for there, here in zip(theirs, own, strict=True)]
                     row[other] = statistics.median(ratios), min(ratios), max(ratios)
             rows.append(row)
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "jaxlib", "flax", "numpy")
+    device = f"{jax.devices()[0].device_kind}, {report.machine()}"
     theirs = "not measured"
     if official:
         facts = official[SHIPPED].facts
-        listed = ", ".join(f"{n} {v}" for n, v in facts["versions"].items())
-        theirs = f"on {facts['device']}, as shipped in float32, tuned with {', '.join(tunings[TUNED])}: {listed}"
+        tuned = ", ".join(tunings[TUNED])
+        theirs = f"on {facts['device']}, as shipped in float32, tuned with {tuned}: {report.listed(facts['versions'])}"
 
     def cells(row):
         rate = row["pictures_per_second"]
@@ -160,7 +157,7 @@ def main() -> int:
     text = f"""# Sampling beside the official code
 
 `python -m benchmarks.sampling{" --paper" if options.paper else ""} --official CHECKOUT --python PYTHON`.
-Ours on {device}, {dtype}: {", ".join(f"{n} {v}" for n, v in versions.items())}. The official code {theirs}.
+Ours on {device}, {dtype}: {report.listed(versions)}. The official code {theirs}.
 
 An SR3 UNet of {parameters:,} parameters ({spec["channels"]} channels, multipliers {multipliers}), {side} x {side}
 pixels, from noise to uint8 pictures on the host. Steps are network evaluations. Medians of {options.turns} turns, in

@@ -9,9 +9,6 @@ beside the work. Prints a table and writes it to benchmarks/results/.
 """
 
 import functools
-import importlib.metadata
-import os
-import platform
 import statistics
 import sys
 import time
@@ -104,9 +101,8 @@ def main() -> int:
             }
             | {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
         )
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "jaxlib", "flax", "numpy")
+    device = f"{jax.devices()[0].device_kind}, {report.machine()}"
     for r in rows:
         r["range"] = "{:.3f} to {:.3f}".format(*r["ratio_range"])
     table = "\n".join(
@@ -117,7 +113,7 @@ def main() -> int:
     )
     text = f"""# The scanned sampler against a loop on the host
 
-`python -m benchmarks.sampling_loop` on {device}: {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`python -m benchmarks.sampling_loop` on {device}: {report.listed(versions)}.
 
 Ancestral sampling in {STEPS} evaluations, {SIZE} x {SIZE} pixels, float32. Medians of {REPEATS} turns, each of
 both; the ratio is that of throughputs, scanned to loop, turn by turn.

@@ -15,11 +15,9 @@ leaves that are split is not shared out evenly.
 """
 
 import argparse
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -318,9 +316,8 @@ def main() -> int:
         return 0
     rows = measure(options.accelerators)
     wrong = {f"{row['devices']} devices, shard {row['shard']}": found for row in rows if (found := mistakes(row))}
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{rows[0]['device']}, {os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
+    device = f"{rows[0]['device']}, {report.machine()}"
     where = "virtual CPU devices, which share the cores: the ideal ratio is 1"
     columns = "devices", "shard", "seconds", "ratio (range)", "collectives (bytes)", "sent / parameters", "state, MB"
     columns = *columns, "whole leaves (MB)", "peak, MB"
@@ -331,7 +328,7 @@ def main() -> int:
     text = f"""# The train step over devices and processes
 
 `python -m benchmarks.scaling{" --accelerators" if options.accelerators else ""}` on {device}:
-{", ".join(f"{n} {v}" for n, v in versions.items())}.
+{report.listed(versions)}.
 
 One update of an SR3 UNet of {rows[0]["parameters"] // 4:,} parameters ({rows[0]["parameters"] / 1e6:.1f} MB), {SIZE} x
 {SIZE} pixels, global batch {BATCH}, float32, DREAM with p = 1, clipping, Adam and EMA, on

@@ -16,10 +16,8 @@ Prints a table, writes it to benchmarks/results/, and exits with 1 where any tri
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -310,13 +308,12 @@ def write(options, rows, damages, failures) -> None:
     damage = "\n".join(f"| {kind} | {what} | {count} |" for (kind, what), count in sorted(damages.items()))
     disks = [met for row in rows for met in row["met"] if "said" in met]
     robbed = "\n".join(f"| {m['kilobytes']} | {m['step'] or 'none'} | {m['status']} | {m['said']} |" for m in disks)
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")}
-    versions = {"python": platform.python_version(), **versions}
+    versions = report.versions("jax", "jaxlib", "orbax-checkpoint")
     device = "one GPU, with `deterministic`" if options.gpu else f"CPU ({os.cpu_count()} cores)"
     text = f"""# Soak
 
 `python -m benchmarks.soak{" --gpu" if options.gpu else ""}` on {device}:
-{", ".join(f"{n} {v}" for n, v in versions.items())}.
+{report.listed(versions)}.
 
 {STEPS} steps of a small network, with dropout, flips and a checkpoint every 10 steps, interrupted at a random moment
 and repeated. Last state, metrics.jsonl, evaluation and samples are compared bit for bit with those of the run that

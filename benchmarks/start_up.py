@@ -6,10 +6,8 @@ starts the quickstart twice in each turn, first with an empty folder for compile
 left in it, and ends each as soon as its first step is done. Prints a table and writes it to benchmarks/results/.
 """
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -65,12 +63,11 @@ def main() -> int:
         f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) |"
         for key, values in ratios.items()
     )
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
-    versions = {"python": platform.python_version(), **versions}
-    device = f"{os.cpu_count()} cores, {platform.machine()}"
+    versions = report.versions("jax", "jaxlib", "flax")
+    device = report.machine()
     text = f"""# From the command to the first step
 
-`python -m benchmarks.start_up` on {device}: {", ".join(f"{n} {v}" for n, v in versions.items())}.
+`python -m benchmarks.start_up` on {device}: {report.listed(versions)}.
 
 `{CONFIG}`, medians of {REPEATS} turns, each a start without compiled programs (cold) and one with those that the
 first left (kept); the ratio is kept to cold, turn by turn. Other work on the machine lengthens what the clock shows.

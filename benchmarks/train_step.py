@@ -12,12 +12,10 @@ to benchmarks/results/.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 
@@ -132,8 +130,7 @@ def work(spec: dict) -> None:
         "device": device.device_kind if device.platform != "cpu" else f"CPU, {os.cpu_count()} cores",
         "platform": device.platform,
         "dtype": np.dtype(experiment.compute_dtype(config)).name,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "versions": report.versions("jax", "jaxlib", "flax", "optax", "numpy"),
     }
     if spec["ceilings"]:
         facts["ceilings"] = ceilings(device.platform, experiment.compute_dtype(config))
@@ -213,48 +210,53 @@ def largest_batch(options, spec: dict) -> int:
     return batch
 
 
-def measure(workers: dict, repeats: int, alone: bool, steps: int) -> tuple[dict, dict]:
-    """({name: [(seconds, processor seconds) of each turn]}, {name: profile of ours}).
+def measure(workers: dict, options, write) -> None:
+    """Calls `write(turns, profiles)` whenever there is more to tell: what is measured is kept whatever comes after.
 
-    A way that cannot run is left out, with a word.
+    turns is {name: [(seconds, processor seconds) of each turn]}, profiles {name: profile of ours}. A way that cannot
+    run is left out, with a word.
     """
-    turns, profiles = {name: [] for name in workers}, {}
-
-    def turn(name):
-        taken = workers[name].ask(count=steps)
-        turns[name].append([statistics.median(column) for column in zip(*taken, strict=True)])
-        print(f"{name}: {turns[name][-1][0]:.4f} s", file=sys.stderr)
+    turns, profiles = {}, {}
 
     def start(name):
+        begun = time.perf_counter()
         try:
             workers[name].start()
         except RuntimeError as error:
             print(f"{name}: not measured, {error}", file=sys.stderr)
-            del turns[name]
+            return
+        turns[name] = []
+        print(f"{name}: ready after {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+
+    def turn(name):
+        taken = workers[name].ask(count=options.steps)
+        turns[name].append([statistics.median(column) for column in zip(*taken, strict=True)])
+        print(f"{name}: {turns[name][-1][0]:.4f} s", file=sys.stderr)
 
     def finish(name):
-        if name in OBJECTIVES:
-            profiles[name] = workers[name].ask(profile=steps)
+        write(turns, profiles)
+        if options.profile and name in OBJECTIVES:
+            profiles[name] = workers[name].ask(profile=options.steps)
+            write(turns, profiles)
         workers[name].stop()
 
-    if alone:
+    if options.alone:
         for name in workers:
             start(name)
             if name in turns:
-                for _ in range(repeats):
+                for _ in range(options.repeats):
                     turn(name)
                 finish(name)
-        return turns, profiles
+        return
     for each in workers.values():
         each.begin()
     for name in workers:
         start(name)
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name in turns:
             turn(name)
     for name in turns:
         finish(name)
-    return turns, profiles
 
 
 def ratio(turns: dict, above: str, below: str):
@@ -270,11 +272,6 @@ def show(value, form: str) -> str:
     return "not measured" if value is None else form.format(value)
 
 
-def commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=worker.ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--official", help="a checkout of the official DREAM repository")
@@ -285,6 +282,7 @@ def main() -> int:
     parser.add_argument("--search", action="store_true", help="at the largest batch that the official code fits")
     parser.add_argument("--alone", action="store_true", help="one process at a time on the device")
     parser.add_argument("--steps", type=int, default=1, help="of one turn")
+    parser.add_argument("--profile", action="store_true", help="tell where the time of ours goes")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--ways", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="our objectives")
     parser.add_argument("--repeats", type=int, default=REPEATS)
@@ -299,8 +297,12 @@ def main() -> int:
     if options.search:
         spec["batch_size"] = largest_batch(options, spec)
     workers = make_workers(options, spec)
-    turns, profiles = measure(workers, options.repeats, options.alone, options.steps)
-    report.write(options.name, *page(options, spec, workers, turns, profiles))
+
+    def write(turns, profiles):
+        report.write(options.name, *page(options, spec, workers, turns, profiles), quiet=True)
+
+    measure(workers, options, write)
+    print((report.RESULTS / f"{options.name}.md").read_text())
     return 0
 
 
@@ -353,8 +355,8 @@ def page(options, spec, workers, turns, profiles):
     ceiling = "not measured" if flops_top is None else f"{flops_top / 1e9:.0f} GFLOP/s and {bytes_top / 1e9:.1f} GB/s"
     text = f"""# The train step
 
-`python -m benchmarks.train_step {" ".join(sys.argv[1:])}` at {commit()} on {device}:
-{", ".join(f"{n} {v}" for n, v in versions.items())}.
+`python -m benchmarks.train_step {" ".join(sys.argv[1:])}` at {report.commit()} on {device}:
+{report.listed(versions)}.
 
 SR3 UNet of {" / ".join(f"{count:,}" for count in parameters)} parameters, {spec["image_size"]} x {spec["image_size"]}
 pixels, batch {spec["batch_size"]}, {dtype}, dropout {spec["dropout"]}, DREAM with p = 1. Medians of {options.repeats}
@@ -381,7 +383,7 @@ Where the time of {OURS} goes, {trace.WHAT}:
 
 {trace.table(profiles.get(OURS))}
 """
-    record = {"device": device, "commit": commit(), "versions": versions, "spec": spec, "ceilings": tops}
+    record = {"device": device, "commit": report.commit(), "versions": versions, "spec": spec, "ceilings": tops}
     return text, record | {"rows": rows, "ratios": ratios, "turns": turns, "profiles": profiles}
 
 

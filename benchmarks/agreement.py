@@ -12,7 +12,6 @@ it must be.
 import argparse
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -357,7 +356,7 @@ def main() -> int:
     versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
     text = f"""# Agreement of training over devices, processes, accumulation and remat
 
-`python -m benchmarks.agreement`, on CPU ({platform.machine()}): {report.listed(versions)}.
+`python -m benchmarks.agreement`, on CPU ({report.machine()}): {report.listed(versions)}.
 
 {STEPS} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is measured by
 its own norm, tree and leaf by how far the reference moved; the bounds are of gradient, tree and leaf.

@@ -46,6 +46,7 @@ PRESETS = {
     },
 }
 OBJECTIVES = ("standard", "dream", "conservative_dream")
+WITHOUT = ("options", "gradients", "norm", "dropout")  # see ablation.py
 OURS, SHIPPED = "dream", "official, as shipped"
 REPEATS = 7
 
@@ -82,11 +83,13 @@ def work(spec: dict) -> None:
     import numpy as np
     from jax.sharding import NamedSharding
 
-    from benchmarks import agreement
+    from benchmarks import ablation, agreement
     from dream_jax import experiment, sharding, train_state
     from dream_jax.optimizer import make_optimizer
     from dream_jax.train_step import make_train_step, start_state
 
+    for name in spec["without"]:
+        ablation.WITHOUT[name]()
     config = make_config(spec)
     built, mesh = experiment.build(config), sharding.make_mesh()
     optimizer = make_optimizer(config.optimizer)
@@ -167,8 +170,8 @@ def ceilings(kind: str, dtype) -> dict:
 
 
 def make_workers(options, spec: dict) -> dict:
-    def ours(objective, ceilings=False):
-        own = spec | {"objective": objective, "ceilings": ceilings}
+    def ours(objective, ceilings=False, without=()):
+        own = spec | {"objective": objective, "ceilings": ceilings, "without": without}
         return worker.Worker([sys.executable, "-m", "benchmarks.train_step", "--work", json.dumps(own)])
 
     def official(*tuned, ceilings=False):
@@ -177,6 +180,7 @@ def make_workers(options, spec: dict) -> dict:
         return worker.official(options.python, options.official, own)
 
     workers = {name: ours(name, name == OURS) for name in options.ways}
+    workers |= {f"{OURS} without {name}": ours(OURS, without=[name]) for name in options.without}
     if options.official:
         precision = ("bfloat16",) if options.gpu else ()
         layout = (*precision, "channels_last", "fused Adam")
@@ -285,6 +289,7 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="tell where the time of ours goes")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--ways", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="our objectives")
+    parser.add_argument("--without", nargs="+", choices=WITHOUT, default=(), help="ours also without each of these")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--name", default="train_step", help="of the results")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -326,6 +331,7 @@ def page(options, spec, workers, turns, profiles):
             row["share_of_copy"] = fact["bytes_accessed"] / seconds / bytes_top
         rows.append(row | {key: value for key, value in fact.items() if key not in ("versions", "ceilings")})
     ratios = {f"{OURS} / standard": ratio(turns, OURS, "standard")}
+    ratios |= {f"{name} / {OURS}": ratio(turns, name, OURS) for name in workers if " without " in name}
     ratios |= {f"{OURS} / {name}": ratio(turns, OURS, name) for name in workers if name.startswith("official")}
     versions = {}
     for fact in facts.values():

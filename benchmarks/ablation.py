@@ -1,0 +1,44 @@
+"""What makes the train step fast on CPU, undone, for `benchmarks.train_step --without`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dream_jax import compiler
+from dream_jax.networks import layers
+
+
+def _options():
+    compiler.train_options = lambda deterministic=False: {}
+
+
+def _gradients():
+    def conv(x, w, strides, padding, x_dilation=None, w_dilation=None, dimension_numbers=None, **options):
+        del dimension_numbers
+        return lax.conv_general_dilated(x, w, strides, padding, x_dilation, w_dilation, layers._NHWC, **options)
+
+    layers.conv_general_dilated = conv
+
+
+def _norm():
+    layers.GroupNorm = lambda groups, dtype, param_dtype, name: nn.GroupNorm(
+        groups, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name=name
+    )
+
+
+def _dropout():
+    class Dropout(nn.Module):
+        rate: float
+
+        @nn.compact
+        def __call__(self, x, keys=None):
+            if keys is None or self.rate == 0:
+                return x
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+            return jnp.where(kept, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+    layers.Dropout = Dropout
+
+
+WITHOUT = {"options": _options, "gradients": _gradients, "norm": _norm, "dropout": _dropout}

@@ -51,7 +51,7 @@ class Trials:
     """One small training in processes of its own, in a folder that also keeps what they compile."""
 
     def __init__(self, folder: Path, seed: int, quick: bool = False, gpu: bool = False):
-        self.folder, self.rng = folder, random.Random(seed)
+        self.folder, self.rng, self.quick = folder, random.Random(seed), quick
         self.changes = (*CHANGES, "deterministic=True") if gpu else CHANGES
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cuda" if gpu else "cpu",
@@ -73,9 +73,12 @@ class Trials:
         return subprocess.Popen(self.command(workdir, processes), cwd=ROOT, env=self.environment, **PIPES)
 
     def straight(self, processes: int = 1):
-        """(the run that nothing happens to, the seconds that it takes): the second of two, which compiles nothing."""
+        """(the run that nothing happens to, the seconds that it takes).
+
+        It is the second of two, which compiles nothing; the first where it is to be quick.
+        """
         if processes not in self._straight:
-            for name in ("compiling", "straight"):
+            for name in ("straight",) if self.quick else ("compiling", "straight"):
                 workdir, since = self.folder / f"{name}_{processes}" / "run", time.monotonic()
                 finish(self.begin(workdir, processes))
             self._straight[processes] = workdir, time.monotonic() - since
@@ -95,7 +98,7 @@ class Trials:
           in_save: at a random moment after a checkpoint's writing has begun.
           victim: of several processes the one to have the signal; the launcher itself where None.
         """
-        seconds = self.straight(processes)[1]
+        seconds = 0 if in_save else self.straight(processes)[1]
         while True:
             # All runs have one name, which tables of evaluations tell.
             workdir = Path(tempfile.mkdtemp(prefix="trial-", dir=self.folder)) / "run"

@@ -21,7 +21,7 @@ def test_a_run_killed_in_a_save_ends_as_one_that_was_not(trials):
 
 
 def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(trials):
-    trials.interrupted(signal.SIGTERM)
+    trials.interrupted(signal.SIGTERM, in_save=True)
 
 
 def test_ctrl_c_between_two_checkpoints_saves_one(trials, tmp_path):
@@ -35,7 +35,7 @@ def test_ctrl_c_between_two_checkpoints_saves_one(trials, tmp_path):
 
 
 def test_two_processes_of_which_one_is_killed_go_on_together(trials):
-    trials.interrupted(signal.SIGKILL, processes=2, victim=1)
+    trials.interrupted(signal.SIGKILL, in_save=True, processes=2, victim=1)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="a small file system is mounted with unshare")

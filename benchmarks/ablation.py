@@ -14,9 +14,8 @@ def _options():
 
 
 def _gradients():
-    def conv(x, w, strides, padding, x_dilation=None, w_dilation=None, dimension_numbers=None, **options):
-        del dimension_numbers
-        return lax.conv_general_dilated(x, w, strides, padding, x_dilation, w_dilation, layers._NHWC, **options)
+    def conv(*operands, dimension_numbers=None, **options):
+        return lax.conv_general_dilated(*operands, dimension_numbers=layers._NHWC, **options)
 
     layers.conv_general_dilated = conv
 

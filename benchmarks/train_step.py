@@ -339,7 +339,7 @@ def page(options, spec, workers, turns, profiles):
     device = next(iter(facts.values()))["device"] + f", {platform.machine()}"
     times = "\n".join(
         f"| {r['way']} | {show(r.get('seconds'), '{:.3f}')} | "
-        f"{show(r.get('fastest'), '{:.3f}')} to {show(r.get('slowest'), '{:.3f}')} | "
+        f"{'not measured' if 'seconds' not in r else '{fastest:.3f} to {slowest:.3f}'.format(**r)} | "
         f"{show(r.get('processor_seconds'), '{:.3f}')} | "
         f"{show(r.get('images_per_second'), '{:.2f}')} | {show(r.get('peak_bytes'), '{:,}')} |"
         for r in rows
@@ -358,10 +358,13 @@ def page(options, spec, workers, turns, profiles):
     )
     parameters = {fact["parameters"] for name, fact in facts.items() if name != "conservative_dream"}
     dtype = next(iter(facts.values())).get("dtype", "float32")
+    # Not the person's own folders.
+    places = {options.official: "CHECKOUT", options.python: "PYTHON"}
+    said = " ".join(places.get(word, word) for word in sys.argv[1:])
     ceiling = "not measured" if flops_top is None else f"{flops_top / 1e9:.0f} GFLOP/s and {bytes_top / 1e9:.1f} GB/s"
     text = f"""# The train step
 
-`python -m benchmarks.train_step {" ".join(sys.argv[1:])}` at {report.commit()} on {device}:
+`python -m benchmarks.train_step {said}` at {report.commit()} on {device}:
 {report.listed(versions)}.
 
 SR3 UNet of {" / ".join(f"{count:,}" for count in parameters)} parameters, {spec["image_size"]} x {spec["image_size"]}

@@ -107,6 +107,18 @@ def test_a_convolution_keeps_types_apart():
     assert jaxpr.count("Precision.HIGHEST") + jaxpr.count("precision=HIGHEST") >= 3
 
 
+def test_off_cpu_a_convolution_is_the_one_whose_gradients_compilers_know(monkeypatch):
+    x, w = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    def gradient(conv):
+        return str(jax.make_jaxpr(jax.grad(lambda x, w: conv(x, w, (1, 1), "SAME").sum(), (0, 1)))(x, w))
+
+    own = functools.partial(lax.conv_general_dilated, dimension_numbers=NHWC)
+    assert gradient(layers.conv_general_dilated) != gradient(own)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert gradient(layers.conv_general_dilated) == gradient(own)
+
+
 def test_a_convolution_refuses_what_it_does_not_do():
     x, w = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
     with pytest.raises(NotImplementedError, match="grouped"):

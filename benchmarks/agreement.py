@@ -34,7 +34,6 @@ from dream_jax import data, experiment, sharding, train_state
 from dream_jax.optimizer import make_optimizer
 from dream_jax.train_step import make_train_step
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, BATCH, SIZE = 20, 32, 16
 
 
@@ -261,7 +260,7 @@ def run(dtype: str, variants, mutants=()) -> dict:
             }
             command = [sys.executable, "-W", "error", "-m", "benchmarks.agreement", "--work", order, "--join", address]
             workers += [
-                subprocess.Popen([*command, str(processes), str(number)], cwd=ROOT, env=environment)
+                subprocess.Popen([*command, str(processes), str(number)], cwd=report.ROOT, env=environment)
                 for number in range(processes)
             ]
         try:

@@ -36,7 +36,6 @@ from tests import hostile_files
 from tests.torch_files import official_weights
 
 SECONDS, WAITING, BYTES = 10.0, 6, 2**30
-ROOT = Path(__file__).resolve().parent.parent
 FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp")
 
 
@@ -96,7 +95,9 @@ def read_config(path):
         config = configs.read(path)
     else:
         try:
-            config = configs.override(configs.load(str(ROOT / "configs" / "base.py")), json.loads(path.read_text()))
+            config = configs.override(
+                configs.load(str(report.ROOT / "configs" / "base.py")), json.loads(path.read_text())
+            )
             experiment.build(configs.validate(config))
         except UserError as error:
             raise UserError(f"{images.shown(path)}: {error}") from error
@@ -222,7 +223,7 @@ class Finding(NamedTuple):
 
 def run(folder: Path, photos, pictures: int, weights: int, config: int, seed: int = 0, large=True, say=print) -> list:
     """Makes the files in a folder and reads each; a `Finding` of each."""
-    base = json.loads(json.dumps(configs.load(str(ROOT / "configs" / "base.py")).to_dict()))
+    base = json.loads(json.dumps(configs.load(str(report.ROOT / "configs" / "base.py")).to_dict()))
     made = [
         *hostile_files.pictures(folder / "pictures", photos, pictures, seed),
         *(hostile_files.large_pictures(folder / "large") if large else ()),

@@ -37,7 +37,7 @@ CONFIGS = (("quickstart", None), ("photos_4x_cpu", None), ("sr3_photos_4x", 8))
 
 
 def setup(name: str, batch: int | None, folder: Path):
-    config = configs.load(scaling.ROOT / "configs" / f"{name}.py")
+    config = configs.load(report.ROOT / "configs" / f"{name}.py")
     if name != "quickstart":
         config.data.folder = str(folder)
         config.data.cache_dir = str(folder.parent / "cache")

@@ -7,7 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def write(name: str, text: str, record: dict, quiet: bool = False) -> None:
@@ -35,5 +36,5 @@ def machine() -> str:
 def commit() -> str:
     """The checkout's commit, with "-dirty" where files differ from it."""
     command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"

@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -39,7 +38,6 @@ from dream_jax.optimizer import make_optimizer
 from dream_jax.train_step import make_train_step
 from launch import local
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH, SIZE = 16, 32
 REPEATS = 7
 MARK = "answer "  # before what worker processes say to the one that started them
@@ -219,7 +217,7 @@ class Group:
         command = [sys.executable, "-m", "benchmarks.scaling", "--work", json.dumps(layouts)]
         # Compiles in two thirds of the time, and runs as fast.
         flags = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": report.ROOT}
         self.members = [
             subprocess.Popen(command, env=environment | ({} if accelerators else flags), **pipes)
             for environment in local.make_environments(processes, devices)

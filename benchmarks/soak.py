@@ -31,7 +31,6 @@ from rich.progress import track
 
 from benchmarks import report
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 40
 CHANGES = (
     *(f"steps={STEPS}", "batch_size=4", "image_size=16", "log_every=4", "optimizer.learning_rate=1e-3"),
@@ -65,12 +64,12 @@ class Trials:
 
     def command(self, workdir, processes: int = 1) -> list:
         alone = [sys.executable, "-m", "dream_jax"]
-        several = [sys.executable, ROOT / "launch" / "local.py", "--processes", str(processes), "--"]
-        options = ["--config", ROOT / "configs" / "base.py", "--workdir", workdir]
+        several = [sys.executable, report.ROOT / "launch" / "local.py", "--processes", str(processes), "--"]
+        options = ["--config", report.ROOT / "configs" / "base.py", "--workdir", workdir]
         return [*(alone if processes == 1 else several), "train", *options, *(f"--config.{c}" for c in self.changes)]
 
     def begin(self, workdir, processes: int = 1) -> subprocess.Popen:
-        return subprocess.Popen(self.command(workdir, processes), cwd=ROOT, env=self.environment, **PIPES)
+        return subprocess.Popen(self.command(workdir, processes), cwd=report.ROOT, env=self.environment, **PIPES)
 
     def straight(self, processes: int = 1):
         """(the run that nothing happens to, the seconds that it takes).
@@ -140,7 +139,7 @@ class Trials:
         rooted = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         private = ["unshare", *rooted, "--mount", "bash", "-c", script, "bash", str(kilobytes), small, saved]
         command = [*private, *self.command(small / "run")]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, timeout=TIMEOUT, **PIPES)
+        done = subprocess.run(command, cwd=report.ROOT, env=self.environment, timeout=TIMEOUT, **PIPES)
         step = newest_step(saved)
         messages = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
         if done.returncode and (done.returncode != 2 or len(messages) != 1 or "Traceback" in done.stdout):

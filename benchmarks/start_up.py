@@ -20,7 +20,6 @@ from pathlib import Path
 
 from benchmarks import report
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG, REPEATS = "configs/quickstart.py", 3
 FIRST_STEP = re.compile(r"first step after ([0-9.]+) s, (.*)")
 
@@ -31,7 +30,7 @@ def start(cache: Path, workdir: Path) -> dict:
     environment = os.environ | {"DREAM_JAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=report.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     said = next((found for line in process.stdout if (found := FIRST_STEP.search(line))), None)
     seconds = time.monotonic() - begun
     process.send_signal(signal.SIGKILL)

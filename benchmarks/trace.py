@@ -57,16 +57,13 @@ def shares(run, text: str) -> dict:
 
 def fused(text: str) -> dict[str, str]:
     """{operation: the operations that are fused in it} of a compiled program's text."""
-    bodies = {name: " ".join(re.findall(r" ([\w-]+)\(", body)) for name, body in _computations(text)}
+    computations = re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    bodies = {name: " ".join(re.findall(r" ([\w-]+)\(", body)) for name, body in computations}
     found = {}
     for name, operation, rest in re.findall(r"^\s+(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\((.*)$", text, re.MULTILINE):
         called = re.search(r"calls=%?([\w.-]+)", rest)
         found[name] = operation if called is None else bodies.get(called[1], "")
     return found
-
-
-def _computations(text: str):
-    return re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
 
 
 def table(profile) -> str:

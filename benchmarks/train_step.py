@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 
-from benchmarks import report, trace, worker
+from benchmarks import ablation, report, trace, worker
 
 PRESETS = {
     "small": {
@@ -46,7 +46,6 @@ PRESETS = {
     },
 }
 OBJECTIVES = ("standard", "dream", "conservative_dream")
-WITHOUT = ("options", "gradients", "norm", "dropout")  # see ablation.py
 OURS, SHIPPED = "dream", "official, as shipped"
 REPEATS = 7
 
@@ -83,7 +82,7 @@ def work(spec: dict) -> None:
     import numpy as np
     from jax.sharding import NamedSharding
 
-    from benchmarks import ablation, agreement
+    from benchmarks import agreement
     from dream_jax import experiment, sharding, train_state
     from dream_jax.optimizer import make_optimizer
     from dream_jax.train_step import make_train_step, start_state
@@ -289,7 +288,9 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="tell where the time of ours goes")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--ways", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="our objectives")
-    parser.add_argument("--without", nargs="+", choices=WITHOUT, default=(), help="ours also without each of these")
+    parser.add_argument(
+        "--without", nargs="+", choices=ablation.WITHOUT, default=(), help="ours also without each of these"
+    )
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--name", default="train_step", help="of the results")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -297,6 +298,8 @@ def main() -> int:
     if options.work:
         work(json.loads(options.work))
         return 0
+    if options.search and not (options.gpu and options.official):
+        parser.error("--search fills a GPU with the official code: it needs --gpu and --official")
     spec = dict(PRESETS[options.preset])
     spec["batch_size"] = options.batch_size or spec["batch_size"]
     if options.search:

@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-OFFICIAL = ROOT / "benchmarks" / "official.py"
+from benchmarks import report
+
+OFFICIAL = report.ROOT / "benchmarks" / "official.py"
 
 
 class Worker:
@@ -22,7 +22,7 @@ class Worker:
             # So that the others find room on the same GPU.
             environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.process = subprocess.Popen(self.command, **pipes, text=True, cwd=ROOT, env=environment)
+            self.process = subprocess.Popen(self.command, **pipes, text=True, cwd=report.ROOT, env=environment)
             self.facts = None
 
     def start(self) -> dict:

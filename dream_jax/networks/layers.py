@@ -155,7 +155,7 @@ def group_norm(x, groups: int, *, name: str, dtype, param_dtype):
 class GroupNorm(nn.Module):
     """`nn.GroupNorm`, summed over pixels first and over a group's few channels after, in one pass over the picture.
 
-    On CPU that is three to four times faster than one reduction over both. The sums are of differences from one of the
+    On CPU that is up to three times faster than one reduction over both. The sums are of differences from one of the
     channel's own values: E[x^2] - E[x]^2 alone loses digits where the mean is large.
     """
 

@@ -87,7 +87,7 @@ def compiling(name: str, tell):
 
     def tell_if_compiled():
         if len(_found()) == found:
-            tell(f"compiling {name}: that can take minutes{then}")
+            tell(f"preparing {name}: where it has to be compiled, that can take minutes{then}")
 
     timer = threading.Timer(LONG, tell_if_compiled)
     timer.daemon = True

@@ -38,7 +38,7 @@ def run(root, tracing=0.0, long=60.0, **environment):
 
 def test_a_second_start_takes_the_program_from_the_cache_with_the_same_result(tmp_path):
     first = run(tmp_path, tracing=0.5, long=0.1, JAX_COMPILATION_CACHE_DIR="unset")
-    assert first[0] == "told: compiling the step: that can take minutes; " + (
+    assert first[0] == "told: preparing the step: where it has to be compiled, that can take minutes; " + (
         "the next start of this config takes it from the cache"
     )
     assert first[2].endswith("most of it compiling")
@@ -51,7 +51,7 @@ def test_a_second_start_takes_the_program_from_the_cache_with_the_same_result(tm
 def test_it_is_switched_off_and_put_elsewhere_by_jax_own_variable(tmp_path):
     for _ in range(2):
         said = run(tmp_path, tracing=0.5, long=0.1, JAX_COMPILATION_CACHE_DIR="")
-        assert said[0] == "told: compiling the step: that can take minutes"
+        assert said[0] == "told: preparing the step: where it has to be compiled, that can take minutes"
         assert said[2].endswith("most of it compiling")
     other = tmp_path / "other"
     run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(other), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")

@@ -348,7 +348,7 @@ def page(options, spec, workers, turns, profiles):
         for r in rows
     )
     compiled = "\n".join(
-        f"| {r['way']} | {r['compile_seconds']:.1f} | {r['temporary_bytes'] / 2**20:.0f} | "
+        f"| {r['way']} | {r['trace_seconds']:.1f} | {r['compile_seconds']:.1f} | {r['temporary_bytes'] / 2**20:.0f} | "
         f"{r['state_bytes'] / 2**20:.0f} | {r['flops'] / 1e9:.1f} | {r['bytes_accessed'] / 1e9:.1f} | "
         f"{show(r.get('share_of_product'), '{:.0%}')} | {show(r.get('share_of_copy'), '{:.0%}')} |"
         for r in rows
@@ -387,8 +387,8 @@ the clock. The conservative objective trains without a condition.
 By XLA's own count, against what the device did in the same run: {ceiling}, the best of a matrix
 product and of a copy, timed in JAX and in PyTorch.
 
-| ours | compile, s | temporary, MiB | state and batch, MiB | GFLOP | GB accessed | of the product | of the copy |
-|---|---|---|---|---|---|---|---|
+| ours | trace, s | compile, s | temporary, MiB | state and batch, MiB | GFLOP | GB accessed | of product | of copy |
+|---|---|---|---|---|---|---|---|---|
 {compiled}
 
 Where the time of {OURS} goes, {trace.WHAT}:

@@ -117,14 +117,16 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         params = jax.tree.map(lambda p: lax.pcast(p, sharding.AXES, to="varying"), params)
         microbatches = jax.tree.map(lambda a: a.reshape(config.accumulation, -1, *a.shape[1:]), batch)
 
-        def mean_loss(params, microbatch):
+        # Jitted, it is traced once for the shapes of its results and for the loop.
+        @jax.jit
+        @functools.partial(jax.grad, has_aux=True)
+        def gradient_of(params, microbatch):
             loss, facts = losses(params, microbatch, step, rectify)
             quartile = (facts.pop("t") - 1) * QUARTILES // experiment.schedule.num_steps
             member = (quartile[:, None] == jnp.arange(QUARTILES)[None]).astype(loss.dtype)
             sums = {name: jnp.sum(value) for name, value in facts.items()}
             return jnp.mean(loss), sums | {"losses": loss @ member, "counts": jnp.sum(member, axis=0)}
 
-        gradient_of = jax.grad(mean_loss, has_aux=True)
         zeros = jax.tree.map(
             lambda a: lax.pcast(jnp.zeros(a.shape, a.dtype), sharding.AXES, to="varying"),
             jax.eval_shape(gradient_of, params, jax.tree.map(lambda a: a[0], microbatches)),

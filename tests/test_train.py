@@ -269,6 +269,14 @@ def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
     assert not [name for name in looped if name.startswith(("psum", "all_", "reduce_scatter", "ppermute"))]
 
 
+def test_the_network_is_traced_once_for_the_estimate_and_once_for_the_gradient(monkeypatch):
+    traced, predict = [], experiment.Experiment.predict
+    monkeypatch.setattr(experiment.Experiment, "predict", lambda *given: traced.append(None) or predict(*given))
+    train_step, make, batch = make_stepper()
+    train_step.trace(make(), batch, True)
+    assert len(traced) == 2
+
+
 def test_a_step_donates_its_state(stepper):
     train_step, make, batch = stepper
     state = make()

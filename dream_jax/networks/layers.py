@@ -166,27 +166,34 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         """x: [B, H, W, C]. Returns its shape in dtype."""
-        batch, channels = x.shape[0], x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        return _normalize(x, scale, bias, self.groups).astype(self.dtype)
 
-        def group_mean(a):
-            means = jnp.mean(a.reshape(batch, self.groups, -1), axis=-1)
-            return jnp.repeat(means, channels // self.groups, axis=-1)[:, None, None, :]
 
-        def pixel_mean(a):
-            return jnp.mean(a, axis=(1, 2), keepdims=True)
+# Jitted, so that layers of one shape are traced and differentiated once: tracing is most of a start whose program is
+# compiled already.
+@functools.partial(jax.jit, static_argnums=3)
+def _normalize(x, scale, bias, groups):
+    batch, channels = x.shape[0], x.shape[-1]
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-        # One row per example: their gradients too are then summed over pixels first, which XLA must not merge.
-        scale, bias = lax.optimization_barrier(
-            [jnp.broadcast_to(p.astype(x.dtype), (batch, channels))[:, None, None, :] for p in (scale, bias)]
-        )
-        pivot = lax.stop_gradient(x[:, :1, :1])
-        first, second = pixel_mean(x - pivot), pixel_mean(jnp.square(x - pivot))
-        mean = group_mean(first + pivot)
-        variance = group_mean(second - jnp.square(first) + jnp.square(first + pivot - mean))
-        return ((x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias).astype(self.dtype)
+    def group_mean(a):
+        means = jnp.mean(a.reshape(batch, groups, -1), axis=-1)
+        return jnp.repeat(means, channels // groups, axis=-1)[:, None, None, :]
+
+    def pixel_mean(a):
+        return jnp.mean(a, axis=(1, 2), keepdims=True)
+
+    # One row per example: their gradients too are then summed over pixels first, which XLA must not merge.
+    scale, bias = lax.optimization_barrier(
+        [jnp.broadcast_to(p.astype(x.dtype), (batch, channels))[:, None, None, :] for p in (scale, bias)]
+    )
+    pivot = lax.stop_gradient(x[:, :1, :1])
+    first, second = pixel_mean(x - pivot), pixel_mean(jnp.square(x - pivot))
+    mean = group_mean(first + pivot)
+    variance = group_mean(second - jnp.square(first) + jnp.square(first + pivot - mean))
+    return (x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias
 
 
 class Dropout(nn.Module):

@@ -10,7 +10,7 @@ from dream_jax.networks import layers
 
 
 def _options():
-    compiler.train_options = lambda deterministic=False: {}
+    compiler.options = lambda deterministic=False: {}
 
 
 def _gradients():

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dream_jax import images, sampling, sharding
+from dream_jax import compiler, images, sampling, sharding
 from dream_jax.experiment import Experiment
 
 
@@ -88,7 +88,9 @@ def make_draw(experiment: Experiment, mesh, wrap=None):
     wrap = wrap or (lambda predict: predict)
     start_key = start_key_of(experiment)
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    options = compiler.options(experiment.config.deterministic)
+
+    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
     def draw(params, inputs, index, rows, key):
         inputs = jax.lax.with_sharding_constraint(inputs, layout)
         denoise = make_denoise(experiment, params, inputs, wrap)

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import config, draw, experiment, images, metrics, plots, results, sampling
+from dream_jax import compiler, config, draw, experiment, images, metrics, plots, results, sampling
 from dream_jax.draw import Model
 from dream_jax.errors import UserError
 from dream_jax.metrics import weights
@@ -297,7 +297,7 @@ def find_start(model: Model, pictures, candidates: int, console: Console) -> lis
     low, cond, _ = draw.degraded(built, pictures)
     rows = draw.make_rows(built, settings.samplers[0], settings.steps[0])
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def drawn_from(params, inputs, start_key):
         denoise, shape = draw.make_denoise(built, params, inputs), (*inputs["cond"].shape[:3], 3)
         x0 = sampling.run(draw.make_key(settings.seeds[0]), denoise, shape, rows, start_key=start_key)

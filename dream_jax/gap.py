@@ -4,6 +4,7 @@ DREAM is about this gap (arXiv 2312.00210, section 3.1): training shows the netw
 sampler shows it points that it made itself, with the errors of all evaluations before.
 """
 
+import functools
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import diffusion, draw, evaluate, plots, results, sampling
+from dream_jax import compiler, diffusion, draw, evaluate, plots, results, sampling
 from dream_jax.draw import Model
 
 # How each fact is plotted: the training value's key (None where it is a constant), the sampling value's, logarithmic.
@@ -72,7 +73,7 @@ def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
     built, key = model.experiment, draw.make_key(seed)
     rows = draw.make_rows(built, sampler, steps)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def facts_of(params, picture, low, index):
         x0, cond = built.task.make_pair(key, picture)
         denoise = draw.make_denoise(built, params, {"cond": cond, "low": low})

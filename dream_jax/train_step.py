@@ -179,7 +179,7 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         donate_argnums=0,
         in_shardings=(layout, {"image": batch_layout, "row": batch_layout}),
         out_shardings=(layout, everywhere),
-        compiler_options=compiler.train_options(config.deterministic),
+        compiler_options=compiler.options(config.deterministic),
     )
 
 

@@ -338,7 +338,7 @@ def make_ways(
     def picture_bytes(sides, low_shape):
         draw = drawing.make_draw(experiment, mesh, lambda predict: lambda x, cond, alpha: x)
         args = arguments(sides, low_shape, 1, NamedSharding(mesh, P()))
-        return weights + tiles.live_bytes(jax.make_jaxpr(draw)(*args).jaxpr)
+        return weights + tiles.live_bytes(draw.trace(*args).jaxpr.jaxpr)
 
     @functools.cache
     def network_bytes(*shape):

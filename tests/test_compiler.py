@@ -9,20 +9,20 @@ from dream_jax.networks import layers
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-    compiler.train_options.cache_clear()
+    compiler.options.cache_clear()
     yield
-    compiler.train_options.cache_clear()
+    compiler.options.cache_clear()
 
 
 def test_what_the_user_set_is_left(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--{compiler._NAME}=")
-    assert compiler.train_options() == {}
+    assert compiler.options() == {}
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("_NAME", "xla_unknown_option"), ("_VALUE", "UNKNOWN_VALUE")])
 def test_an_option_that_jaxlib_does_not_know_is_left_out(monkeypatch, attribute, value):
     monkeypatch.setattr(compiler, attribute, value)
-    assert compiler.train_options() == {}
+    assert compiler.options() == {}
 
 
 def test_gradients_are_those_without_options():
@@ -36,5 +36,5 @@ def test_gradients_are_those_without_options():
 
     gradient = jax.grad(loss)
     wanted = jax.jit(gradient)(w)
-    found = jax.jit(gradient, compiler_options=compiler.train_options())(w)
+    found = jax.jit(gradient, compiler_options=compiler.options())(w)
     np.testing.assert_allclose(found, wanted, atol=2e-6 * float(jnp.abs(wanted).max()))

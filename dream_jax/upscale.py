@@ -30,8 +30,8 @@ from dream_jax.images import shown
 _WIDEST_OVERLAP = 64
 
 # Beside what the compiler counts, convolutions take working space, and making cond leaves holes behind: measured on a
-# CPU, a tenth and four whole pictures are enough.
-_SLACK, _SLACK_PICTURES = 1.1, 4
+# CPU, a tenth and eight whole pictures are enough.
+_SLACK, _SLACK_PICTURES = 1.1, 8
 
 
 class Job(NamedTuple):

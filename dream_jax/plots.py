@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 _TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "mean_colour": "mean colour's error", "swd": "sliced Wasserstein x 1e3"}
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -90,7 +87,11 @@ def gap(record: dict, panels: dict, path: Path) -> None:
     _finish(figure, path)
 
 
-def _figure(panels: int, width: float = 5.5, height: float = 4) -> Figure:
+def _figure(panels: int, width: float = 5.5, height: float = 4):
+    # Here, as no start of training or drawing should wait the half second that this takes.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     across = min(panels, 3)
     down = -(-panels // across)
     figure = Figure(figsize=(width * across, height * down), layout="constrained")

@@ -17,6 +17,9 @@ from dream_jax.train_state import TrainState
 
 QUARTILES = 4
 
+# Jitted, so that the norms of a step's three trees, which are alike, are traced once.
+_norm = jax.jit(optax.tree.norm)
+
 
 def make_losses(experiment: Experiment, key, steps_per_epoch: int):
     """`losses(params, batch, step, rectify) -> (per-example losses [B], facts {name: [B]})`, the objective of a config.
@@ -159,9 +162,9 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
             "level_losses": losses,
             "level_counts": counts,
             **{name: value / examples for name, value in sums.items()},
-            "gradient_norm": optax.tree.norm(gradient),
-            "update_norm": optax.tree.norm(updates),
-            "parameter_norm": optax.tree.norm(params),
+            "gradient_norm": _norm(gradient),
+            "update_norm": _norm(updates),
+            "parameter_norm": _norm(params),
         }
         # An optimizer may overflow where the gradient does not.
         watched = jnp.stack([metrics[name] for name in ("loss", "gradient_norm", "update_norm")])

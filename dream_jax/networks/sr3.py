@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from dream_jax.networks import layers
-
-# Flax traces a parameter's initializer whenever it reads the parameter; jitted, that is once for each shape.
-_KERNEL_INIT = jax.jit(nn.initializers.orthogonal(), static_argnums=(1, 2))
 
 
 class SR3UNet(nn.Module):
@@ -62,7 +58,7 @@ class SR3UNet(nn.Module):
         """
         layers.check(inputs, self.divisor, self.attention_levels, len(self.channel_multipliers))
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        options = {"kernel_init": _KERNEL_INIT, **types}
+        options = {"kernel_init": nn.initializers.orthogonal(), **types}
         res_block = nn.remat(layers.ResBlock) if self.remat else layers.ResBlock
         attention = nn.remat(layers.Attention) if self.remat else layers.Attention
 

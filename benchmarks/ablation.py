@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dream_jax import compiler
 from dream_jax.networks import layers
+from dream_jax.runtime import compiler
 
 
 def _options():

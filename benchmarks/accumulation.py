@@ -24,10 +24,12 @@ from jax.sharding import NamedSharding
 from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import experiment, sharding, train_state
+from dream_jax import experiment
 from dream_jax.networks import layers
-from dream_jax.optimizer import make_optimizer
-from dream_jax.train_step import make_train_step
+from dream_jax.runtime import sharding
+from dream_jax.training import train_state
+from dream_jax.training.optimizer import make_optimizer
+from dream_jax.training.train_step import make_train_step
 
 BOUND = 1.3
 BATCH, SIZE = 16, 64

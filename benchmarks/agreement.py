@@ -30,9 +30,11 @@ from jax.sharding import PartitionSpec as P
 from benchmarks import report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import data, experiment, sharding, train_state
-from dream_jax.optimizer import make_optimizer
-from dream_jax.train_step import make_train_step
+from dream_jax import data, experiment
+from dream_jax.runtime import sharding
+from dream_jax.training import train_state
+from dream_jax.training.optimizer import make_optimizer
+from dream_jax.training.train_step import make_train_step
 
 STEPS, BATCH, SIZE = 20, 32, 16
 
@@ -84,7 +86,7 @@ GRADIENT, ROWS, NORM = "gradient n times too large", "rows numbered locally", "c
 SOUND = ((None, SGD), (None, ADAM))
 MUTANTS = ((GRADIENT, SGD), (GRADIENT, ADAM), (ROWS, SGD), (ROWS, ADAM), (NORM, ADAM))
 
-# What continuous integration has the time for, in float64; tests/test_launch.py holds two processes against one.
+# What continuous integration has the time for, in float64; tests/launch/test_local.py holds two processes against one.
 SHORT = (MUTATED,)
 SHORT_MUTANTS = ((GRADIENT, SGD), (ROWS, SGD), (NORM, ADAM))
 

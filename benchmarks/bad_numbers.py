@@ -27,9 +27,12 @@ from rich.console import Console
 from benchmarks import report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import data, experiment, sharding, train, train_step, watch
-from dream_jax import run as runs
+from dream_jax import data, experiment
 from dream_jax.errors import UserError
+from dream_jax.runtime import sharding
+from dream_jax.training import loop as train
+from dream_jax.training import run as runs
+from dream_jax.training import train_step, watch
 
 STEP, STEPS = 11, 24
 CHANGES = (

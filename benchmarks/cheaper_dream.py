@@ -21,9 +21,11 @@ from jax.sharding import NamedSharding
 from benchmarks import agreement, report
 from configs import photos_4x_cpu
 from dream_jax import config as configs
-from dream_jax import experiment, sharding, train_state
-from dream_jax.optimizer import make_optimizer
-from dream_jax.train_step import make_train_step, rectifies
+from dream_jax import experiment
+from dream_jax.runtime import sharding
+from dream_jax.training import train_state
+from dream_jax.training.optimizer import make_optimizer
+from dream_jax.training.train_step import make_train_step, rectifies
 
 # name: changes of config.objective
 WAYS = {

@@ -26,13 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import hostile_files, report
 from dream_jax import config as configs
-from dream_jax import data, experiment, images
+from dream_jax import data, experiment
 from dream_jax.errors import UserError
+from dream_jax.files import pictures as images
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch_import
-from tests import hostile_files
 from tests.torch_files import official_weights
 
 SECONDS, WAITING, BYTES = 10.0, 6, 2**30

@@ -27,7 +27,9 @@ from jax.sharding import NamedSharding
 
 from benchmarks import report, scaling
 from dream_jax import config as configs
-from dream_jax import data, experiment, images, sharding
+from dream_jax import data, experiment
+from dream_jax.files import pictures as images
+from dream_jax.runtime import sharding
 
 WORKERS = (0, 1, 2, 4)
 BOUND = 3.0

@@ -28,9 +28,13 @@ from rich.console import Console
 from benchmarks import report
 from configs import photos_4x_cpu
 from dream_jax import config as configs
-from dream_jax import data, draw, experiment, gap, metrics, results, sharding
-from dream_jax.optimizer import make_optimizer
-from dream_jax.train_step import make_train_step, rectifies, start_state
+from dream_jax import data, experiment, metrics
+from dream_jax.evaluation import gap
+from dream_jax.files import results
+from dream_jax.inference import drawing as draw
+from dream_jax.runtime import sharding
+from dream_jax.training.optimizer import make_optimizer
+from dream_jax.training.train_step import make_train_step, rectifies, start_state
 
 # name: changes of config.objective
 WAYS = {

@@ -32,7 +32,9 @@ import numpy as np
 from benchmarks import agreement, report, worker
 from configs import base
 from dream_jax import config as configs
-from dream_jax import draw, experiment, sharding
+from dream_jax import experiment
+from dream_jax.inference import drawing as draw
+from dream_jax.runtime import sharding
 
 SAMPLERS = ("ddpm", "ddim", "unipc_2")
 SHIPPED, TUNED = "official ddpm, as shipped", "official ddpm, tuned"

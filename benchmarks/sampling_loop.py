@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import draw, experiment, sampling
+from dream_jax import experiment, sampling
+from dream_jax.inference import drawing as draw
 
 STEPS, REPEATS = 50, 7
 # (name, changes of the config, batch)

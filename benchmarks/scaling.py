@@ -33,9 +33,11 @@ from jax.sharding import PartitionSpec as P
 from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import experiment, sharding, train_state
-from dream_jax.optimizer import make_optimizer
-from dream_jax.train_step import make_train_step
+from dream_jax import experiment
+from dream_jax.runtime import sharding
+from dream_jax.training import train_state
+from dream_jax.training.optimizer import make_optimizer
+from dream_jax.training.train_step import make_train_step
 from launch import local
 
 BATCH, SIZE = 16, 32

@@ -234,9 +234,11 @@ def make_restore(workdir):
     """`restore(directory) -> (step, the state's description, what was told)`, as a run does that goes on."""
     import jax
 
-    from dream_jax import checkpoint, config, experiment, sharding
-    from dream_jax.optimizer import make_optimizer
-    from dream_jax.train_step import start_state
+    from dream_jax import config, experiment
+    from dream_jax.runtime import sharding
+    from dream_jax.training import checkpoint
+    from dream_jax.training.optimizer import make_optimizer
+    from dream_jax.training.train_step import start_state
 
     built = experiment.build(config.read(workdir / "config.json"))
     mesh = sharding.make_mesh()

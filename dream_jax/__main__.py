@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dream_jax import compilation_cache
 from dream_jax.errors import UserError
+from dream_jax.runtime import compilation_cache
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
@@ -112,7 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options, rest, console):
-    from dream_jax import config, processes, train
+    from dream_jax import config
+    from dream_jax.runtime import processes
+    from dream_jax.training import loop as train
 
     chosen = config.override(config.load(options.config), rest)
     config.validate(chosen)
@@ -125,7 +127,11 @@ def _train(options, rest, console):
 
 
 def _evaluate(options, rest, console):
-    from dream_jax import evaluate, experiment, gap, results, trained
+    from dream_jax import experiment
+    from dream_jax.evaluation import gap
+    from dream_jax.evaluation import measuring as evaluate
+    from dream_jax.files import results
+    from dream_jax.inference import trained
 
     finding = options.find_start is not None
     if finding and (options.gap or len(options.workdir) > 1 or options.find_start < 1):
@@ -165,7 +171,9 @@ def _names(workdirs):
 
 
 def _find_start(options, model, output, console):
-    from dream_jax import evaluate, experiment, results
+    from dream_jax import experiment
+    from dream_jax.evaluation import measuring as evaluate
+    from dream_jax.files import results
 
     config = model.experiment.config
     pictures = experiment.eval_pictures(config, "train")
@@ -187,7 +195,7 @@ def _find_start(options, model, output, console):
 
 
 def _upscale(options, rest, console):
-    from dream_jax import upscale
+    from dream_jax.inference import upscaling as upscale
 
     names = "sampler", "steps", "seed", "samples", "memory", "tile", "overwrite"
     choices = {name: getattr(options, name) for name in names}
@@ -198,7 +206,7 @@ def _upscale(options, rest, console):
 
 
 def _generate(options, rest, console):
-    from dream_jax import generate
+    from dream_jax.inference import generation as generate
 
     names = ("count", "sampler", "steps", "seed", "batch_size", "overwrite")
     choices = {name: getattr(options, name) for name in names}

@@ -14,14 +14,14 @@ import skimage
 import torch_files
 from PIL import Image
 
-from benchmarks import hostile_inputs
+from benchmarks import hostile_files, hostile_inputs
 from dream_jax import __main__ as command_line
 from dream_jax import config as configs
-from dream_jax import data, images
+from dream_jax import data
 from dream_jax.errors import UserError
+from dream_jax.files import pictures as images
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch_import
-from tests import hostile_files
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 

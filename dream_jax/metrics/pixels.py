@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dream_jax import images
 from dream_jax.errors import UserError
+from dream_jax.files import pictures as images
 
 _jit = functools.partial(jax.jit, static_argnames=("channel", "crop"))
 

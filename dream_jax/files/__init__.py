@@ -1,0 +1,1 @@
+"""Files as they lie on disk: pictures, results, and how they are written."""

@@ -1,0 +1,178 @@
+"""Drawing pictures from a trained model: what training's samples, evaluation, upscaling and generation share."""
+
+import functools
+import hashlib
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dream_jax import sampling
+from dream_jax.experiment import Experiment
+from dream_jax.files import pictures as images
+from dream_jax.runtime import compiler, sharding
+
+
+class Model(NamedTuple):
+    """What was trained, its EMA weights, after how many steps, the devices they lie on, and the run's folder."""
+
+    experiment: Experiment
+    params: Any
+    step: int
+    mesh: jax.sharding.Mesh
+    workdir: str
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with count, time taken and time left."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
+
+
+def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.Rows:
+    """The rows of a named sampler, re-spaced from the experiment's schedule; arrays in the default float type."""
+    options = experiment.config.sampling
+    levels = sampling.levels_of(experiment.schedule, num_steps, options.spacing)
+    rows = sampling.make_rows(sampler, levels, eta=options.eta, momentum=options.momentum)
+    return jax.tree.map(lambda a: np.asarray(a, jnp.zeros(()).dtype), rows)
+
+
+def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predict: predict):
+    """`denoise(x, alpha, sigma) -> x0_hat` of an experiment's network, with the modifiers of `config.sampling`.
+
+    Args:
+      inputs: cond [B, H, W, Cc], and low [B, h, w, 3] where `sampling.project` is on. Pictures that are filled up to
+        the network's sides are larger than low enlarged; what is filled up is left alone.
+      wrap: `predict -> predict`, of the network's `(x_t, cond, alpha [B]) -> output`.
+    """
+    task, schedule, options = experiment.task, experiment.schedule, experiment.config.sampling
+    cond = inputs["cond"]
+    network = wrap(functools.partial(experiment.predict, params))
+
+    def predict(x, alpha, sigma):
+        del sigma
+        return network(x, cond, jnp.broadcast_to(alpha, x.shape[:1]))
+
+    def limit(picture):
+        picture = sampling.LIMITS[options.clip](picture, options.percentile)
+        if not options.project:
+            return picture
+        low = inputs["low"]
+        height, width = (side * task.scale for side in low.shape[1:3])
+        return picture.at[:, :height, :width].set(task.project(picture[:, :height, :width], low))
+
+    scaled = options.eps_scale != 1 or options.eps_scale_slope != 0
+    return sampling.make_denoise(
+        predict,
+        experiment.config.objective.kind,
+        schedule.flow,
+        lambda x0: task.constrain(x0, cond, limit),
+        sampling.epsilon_scale(schedule, options.eps_scale, options.eps_scale_slope) if scaled else None,
+        sampling.time_shift(schedule, options.shift_window, options.shift_cutoff) if options.shift_window else None,
+    )
+
+
+def make_draw(experiment: Experiment, mesh, wrap=None):
+    """The jitted `draw(params, inputs, index, rows, key) -> uint8 pictures [B, H, W, 3]` of every use of a model.
+
+    inputs as for `make_denoise`, made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends on
+    (key, i) alone. The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
+    """
+    everywhere = NamedSharding(mesh, P())
+    layout = NamedSharding(mesh, sharding.BATCH) if wrap is None else everywhere
+    wrap = wrap or (lambda predict: predict)
+    start_key = start_key_of(experiment)
+
+    options = compiler.options(experiment.config.deterministic)
+
+    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
+    def draw(params, inputs, index, rows, key):
+        inputs = jax.lax.with_sharding_constraint(inputs, layout)
+        denoise = make_denoise(experiment, params, inputs, wrap)
+        shape = (*inputs["cond"].shape[:3], 3)
+        x0 = sampling.run(key, denoise, shape, rows, index, start_key)
+        return images.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
+
+    return draw
+
+
+def digest(params) -> str:
+    """SHA-256 of the weights' names, shapes and values. All processes take part where leaves are spread over them."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not getattr(leaf, "is_fully_addressable", True):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array)
+    return total.hexdigest()
+
+
+def start_key_of(experiment: Experiment):
+    """The key of the starting noise that all pictures share, or None."""
+    seed = experiment.config.sampling.start_seed
+    return None if seed is None else make_key(seed)
+
+
+def make_key(seed: int):
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def inputs_of(experiment: Experiment, cond, low=None) -> dict:
+    """What `draw` needs of host arrays cond [N, H, W, Cc] and low [N, h, w, 3] uint8."""
+    return {"cond": cond, "low": low} if experiment.config.sampling.project else {"cond": cond}
+
+
+def no_inputs(count: int, height: int, width: int) -> dict:
+    """What `draw` needs for pictures of an unconditional model."""
+    return {"cond": np.zeros((count, height, width, 0), np.float32)}
+
+
+def draw_pictures(draw, params, inputs, rows, key, mesh, batch_size, advance=lambda count: None, numbers=None):
+    """Draws any number of pictures in batches that the mesh divides; inputs are arrays [N, ...] on the host.
+
+    numbers: int [N], what each picture's noise depends on; 0..N-1 by default.
+    """
+    count = len(inputs["cond"])
+    numbers = np.arange(count) if numbers is None else numbers
+    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+    rows_over_mesh = NamedSharding(mesh, sharding.BATCH)
+    drawn = []
+    for chosen, new in batches(count, batch_size):
+        parts = {name: np.asarray(array[chosen]) for name, array in inputs.items()}
+        parts = {
+            name: jax.make_array_from_callback(part.shape, rows_over_mesh, lambda i, part=part: part[i])
+            for name, part in parts.items()
+        }
+        drawn.append(np.asarray(draw(params, parts, numbers[chosen], rows, key))[:new])
+        advance(new)
+    return np.concatenate(drawn)
+
+
+def batches(count: int, size: int):
+    """(indices [size], how many of them are new) until all of 0..count-1 were seen.
+
+    The last batch is filled up with the last index, so that one shape is compiled.
+    """
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
+
+
+def degraded(experiment: Experiment, pictures):
+    """Low-resolution pictures, conditions and enlarged pictures, all on the host, made one picture at a time."""
+
+    @jax.jit
+    def degrade(picture):
+        low = experiment.task.degrade(picture)
+        cond = experiment.task.condition(low)
+        return low.astype(jnp.uint8), cond, images.to_uint8(cond)
+
+    parts = [jax.tree.map(np.asarray, degrade(picture[None])) for picture in pictures]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))

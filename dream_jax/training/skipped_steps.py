@@ -1,0 +1,76 @@
+"""What a run's workdir keeps of steps that went wrong.
+
+`skipped_steps.json`: the numbers of the steps that the run leaves out, a list; `rollbacks.jsonl`: a line for each
+rollback; `bad_batches/`: the pictures of steps whose numbers were not finite. Steps are counted from 1.
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dream_jax import data
+from dream_jax.errors import UserError
+from dream_jax.files import pictures as images
+from dream_jax.training.run_log import write_text
+
+# A run that skips on and on fills no disk.
+MOST_BATCHES = 100
+
+
+def read(workdir: Path) -> tuple[list[int], list[int]]:
+    """(skipped steps, the steps of the checkpoints that the run was rolled back to, one for each rollback)."""
+    path, log = workdir / "skipped_steps.json", workdir / "rollbacks.jsonl"
+    try:
+        skipped = json.loads(path.read_text()) if path.exists() else []
+        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return sorted({int(step) for step in skipped}), [int(record["to"]) for record in records]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: must be a list of the numbers of steps, like [12, 13] ({error})") from error
+
+
+def write(workdir: Path, skipped) -> None:
+    write_text(workdir / "skipped_steps.json", json.dumps(sorted(skipped)) + "\n")
+
+
+def record(workdir: Path, at: int, to: int, steps: list[int], reasons: list[str]) -> None:
+    """Adds a rollback from step `at` to the checkpoint of step `to` (0: the first state)."""
+    path = workdir / "rollbacks.jsonl"
+    line = json.dumps({"at": at, "to": to, "steps": steps, "reasons": reasons})
+    write_text(path, (path.read_text() if path.exists() else "") + line + "\n")
+
+
+def names(source, config, step: int) -> list[str]:
+    """What the pictures of a step are called, in the order of the batch's rows."""
+    return [source.label(index) for index in data.batch_indices(source, config.seed, config.batch_size, step - 1)]
+
+
+def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
+    """Writes the batch of a step to `bad_batches/step_N.npz` and `.png`, but not over one; says where it is.
+
+    The first holds image, uint8 [G, H, W, C] before it is flipped, row, int32 [G], index, int64 [G], the place in the
+    data, and name, str [G]; the second shows the pictures in the order of their rows.
+    """
+    path = workdir / "bad_batches" / f"step_{step:07d}.npz"
+    if path.exists():
+        return f"kept in {path}"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        if len(list(path.parent.glob("step_*.npz"))) >= MOST_BATCHES:
+            return f"not kept, as {path.parent} holds {MOST_BATCHES} batches"
+        size = config.batch_size
+        batch = np.stack([pictures[(step - 1) * size + row] for row in range(size)])
+        index = np.array(data.batch_indices(source, config.seed, size, step - 1))
+        file = io.BytesIO()
+        row = np.arange(size, dtype=np.int32)
+        np.savez(file, image=batch, row=row, index=index, name=np.array(names(source, config, step)))
+        if not path.with_suffix(".png").exists():
+            images.write(path.with_suffix(".png"), images.mosaic(batch))
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(file.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        return f"which could not be kept in {path} ({error.strerror or error})"
+    return f"kept in {path}"

@@ -1,0 +1,408 @@
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage
+from jax.sharding import Mesh, PartitionSpec
+from PIL import ExifTags, Image, ImageCms
+
+from dream_jax.errors import UserError
+from dream_jax.files import pictures as images
+
+PHOTOS = Path(skimage.__file__).parent / "data"
+PILLOW = {
+    "pil_bicubic": Image.Resampling.BICUBIC,
+    "pil_bilinear": Image.Resampling.BILINEAR,
+    "pil_lanczos": Image.Resampling.LANCZOS,
+    "pil_box": Image.Resampling.BOX,
+}
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_ranges_are_inverses():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(jax.jit(lambda x: images.to_uint8(images.to_float(x)))(levels), levels)
+    np.testing.assert_array_equal(images.to_float(np.uint8([0, 255])), [-1, 1])
+    np.testing.assert_array_equal(images.to_uint8(jnp.array([-9.0, 9.0, 0.0])), [0, 255, 128])
+
+
+@pytest.mark.parametrize("kernel", PILLOW)
+def test_resize_equals_pillow(kernel):
+    coffee = images.read(PHOTOS / "coffee.png")[100:131, 200:245]
+    edges = np.where(noise(31, 45, 3) > 127, 255, 0).astype(np.uint8)
+    pictures = np.stack([coffee, noise(31, 45, 3), edges])
+    for height, width in ((62, 90), (124, 180), (38, 56), (15, 22), (10, 15), (7, 11), (3, 5), (31, 22), (15, 45)):
+        expected = [Image.fromarray(z).resize((width, height), PILLOW[kernel]) for z in pictures]
+        np.testing.assert_array_equal(images.resize(pictures, height, width, kernel), np.stack(expected))
+
+
+@pytest.mark.parametrize("scale", [1 / 8, 1 / 4, 1 / 3, 1 / 2, 2, 3, 4, 8])
+def test_bicubic_photograph_equals_pillow(scale):
+    picture = (
+        images.read(PHOTOS / "astronaut.png")[100:197, 150:261] if scale > 1 else images.read(PHOTOS / "chelsea.png")
+    )
+    size = int(picture.shape[0] * scale), int(picture.shape[1] * scale)
+    expected = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(images.resize(picture, *size), expected)
+
+
+def test_resize_keeps_batches_and_dtypes():
+    batch = noise(2, 3, 16, 12, 3)
+    one_by_one = np.stack([[images.resize(picture, 8, 9) for picture in row] for row in batch])
+    np.testing.assert_array_equal(images.resize(batch, 8, 9), one_by_one)
+    np.testing.assert_array_equal(images.resize(batch.astype(np.float32), 8, 9), one_by_one)
+    assert images.resize(batch, 8, 9).dtype == jnp.float32
+    np.testing.assert_array_equal(images.resize(batch, 16, 12), batch)
+
+
+def test_resize_in_float64_jit_and_shard_map():
+    batch = noise(4, 16, 16, 3)
+    expected = images.resize(batch, 4, 4)
+    np.testing.assert_array_equal(jax.jit(lambda x: images.resize(x, 4, 4))(batch), expected)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    spec = PartitionSpec("data")
+    mapped = jax.shard_map(lambda x: images.resize(x, 4, 4), mesh=mesh, in_specs=spec, out_specs=spec)
+    np.testing.assert_array_equal(jax.jit(mapped)(batch), expected)
+    with jax.enable_x64(True):
+        double = images.resize(batch.astype(np.float64), 4, 4)
+        assert double.dtype == jnp.float64
+        np.testing.assert_array_equal(double, expected)
+        assert images.to_float(batch, jnp.float64).dtype == jnp.float64
+
+
+def test_unknown_kernel_names_the_choices():
+    with pytest.raises(UserError, match="pil_bicubic, pil_bilinear, pil_lanczos, pil_box"):
+        images.resize(noise(8, 8, 3), 4, 4, "bicubic")
+
+
+def test_resize_shorter_side():
+    picture = noise(30, 47, 3)
+    assert images.resize_shorter_side(picture, 10).shape == (10, 16, 3)
+    assert images.resize_shorter_side(Image.fromarray(picture[:, :1]), 5).shape == (150, 5, 3)
+    np.testing.assert_array_equal(images.resize_shorter_side(picture, 30), picture)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".TIF", ".webp"])
+def test_write_and_read_are_inverses(tmp_path, suffix):
+    picture = noise(9, 7, 3)
+    path = tmp_path / "new" / "folders" / f"a{suffix}"
+    images.write(path, picture)
+    np.testing.assert_array_equal(images.read(path), picture)
+    np.testing.assert_array_equal(images.read(path.read_bytes()), picture)
+    assert images.read_with_alpha(path)[1] is None
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with pytest.raises(UserError, match="--overwrite"):
+        images.write(path, picture)
+    images.write(path, picture[::-1], overwrite=True)
+    np.testing.assert_array_equal(images.read(path), picture[::-1])
+    assert images.read(path).flags.writeable
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff"])
+def test_alpha_is_kept(tmp_path, suffix):
+    picture = noise(9, 7, 4)
+    picture[0, 0, 3] = 0
+    images.write(tmp_path / f"a{suffix}", picture)
+    colours, alpha = images.read_with_alpha(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(np.dstack([colours, alpha]), picture)
+
+
+def test_jpeg_is_near(tmp_path):
+    smooth = np.asarray(images.resize(noise(4, 4, 3), 32, 32)).astype(np.uint8)
+    images.write(tmp_path / "a.JPG", smooth)
+    assert np.abs(smooth.astype(int) - images.read(tmp_path / "a.JPG").astype(int)).mean() < 2
+    with pytest.raises(UserError, match="transparency"):
+        images.write(tmp_path / "b.jpg", noise(4, 4, 4))
+
+
+def test_write_refuses(tmp_path):
+    picture = noise(4, 4, 3)
+    with pytest.raises(UserError, match="suffix must be one of"):
+        images.write(tmp_path / "a.gif", picture)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        images.write(tmp_path / "file" / "a.png", picture)
+    for wrong in (picture.astype(np.float32), picture[..., 0], noise(4, 4, 2)):
+        with pytest.raises(ValueError, match="uint8"):
+            images.write(tmp_path / "a.png", wrong)
+
+
+def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
+        images.write(tmp_path / "a.png", noise(4, 4, 3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_write_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("permissions do not bind this user")
+    with pytest.raises(UserError, match="cannot be written"):
+        images.write(tmp_path / "a.png", noise(4, 4, 3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_agrees_with_pillow(tmp_path, mode):
+    original = Image.fromarray(noise(6, 5, 4)).convert("RGB" if mode not in ("LA", "RGBA") else "RGBA")
+    picture = original.convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    picture.save(path)
+    colours, alpha = images.read_with_alpha(path)
+    np.testing.assert_array_equal(colours, np.asarray(picture.convert("RGBA"))[..., :3])
+    assert (alpha is not None) == (mode in ("LA", "RGBA"))
+    if alpha is not None:
+        np.testing.assert_array_equal(alpha, np.asarray(original)[..., 3])
+    np.testing.assert_array_equal(images.read(path), colours)
+
+
+def test_palette_with_transparency(tmp_path):
+    picture = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    picture.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
+    colours, alpha = images.read_with_alpha(tmp_path / "a.png")
+    np.testing.assert_array_equal(colours[0], 255 * np.eye(3))
+    np.testing.assert_array_equal(alpha, [[0, 128, 255]])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_sixteen_bits_are_scaled(tmp_path, suffix):
+    values = np.uint16([[0, 1, 128, 129, 257, 32768, 65535]])
+    Image.fromarray(values).save(tmp_path / f"a{suffix}")
+    expected = np.floor(values / 257 + 0.5)
+    np.testing.assert_array_equal(images.read(tmp_path / f"a{suffix}"), np.repeat(expected[..., None], 3, -1))
+
+
+def test_float_pictures(tmp_path):
+    path = tmp_path / "a.tif"
+    for values, levels in (([0, 0.5, 1], [0, 128, 255]), ([0, 99.6, 255], [0, 100, 255])):
+        Image.fromarray(np.float32([values])).save(path)
+        np.testing.assert_array_equal(images.read(path)[0, :, 0], levels)
+    for wrong in ([0, np.nan], [-1, 1], [0, 256]):
+        Image.fromarray(np.float32([wrong])).save(path)
+        with pytest.raises(UserError, match="cannot be read as a picture"):
+            images.read(path)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "I;16", "L"])
+def test_exif_orientation_is_applied(tmp_path, kind):
+    upright = noise(4, 6) if kind != "RGB" else noise(4, 6, 3)
+    levels = upright.astype(np.uint16) * 257 if kind == "I;16" else upright
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(np.ascontiguousarray(np.rot90(levels))).save(tmp_path / "a.png", exif=exif)
+    read = images.read(tmp_path / "a.png")
+    np.testing.assert_array_equal(read, upright if kind == "RGB" else np.repeat(upright[..., None], 3, -1))
+
+
+def profile_of(space):
+    """A small ICC profile: GRAY of gamma 1, or CMYK whose inks darken to black alone and together."""
+    xyz = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    if space == "GRAY":
+        kind, pcs, tags = b"mntr", b"XYZ ", {b"wtpt": xyz, b"kTRC": b"curv" + struct.pack(">II", 0, 0)}
+    else:
+        corners = [(0 if any(inks) else 255, 128, 128) for inks in np.ndindex(2, 2, 2, 2)]
+        table = struct.pack(">4sIBBBx9i", b"mft1", 0, 4, 3, 2, *(65536 * np.eye(3, dtype=int)).ravel().tolist())
+        table += bytes(range(256)) * 4 + bytes(np.uint8(corners).ravel()) + bytes(range(256)) * 3
+        kind, pcs, tags = b"prtr", b"Lab ", {b"wtpt": xyz, b"A2B0": table}
+    start, entries, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, value in tags.items():
+        value += b"\0" * (-len(value) % 4)
+        entries += struct.pack(">4sII", name, start + len(data), len(value))
+        data += value
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s28xiii", start + len(data), 0x02400000, kind, space.encode(), pcs, b"acsp", 63190, 65536, 54061
+    )
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + entries + data
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def tagged_exif():
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x0112: 6, 0x9C9B: b"x"})
+    exif.get_ifd(0x8769).update({0xA002: 6, 0xA003: 4, 0x9003: "2020:02:02 02:02:02"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    return exif
+
+
+@pytest.mark.parametrize("target", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("source", ["png", "jpg", "webp", "tif"])
+def test_extras_are_kept(tmp_path, source, target):
+    exif = tagged_exif()
+    exif = exif.tobytes() if source == "tif" else exif
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / f"a.{source}", exif=exif, icc_profile=SRGB, dpi=(300, 300))
+    picture = images.read_picture(tmp_path / f"a.{source}")
+    assert picture.colours.shape == (6, 4, 3)
+    images.write(tmp_path / f"b.{target}", noise(12, 8, 3), extras=picture.extras)
+    with Image.open(tmp_path / f"b.{target}") as written:
+        kept = written.getexif()
+        assert written.size == (8, 12) and written.info["icc_profile"] == SRGB
+        assert kept[0x010F] == "Maker" and 0x0112 not in kept
+        assert dict(kept.get_ifd(0x8769)) == {0x9003: "2020:02:02 02:02:02"}
+        assert dict(kept.get_ifd(0x8825)) == {1: "N", 2: (1.0, 2.0, 3.0)}
+        if "webp" not in (source, target):
+            assert written.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    if target != "jpg":
+        np.testing.assert_array_equal(images.read(tmp_path / f"b.{target}"), noise(12, 8, 3))
+
+
+def test_bmp_keeps_resolution_and_colours_without_a_profile(tmp_path):
+    extras = {"exif": tagged_exif().tobytes(), "icc_profile": SRGB, "dpi": (300, 300)}
+    images.write(tmp_path / "a.bmp", noise(4, 6, 3), extras=extras)
+    picture = images.read_picture(tmp_path / "a.bmp")
+    assert picture.extras == {"dpi": pytest.approx((300, 300), abs=0.1)}
+    assert np.abs(picture.colours.astype(int) - noise(4, 6, 3)).max() <= 1
+
+
+def test_tiff_is_compressed(tmp_path):
+    images.write(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), extras={"dpi": (300, 300)})
+    assert (tmp_path / "a.tif").stat().st_size < 1000
+
+
+def test_thumbnails_are_dropped(tmp_path):
+    exif = tagged_exif()
+    plain = exif.tobytes()
+    # A second directory, which thumbnails lie in, after the first.
+    count = struct.unpack_from(">H", plain, 14)[0]
+    link = 16 + 12 * count
+    second = struct.pack(">HHHIII", 1, 0x0201, 4, 1, 12345, 0)
+    with_thumbnail = plain[:link] + struct.pack(">I", len(plain) - 6) + plain[link + 4 :] + second
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.jpg", exif=with_thumbnail)
+    with Image.open(tmp_path / "a.jpg") as original:
+        assert original.getexif().get_ifd(ExifTags.IFD.IFD1)
+    images.write(tmp_path / "b.jpg", noise(4, 6, 3), extras=images.read_picture(tmp_path / "a.jpg").extras)
+    with Image.open(tmp_path / "b.jpg") as written:
+        assert written.getexif()[0x010F] == "Maker" and not written.getexif().get_ifd(ExifTags.IFD.IFD1)
+
+
+def test_grey_and_cmyk_become_srgb_by_their_profiles(tmp_path):
+    grey = np.uint8([[0, 55, 127, 255]])
+    Image.fromarray(grey).save(tmp_path / "grey.png", icc_profile=profile_of("GRAY"))
+    Image.fromarray(np.dstack([grey, grey]), "LA").save(tmp_path / "both.png", icc_profile=profile_of("GRAY"))
+    linear = grey / 255
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    for name in "grey.png", "both.png":
+        picture = images.read_picture(tmp_path / name)
+        assert np.abs(picture.colours - expected[..., None]).max() < 1.5 and "icc_profile" not in picture.extras
+        np.testing.assert_array_equal(images.read(tmp_path / name)[..., 0], grey)
+    np.testing.assert_array_equal(picture.alpha, grey)
+
+    inks = np.uint8([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255]]])
+    Image.fromarray(inks, "CMYK").save(tmp_path / "inks.tif", icc_profile=profile_of("CMYK"))
+    picture = images.read_picture(tmp_path / "inks.tif")
+    assert "icc_profile" not in picture.extras
+    assert picture.colours[0, 0].min() > 250 and picture.colours[0, 1:].max() < 5
+
+
+@pytest.mark.parametrize("profile", [b"no profile", profile_of("GRAY"), profile_of("CMYK")])
+def test_profiles_that_do_not_fit_are_left_out(tmp_path, profile):
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.png", icc_profile=profile)
+    picture = images.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.colours, noise(4, 6, 3))
+    assert picture.extras == {}
+
+
+def test_damaged_extras_do_not_lose_the_picture(tmp_path):
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0" + b"II*\0\x08\0\0\0\xff\xff", dpi=(0, 0))
+    picture = images.read_picture(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.colours, noise(4, 6, 3))
+    assert "dpi" not in picture.extras
+
+
+def test_sides_that_a_format_cannot_hold(tmp_path):
+    images.check_size("a.png", 1, 10**6)
+    for name, side in (("a.webp", 16384), ("a.jpg", 65501)):
+        with pytest.raises(UserError, match="a side"):
+            images.check_size(tmp_path / name, 1, side)
+        images.check_size(tmp_path / name, 1, side - 1)
+
+
+def test_names_are_shown_on_one_line():
+    assert images.shown("é b.png") == "é b.png"
+    assert images.shown("a\nb\x1b[1m\udcff.png") == "a\\nb\\x1b[1m\\udcff.png"
+
+
+def _png_that_claims(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_unreadable_files_are_named(tmp_path):
+    images.write(tmp_path / "good.png", noise(32, 32, 3))
+    images.write(tmp_path / "good.jpg", noise(32, 32, 3))
+    images.write(tmp_path / "good.webp", noise(32, 32, 3))
+    images.write(tmp_path / "good.tif", noise(32, 32, 3))
+    broken = {
+        "text.png": b"just some words",
+        "empty.png": b"",
+        "side.png": _png_that_claims(30000, 2),
+        "big.png": _png_that_claims(9000, 9000),
+        "bomb.png": _png_that_claims(10000, 10000),
+        "huge.png": _png_that_claims(100000, 100000),
+        "none.png": _png_that_claims(0, 5),
+        "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n",
+        **{
+            f"short{good.suffix}": good.read_bytes()[: good.stat().st_size * 2 // 3] for good in tmp_path.glob("good.*")
+        },
+    }
+    for name, data in broken.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            images.read(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: cannot be read as a picture (")
+    with pytest.raises(UserError, match="No such file"):
+        images.read(tmp_path / "missing.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(UserError, match="not a file"):
+            images.read(path)
+    with pytest.raises(UserError, match="picture: cannot be read"):
+        images.read(b"words")
+
+
+def test_list_pictures(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        images.list_pictures(tmp_path / "missing")
+    with pytest.raises(UserError, match="no pictures found"):
+        images.list_pictures(tmp_path)
+    names = ["b.PNG", "a/c.jpeg", "a/b/d.TiFF", "z.webp"]
+    for name in [*names, "notes.txt", "png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert images.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
+    assert images.list_pictures(str(tmp_path)) == images.list_pictures(tmp_path)
+
+
+def test_grid_holds_every_picture_enlarged():
+    high, low = noise(2, 32, 48, 3), noise(2, 8, 12, 3)
+    picture = images.grid({"LR": low, "a label that is far wider than its column is": high}, ["first", "second"])
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    for cells, factor in ((low, 16), (high, 4)):
+        for cell in cells:
+            enlarged = cell.repeat(factor, 0).repeat(factor, 1)
+            assert enlarged.tobytes() in {
+                picture[y : y + 128, x : x + 192].tobytes()
+                for y, x in zip(*np.nonzero((picture == enlarged[0, 0]).all(-1)), strict=True)
+            }
+    with pytest.raises(ValueError, match="captions"):
+        images.grid({"HR": high}, ["one"])
+    for wrong in (noise(2, 10, 12, 3), noise(1, 8, 12, 3), noise(2, 8, 8, 3)):
+        with pytest.raises(ValueError, match="whole fraction"):
+            images.grid({"HR": high, "LR": wrong})

@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from dream_jax.__main__ import main
+from dream_jax.files import pictures as images
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    with tiny.quick_compiles():
+        yield
+
+
+def run(workdir, output, *options):
+    chosen = "--steps", "2", "--batch_size", "2", *options
+    return main(["generate", "--workdir", str(workdir), "--output", str(output), *chosen])
+
+
+def contents(output):
+    return {file.name: file.read_bytes() for file in (output / "pictures").iterdir()}
+
+
+def test_a_picture_depends_on_its_number_alone_and_what_is_there_is_kept(unconditional_workdir, tmp_path, capsys):
+    few, many = tmp_path / "few", tmp_path / "many"
+    assert run(unconditional_workdir, few, "--count", "3") == 0
+    assert run(unconditional_workdir, many, "--count", "5") == 0
+    assert sorted(contents(many)) == [f"{i:06d}.png" for i in range(5)]
+    first = contents(few)
+    assert len(set(first.values())) == 3
+    for name in first:
+        theirs = images.read(many / "pictures" / name).astype(int)
+        assert np.abs(images.read(few / "pictures" / name) - theirs).max() <= 1, "another batch"
+
+    (few / "pictures" / "000001.png").unlink()
+    kept = (few / "pictures" / "000002.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(unconditional_workdir, few, "--count", "3") == 0
+    assert "1 of 3 drawn" in capsys.readouterr().out
+    assert contents(few) == first and (few / "pictures" / "000002.png").stat().st_mtime_ns == kept
+    assert images.read(few / "grid.png").shape == (65, 65, 3)
+    about = json.loads((few / "generation.json").read_text())
+    assert about["seed"] == 0 and about["sampler"] == "ddim" and about["steps"] == 2 and len(about["sha256"]) == 64
+
+
+def test_pictures_of_other_settings_are_not_mixed(unconditional_workdir, tmp_path, capsys):
+    output = tmp_path / "pictures"
+    assert run(unconditional_workdir, output, "--count", "1") == 0
+    before = contents(output)
+    for other in (["--seed", "1"], ["--sampler", "ddpm"], ["--config.sampling.eta=1"], ["--steps", "3"]):
+        capsys.readouterr()
+        assert run(unconditional_workdir, output, "--count", "1", *other) == 2
+        assert "->" in capsys.readouterr().err
+        assert contents(output) == before
+    assert run(unconditional_workdir, output, "--count", "1", "--seed", "1", "--overwrite") == 0
+    assert contents(output) != before
+    assert run(unconditional_workdir, output, "--count", "2", "--seed", "1") == 0
+    assert run(unconditional_workdir, output, "--count", "1", "--seed", "2", "--overwrite") == 0
+    assert list(contents(output)) == ["000000.png"], "a picture of another seed would pass for one of this"
+    (output / "generation.json").unlink()
+    assert run(unconditional_workdir, output, "--count", "1") == 2
+    assert "unknown origin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--count", "0"], "count"),
+        (["--seed", "-1"], "seed"),
+        (["--batch_size", "0"], "batch_size"),
+        (["--sampler", "magic"], "choose one of"),
+        (["--steps", "1000"], "100"),
+        (["--config.sampling.clip=hard"], "sampling.clip"),
+        (["--count"], "expected one argument"),
+    ],
+)
+def test_impossible_options_are_refused(unconditional_workdir, tmp_path, capsys, options, words):
+    try:
+        status = run(unconditional_workdir, tmp_path / "out", *options)
+    except SystemExit as error:
+        status = error.code
+    assert status == 2 and words in capsys.readouterr().err
+
+
+def test_other_models_and_places_are_refused(tiny_workdir, unconditional_workdir, tmp_path, capsys):
+    assert run(tiny_workdir, tmp_path / "out") == 2
+    assert "upscale" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run(unconditional_workdir, tmp_path / "file") == 2
+    assert "nothing can be written" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dream_jax.inference import tiles
+
+SIZES = [(side, tile, overlap, align) for align in (1, 4) for side, tile, overlap in ((20, 64, 16), (64, 64, 8))]
+SIZES += [(68, 64, 16, 4), (1000, 64, 0, 4), (1000, 64, 20, 4), (101, 17, 16, 1), (99, 10, 3, 1), (7, 2, 1, 1)]
+
+
+def noise(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("side", "tile", "overlap", "align"), SIZES)
+def test_tiles_cover_and_overlap(side, tile, overlap, align):
+    starts = tiles.offsets(side, tile, overlap, align)
+    assert starts[0] == 0 and starts[-1] == max(side - tile, 0)
+    assert np.all(starts % align == 0)
+    assert np.all(np.diff(starts) > 0) and np.all(np.diff(starts) <= tile - overlap)
+    # One tile fewer would not do.
+    assert len(starts) == 1 or tile + (len(starts) - 2) * (tile - overlap) < side
+
+
+@pytest.mark.parametrize(("side", "tile", "overlap", "align"), SIZES)
+def test_windows_sum_to_one(side, tile, overlap, align):
+    starts, weights = (make(side, tile, overlap, align) for make in (tiles.offsets, tiles.windows))
+    total = np.zeros(side)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + tile] += weight
+    np.testing.assert_allclose(total, 1, rtol=1e-12)
+    assert np.all(weights >= 0)
+    margin = overlap // 4
+    assert np.all(weights[1:, :margin] == 0) and np.all(weights[:-1, tile - margin :] == 0)
+
+
+@pytest.mark.parametrize(("side", "tile", "overlap", "align"), [(30, 10, 10, 1), (30, 8, 4, 4), (32, 10, 4, 4)])
+def test_sizes_that_do_not_fit(side, tile, overlap, align):
+    with pytest.raises(ValueError, match="multiples"):
+        tiles.offsets(side, tile, overlap, align)
+
+
+def blur(x, cond, alpha):
+    """A convolution that reaches two pixels, and knows no more than its tile."""
+    kernel = jnp.asarray(noise(5, 5, 6, 3) / 10)
+    both = jnp.concatenate([x, cond], -1)
+    out = jax.lax.conv_general_dilated(both, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return out * alpha[:, None, None, None]
+
+
+@pytest.mark.parametrize("size", [(8, 12), (40, 16), (52, 76)])
+def test_a_network_that_sees_less_than_the_margin_is_the_same_in_tiles(size):
+    x, cond, alpha = noise(2, *size, 3), noise(2, *size, 3)[:, ::-1], np.float32([0.3, 0.9])
+    for group in 1, 3:
+        tiled = jax.jit(tiles.tiled(blur, 24, 12, 4, group))
+        np.testing.assert_allclose(tiled(x, cond, alpha), blur(x, cond, alpha), atol=1e-5)
+
+
+def test_identity_stays_identity():
+    x = noise(1, 44, 60, 3)
+    tiled = tiles.tiled(lambda x, cond, alpha: x, 16, 8, 4)
+    np.testing.assert_allclose(tiled(x, x, np.ones(1)), x, rtol=1e-6)
+    zero = tiles.tiled(lambda x, cond, alpha: 0 * x, 16, 8, 4)
+    assert not np.any(zero(x, x, np.ones(1)))
+
+
+def whole_tile(x, cond, alpha):
+    """Depends on its whole tile, as networks with norms do."""
+    return x * (1 + jnp.mean(cond, (1, 2, 3), keepdims=True)) * alpha[:, None, None, None]
+
+
+def test_the_result_does_not_depend_on_the_group():
+    x, cond, alpha = noise(1, 44, 60, 3), noise(1, 44, 60, 3), np.ones(1, np.float32)
+    one, *others = (jax.jit(tiles.tiled(whole_tile, 16, 4, 4, group))(x, cond, alpha) for group in (1, 2, 5))
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-6)
+
+
+def test_no_seam_shows():
+    # Every tile gets another brightness, from 1 to 2 over the picture.
+    ramp = np.broadcast_to(np.linspace(0, 1, 256, dtype=np.float32)[None, None, :, None], (1, 32, 256, 3))
+    ones = np.ones((1, 32, 256, 3), np.float32)
+    joined, blended = (tiles.tiled(whole_tile, 64, overlap)(ones, ramp, np.ones(1))[0] for overlap in (0, 16))
+    steps = [np.abs(np.diff(out, axis=1)).max() for out in (joined, blended)]
+    assert steps[0] > 0.2 and steps[1] < 0.04
+
+
+def test_devices_share_a_group():
+    program = """
+import jax, numpy as np, sys
+from jax.sharding import NamedSharding
+from dream_jax.runtime import sharding
+from dream_jax.inference import tiles
+sys.path.insert(0, "tests")
+from test_tiles import noise, whole_tile
+mesh = sharding.make_mesh()
+spread = lambda z: jax.lax.with_sharding_constraint(z, NamedSharding(mesh, sharding.BATCH))
+args = noise(1, 44, 60, 3), noise(1, 44, 60, 3), np.ones(1, np.float32)
+out = jax.jit(tiles.tiled(whole_tile, 16, 4, 4, mesh.size, spread))(*args)
+np.testing.assert_allclose(out, tiles.tiled(whole_tile, 16, 4, 4)(*args), rtol=1e-6, atol=1e-6)
+assert mesh.size == 4
+"""
+    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **flags})
+
+
+def test_live_bytes():
+    def count(function, *shapes):
+        return tiles.live_bytes(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr)
+
+    one = 4 * 1000
+    assert count(lambda x: x + 1, (1000,)) == one
+    assert count(lambda x: jnp.sin(jnp.sin(jnp.sin(x))), (1000,)) == 2 * one
+    assert count(lambda x: sum(jnp.sin(x) * k for k in range(9)), (1000,)) <= 3 * one
+    inner = count(lambda x: jax.jit(lambda y: jnp.sin(jnp.sin(y)) + y)(x), (1000,))
+    assert 2 * one <= inner <= 4 * one
+    # Of a loop's rounds one is alive.
+    looped = count(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, length=50)[0], (1000,))
+    assert looped <= 3 * one
+
+
+def test_live_bytes_are_somewhat_more_than_the_compiler_takes():
+    def network(x):
+        for width in 16, 32, 16:
+            kernel = jnp.ones((3, 3, x.shape[-1], width))
+            x = jax.nn.silu(
+                jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            )
+        return x
+
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    estimate = tiles.live_bytes(jax.make_jaxpr(network)(x).jaxpr)
+    compiled = jax.jit(network).lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert 0.2 < compiled / estimate < 1.05
+
+
+def test_compiled_bytes():
+    x = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    assert tiles.compiled_bytes(jax.jit(lambda x: x + 1).lower(x).compile()) == 8000
+
+
+def test_compiled_bytes_where_the_backend_does_not_tell():
+    class Silent:
+        def memory_analysis(self):
+            return None
+
+    assert tiles.compiled_bytes(Silent()) is None
+
+
+def test_free_bytes():
+    assert 2**20 < tiles.free_bytes(jax.devices()[0]) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -30,7 +30,8 @@ from jax.sharding import PartitionSpec as P
 from benchmarks import report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import data, experiment
+from dream_jax import experiment
+from dream_jax.data import batches
 from dream_jax.runtime import sharding
 from dream_jax.training import train_state
 from dream_jax.training.optimizer import make_optimizer
@@ -204,9 +205,9 @@ def train(dtype: str, variant: Variant, cases) -> dict:
         state = zeros.replace(params=params, ema=params, opt_state=(np.int32(number), zeros.opt_state[1]))
         state = jax.tree.map(place, state, sharding.named(specs, mesh))
         results[case] = fetch("start", state.params)
-        with data.Batches(pictures, BATCH, rows) as batches:
+        with batches.Batches(pictures, BATCH, rows) as feed:
             for step in range(STEPS):
-                batch = batches(step)
+                batch = feed(step)
                 if case[0] == ROWS:
                     batch["row"] = jax.make_array_from_callback((BATCH,), rows, numbered_locally)
                 state, metrics = train_step(state, batch, True)

@@ -27,12 +27,12 @@ from rich.console import Console
 from benchmarks import report
 from configs import base
 from dream_jax import config as configs
-from dream_jax import data, experiment
+from dream_jax import experiment
+from dream_jax.data import batches
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
-from dream_jax.training import loop as train
+from dream_jax.training import loop, train_step, watch
 from dream_jax.training import run as runs
-from dream_jax.training import train_step, watch
 
 STEP, STEPS = 11, 24
 CHANGES = (
@@ -66,7 +66,7 @@ def wrong(place: str, step: int, factor: float = float("nan")):
 
     place is "gradient" or "loss", which are multiplied by the factor, or "picture", of which one value becomes NaN.
     """
-    make_losses, call = train_step.make_losses, data.Batches.__call__
+    make_losses, call = train_step.make_losses, batches.Batches.__call__
 
     def make_wrong_losses(*arguments):
         losses = make_losses(*arguments)
@@ -88,7 +88,7 @@ def wrong(place: str, step: int, factor: float = float("nan")):
 
     with contextlib.ExitStack() as stack:
         if place == "picture":
-            stack.enter_context(mock.patch.object(data.Batches, "__call__", wrong_batch))
+            stack.enter_context(mock.patch.object(batches.Batches, "__call__", wrong_batch))
         else:
             stack.enter_context(mock.patch.object(train_step, "make_losses", make_wrong_losses))
         yield
@@ -106,7 +106,7 @@ def run(config, workdir):
     try:
         built, source = experiment.build(config), experiment.make_source(config, "train")
         training = runs.Run(built, source, sharding.make_mesh(), workdir, said.append)
-        train.loop(training, lambda params: np.zeros((8, 8, 3), np.uint8), Console(quiet=True))
+        loop.loop(training, lambda params: np.zeros((8, 8, 3), np.uint8), Console(quiet=True))
         return training.state, None, said
     except UserError as error:
         return None, str(error), said
@@ -127,7 +127,7 @@ def listed(path):
 
 def killed(config, workdir, step):
     """Runs until, after a rollback, the batch of a step is asked for, as if it were killed there."""
-    call, rolled_back = data.Batches.__call__, []
+    call, rolled_back = batches.Batches.__call__, []
 
     def stopping(self, k):
         if rolled_back and k == step - 1:
@@ -141,7 +141,7 @@ def killed(config, workdir, step):
         rolled_back.append(self.step)
 
     with (
-        mock.patch.object(data.Batches, "__call__", stopping),
+        mock.patch.object(batches.Batches, "__call__", stopping),
         mock.patch.object(runs.Run, "roll_back", recorded),
         contextlib.suppress(KeyboardInterrupt),
     ):

@@ -28,11 +28,12 @@ import numpy as np
 
 from benchmarks import hostile_files, report
 from dream_jax import config as configs
-from dream_jax import data, experiment
+from dream_jax import experiment
+from dream_jax.data import folders, sources
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
+from dream_jax.files import images, tensors
 from dream_jax.metrics import weights as metric_weights
-from dream_jax.networks import pytorch_import
+from dream_jax.networks import pytorch
 from tests.torch_files import official_weights
 
 SECONDS, WAITING, BYTES = 10.0, 6, 2**30
@@ -61,10 +62,10 @@ def read_folder(path):
     crop = 1024 if Path(path).name == "large" else 16
     with tempfile.TemporaryDirectory() as cache:
         try:
-            data.prepare_folder(path, crop=crop, cache_dir=cache)
+            folders.prepare_folder(path, crop=crop, cache_dir=cache)
         except UserError as error:
             assert "skip_unreadable" in str(error), error
-        source = data.folder_source(
+        source = sources.folder_source(
             path, split="train", crop=crop, cache_dir=cache, skip_unreadable=True, eval_percent=50
         )
         assert len(source) and source[0].dtype == np.uint8
@@ -73,13 +74,13 @@ def read_folder(path):
 
 def read_weights(path):
     """As a network to start from, and as that of a learned metric."""
-    arrays = pytorch_import.read_weights(path)
+    arrays = tensors.read_weights(path)
     for name in ("lpips_squeeze", "inception"):
         with contextlib.suppress(UserError):
             metric_weights.load(name, path)
             raise AssertionError(f"{path} passes for {name}")
     try:
-        pytorch_import.load_sr3(arrays, 4)
+        pytorch.load_sr3(arrays, 4)
     except UserError as error:
         # load_sr3 knows the arrays only; who calls it adds the file.
         raise UserError(f"{images.shown(path)}: {error}") from error

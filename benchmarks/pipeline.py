@@ -2,7 +2,7 @@
 
     python -m benchmarks.pipeline [--folder PHOTOS]
 
-measures, in turns, the pictures a second that `data.Batches` delivers on the device with 0, 1, 2 and 4 workers (0 reads
+measures, in turns, the pictures a second that `Batches` delivers on the device with 0, 1, 2 and 4 workers (0 reads
 in the loop itself, without threads), the pictures a second that the train step takes when its batch is already there,
 and the same when every batch is read as in training. quickstart's pictures are those within scikit-image, decoded once;
 the others' are a folder, by default these same photographs as files, prepared as any folder is (crops from PNG tiles).
@@ -27,8 +27,9 @@ from jax.sharding import NamedSharding
 
 from benchmarks import report, scaling
 from dream_jax import config as configs
-from dream_jax import data, experiment
-from dream_jax.files import pictures as images
+from dream_jax import experiment
+from dream_jax.data import batches, sources
+from dream_jax.files import images
 from dream_jax.runtime import sharding
 
 WORKERS = (0, 1, 2, 4)
@@ -50,8 +51,8 @@ def setup(name: str, batch: int | None, folder: Path):
 
 def write_photographs(folder: Path) -> None:
     """The photographs within scikit-image as PNG files, twice as wide and high: nearer to a camera's."""
-    for split in data.BUNDLED:
-        source = data.bundled(split)
+    for split in sources.BUNDLED:
+        source = sources.bundled(split)
         for index in range(source.pictures):
             images.write(folder / f"{split}_{index}.png", np.kron(source[index], np.ones((2, 2, 1), np.uint8)))
 
@@ -59,7 +60,7 @@ def write_photographs(folder: Path) -> None:
 def make_timers(config):
     """({what: () -> (seconds, pictures)}, what ends the threads, parameters of the network)."""
     source = experiment.make_source(config, "train")
-    pictures = data.train_pictures(source, config.seed, config.image_size, config.data.resize)
+    pictures = batches.train_pictures(source, config.seed, config.image_size, config.data.resize)
     mesh = sharding.make_mesh()
     layout = NamedSharding(mesh, sharding.BATCH)
     step, state, resident, _ = scaling.prepare(config, mesh)
@@ -73,14 +74,14 @@ def make_timers(config):
     def read(workers):
         begun = time.perf_counter()
         if workers:
-            with data.Batches(pictures, size, layout, workers) as batches:
+            with batches.Batches(pictures, size, layout, workers) as feed:
                 for k in numbers():
-                    jax.block_until_ready(batches(k))
+                    jax.block_until_ready(feed(k))
                 taken = time.perf_counter() - begun
             return taken, BATCHES * size
         here = types.SimpleNamespace(map=map)
         for k in numbers():
-            local = data.batch_rows(pictures, k, size, np.arange(size), here)
+            local = batches.batch_rows(pictures, k, size, np.arange(size), here)
             jax.block_until_ready(jax.device_put(local, layout))
         return time.perf_counter() - begun, BATCHES * size
 
@@ -95,18 +96,18 @@ def make_timers(config):
     # Steps enough to be timed, few enough to wait for.
     seconds = min(take(lambda _: resident, 1)[0] for _ in range(2))
     count = int(np.clip(2 / seconds, 1, 50))
-    batches = data.Batches(pictures, size, layout, config.data.workers)
+    feed = batches.Batches(pictures, size, layout, config.data.workers)
     fed_from = 10**6
 
     def fed():
         nonlocal fed_from
-        batches(fed_from)  # those ahead are being prepared, as in the middle of a run
+        feed(fed_from)  # those ahead are being prepared, as in the middle of a run
         fed_from += count + 1
-        return take(lambda k: batches(fed_from - count + k), count)
+        return take(lambda k: feed(fed_from - count + k), count)
 
     timers = {workers: lambda workers=workers: read(workers) for workers in WORKERS}
     timers |= {"step": lambda: take(lambda _: resident, count), "step, fed": fed}
-    return timers, batches.close, sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return timers, feed.close, sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 def measure(name: str, batch: int | None, folder: Path) -> dict:

@@ -28,10 +28,11 @@ from rich.console import Console
 from benchmarks import report
 from configs import photos_4x_cpu
 from dream_jax import config as configs
-from dream_jax import data, experiment, metrics
+from dream_jax import experiment, metrics
+from dream_jax.data import batches, sources
 from dream_jax.evaluation import gap
 from dream_jax.files import results
-from dream_jax.inference import drawing as draw
+from dream_jax.inference import drawing
 from dream_jax.runtime import sharding
 from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import make_train_step, rectifies, start_state
@@ -76,8 +77,8 @@ class Way:
         optimizer = make_optimizer(config.optimizer)
         self.state, specs = jax.tree.map(jnp.copy, state), sharding.state_specs(state, mesh)
         self.steps_per_epoch = len(source) // config.batch_size
-        pictures = data.train_pictures(source, config.seed, config.image_size)
-        self.batches = data.Batches(pictures, config.batch_size, NamedSharding(mesh, sharding.BATCH))
+        pictures = batches.train_pictures(source, config.seed, config.image_size)
+        self.batches = batches.Batches(pictures, config.batch_size, NamedSharding(mesh, sharding.BATCH))
         train_step = make_train_step(self.experiment, optimizer, mesh, specs, self.steps_per_epoch)
         # The ways share most of their programs.
         c = config.objective
@@ -104,9 +105,9 @@ class Way:
 
 def make_measure(built, mesh, pictures):
     """(measure, baseline): a function of weights to {name: value}, and the enlarged pictures' values."""
-    _, cond, enlarged = draw.degraded(built, pictures)
-    drawing, inputs = draw.make_draw(built, mesh), {"cond": cond}
-    settings, key = built.config.evaluation, draw.make_key(0)
+    _, cond, enlarged = drawing.degraded(built, pictures)
+    draw, inputs = drawing.make_draw(built, mesh), {"cond": cond}
+    settings, key = built.config.evaluation, drawing.make_key(0)
 
     def values(drawn, steps):
         return {f"psnr_{steps}": float(np.mean(metrics.psnr(drawn, pictures)))} | {
@@ -116,8 +117,8 @@ def make_measure(built, mesh, pictures):
     def measure(params):
         measured = {}
         for steps in settings.steps:
-            rows = draw.make_rows(built, "ddim", steps)
-            drawn = draw.draw_pictures(drawing, params, inputs, rows, key, mesh, settings.batch_size)
+            rows = drawing.make_rows(built, "ddim", steps)
+            drawn = drawing.draw_pictures(draw, params, inputs, rows, key, mesh, settings.batch_size)
             measured |= values(drawn, steps)
         return measured
 
@@ -125,9 +126,9 @@ def make_measure(built, mesh, pictures):
     return measure, baseline
 
 
-def in_memory(source) -> data.Source:
+def in_memory(source) -> sources.Source:
     pictures = [source[index] for index in range(len(source))]
-    return data.Source(pictures.__getitem__, len(pictures))
+    return sources.Source(pictures.__getitem__, len(pictures))
 
 
 def study(options, console) -> dict:
@@ -165,7 +166,7 @@ def study(options, console) -> dict:
         results.write_csv(rows, options.output.with_suffix(".unfinished.csv"))
     minutes = (time.perf_counter() - start) / 60
 
-    models = {way.name: draw.Model(way.experiment, way.state.ema, way.steps, mesh, way.name) for way in ways}
+    models = {way.name: drawing.Model(way.experiment, way.state.ema, way.steps, mesh, way.name) for way in ways}
     gaps = gap.measure(models, held_out, Console(quiet=True))
     for way in ways:
         way.batches.close()

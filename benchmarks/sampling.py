@@ -33,7 +33,7 @@ from benchmarks import agreement, report, worker
 from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment
-from dream_jax.inference import drawing as draw
+from dream_jax.inference import drawing
 from dream_jax.runtime import sharding
 
 SAMPLERS = ("ddpm", "ddim", "unipc_2")
@@ -61,15 +61,15 @@ def setup(spec: dict, dtype: str) -> experiment.Experiment:
 def make_timer(built: experiment.Experiment, batches, steps):
     """(`time(sampler, steps, batch) -> seconds`, parameters); what has to be compiled is compiled."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    drawer = draw.make_draw(built, mesh)
+    drawer = drawing.make_draw(built, mesh)
     side = built.config.image_size
     shapes = jax.eval_shape(built.network.init, jax.random.key(0), jnp.zeros(built.inputs_shape()), jnp.ones(1))
     params = jax.tree.map(jnp.asarray, agreement.weights(shapes["params"]))
-    key = draw.make_key(0)
+    key = drawing.make_key(0)
     cond = np.random.default_rng(0).uniform(-1, 1, (max(batches), side, side, 3)).astype(np.float32)
 
     def run(sampler, steps, batch):
-        rows, inputs = draw.make_rows(built, sampler, steps), draw.inputs_of(built, cond[:batch])
+        rows, inputs = drawing.make_rows(built, sampler, steps), drawing.inputs_of(built, cond[:batch])
         begun = time.perf_counter()
         pictures = np.asarray(drawer(params, inputs, np.arange(batch), rows, key))
         taken = time.perf_counter() - begun

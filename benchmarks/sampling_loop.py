@@ -21,7 +21,7 @@ from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment, sampling
-from dream_jax.inference import drawing as draw
+from dream_jax.inference import drawing
 
 STEPS, REPEATS = 50, 7
 # (name, changes of the config, batch)
@@ -48,8 +48,8 @@ def setup(network: dict) -> experiment.Experiment:
 def make_timers(built, batch):
     """({way: () -> (seconds, pictures)}, parameters)."""
     levels = sampling.levels_of(built.schedule, STEPS)
-    rows = draw.make_rows(built, "ddpm", STEPS)
-    shape, key = (batch, SIZE, SIZE, 3), draw.make_key(0)
+    rows = drawing.make_rows(built, "ddpm", STEPS)
+    shape, key = (batch, SIZE, SIZE, 3), drawing.make_key(0)
     index = jnp.arange(batch)
     shapes = jax.eval_shape(built.network.init, key, jnp.zeros(built.inputs_shape()), jnp.ones(1))["params"]
     params = jax.tree.map(jnp.asarray, agreement.weights(shapes))
@@ -57,11 +57,11 @@ def make_timers(built, batch):
 
     @jax.jit
     def scanned(params, cond, rows, key):
-        return sampling.run(key, draw.make_denoise(built, params, {"cond": cond}), shape, rows, index)
+        return sampling.run(key, drawing.make_denoise(built, params, {"cond": cond}), shape, rows, index)
 
     @functools.partial(jax.jit, donate_argnums=2)
     def step(params, cond, x, alpha, sigma, alpha_to, key, number):
-        x0_hat = draw.make_denoise(built, params, {"cond": cond})(x, alpha, sigma)
+        x0_hat = drawing.make_denoise(built, params, {"cond": cond})(x, alpha, sigma)
         return sampling.ddpm_step(x, x0_hat, alpha, alpha_to, sampling.noise(key, index, number, shape))
 
     start = jax.jit(lambda key: sampling.noise(key, index, 2**31 - 1, shape))

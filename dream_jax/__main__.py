@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dream_jax.data import sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import compilation_cache
 
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(options, rest, console):
     from dream_jax import config
     from dream_jax.runtime import processes
-    from dream_jax.training import loop as train
+    from dream_jax.training import loop
 
     chosen = config.override(config.load(options.config), rest)
     config.validate(chosen)
@@ -123,13 +124,12 @@ def _train(options, rest, console):
 
     if jax.process_index():
         console = Console(quiet=True)
-    train.train_and_evaluate(chosen, options.workdir, console)
+    loop.train_and_evaluate(chosen, options.workdir, console)
 
 
 def _evaluate(options, rest, console):
     from dream_jax import experiment
-    from dream_jax.evaluation import gap
-    from dream_jax.evaluation import measuring as evaluate
+    from dream_jax.evaluation import gap, measuring
     from dream_jax.files import results
     from dream_jax.inference import trained
 
@@ -154,11 +154,11 @@ def _evaluate(options, rest, console):
         console.print(f"table: {output}   plot: {output.with_suffix('.png')}", markup=False)
         return
     journal = output.with_name(f"{output.stem}.partial.jsonl")
-    record, columns = evaluate.evaluate(models, pictures, console, journal)
-    evaluate.show(record, console)
-    evaluate.write(record, columns, output, options.overwrite)
+    record, columns = measuring.evaluate(models, pictures, console, journal)
+    measuring.show(record, console)
+    measuring.write(record, columns, output, options.overwrite)
     journal.unlink(missing_ok=True)
-    evaluate.tell(output, console)
+    measuring.tell(output, console)
 
 
 def _names(workdirs):
@@ -172,12 +172,12 @@ def _names(workdirs):
 
 def _find_start(options, model, output, console):
     from dream_jax import experiment
-    from dream_jax.evaluation import measuring as evaluate
+    from dream_jax.evaluation import measuring
     from dream_jax.files import results
 
     config = model.experiment.config
     pictures = experiment.eval_pictures(config, "train")
-    ranking = evaluate.find_start(model, pictures, options.find_start, console)
+    ranking = measuring.find_start(model, pictures, options.find_start, console)
     for entry in ranking[:5]:
         console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
     mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
@@ -195,28 +195,27 @@ def _find_start(options, model, output, console):
 
 
 def _upscale(options, rest, console):
-    from dream_jax.inference import upscaling as upscale
+    from dream_jax.inference import upscaling
 
     names = "sampler", "steps", "seed", "samples", "memory", "tile", "overwrite"
     choices = {name: getattr(options, name) for name in names}
     suffix = options.format and f".{options.format}"
-    return upscale.upscale(
+    return upscaling.upscale(
         options.workdir, options.input, options.output, console, suffix=suffix, overrides=rest, **choices
     )
 
 
 def _generate(options, rest, console):
-    from dream_jax.inference import generation as generate
+    from dream_jax.inference import generation
 
     names = ("count", "sampler", "steps", "seed", "batch_size", "overwrite")
     choices = {name: getattr(options, name) for name in names}
-    generate.generate(options.workdir, options.output, console=console, overrides=rest, **choices)
+    generation.generate(options.workdir, options.output, console=console, overrides=rest, **choices)
 
 
 def _prepare(options, rest, console):
-    from dream_jax import data
 
-    console.print(f"prepared: {data.prepare_tfds(options.tfds, options.tfds_dir)}")
+    console.print(f"prepared: {sources.prepare_tfds(options.tfds, options.tfds_dir)}")
 
 
 if __name__ == "__main__":

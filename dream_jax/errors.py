@@ -18,3 +18,10 @@ class UserError(ValueError):
 def shown(name) -> str:
     """A file's name for a message: what would break the line, or cannot be printed, as in a Python string."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+
+
+def some(names, most: int = 3) -> str:
+    """The first few names for a message, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name)[:100] for name in names[:most]) + more

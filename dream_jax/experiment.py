@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dream_jax import data, networks, noise_schedule, tasks
+from dream_jax import networks, noise_schedule, tasks
 from dream_jax.config import SCHEDULES
+from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.noise_schedule import NoiseSchedule
 
@@ -95,7 +96,7 @@ def make_source(config, split: str):
     """The pictures of split "train" or "eval"."""
     c = config.data
     if c.folder is not None:
-        return data.folder_source(
+        return sources.folder_source(
             c.folder,
             split=split,
             crop=config.image_size,
@@ -106,8 +107,8 @@ def make_source(config, split: str):
             eval_percent=c.eval_percent,
         )
     if c.tfds is not None:
-        return data.tfds_source(c.tfds, c.train_split if split == "train" else c.eval_split, c.tfds_dir, c.image_key)
-    return data.bundled(split)
+        return sources.tfds_source(c.tfds, c.train_split if split == "train" else c.eval_split, c.tfds_dir, c.image_key)
+    return sources.bundled(split)
 
 
 def eval_side(config) -> int:
@@ -118,4 +119,4 @@ def eval_side(config) -> int:
 def eval_pictures(config, split: str = "eval"):
     """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3]: held-out ones, or of split "train"."""
     source = make_source(config, split)
-    return data.eval_pictures(source, eval_side(config), config.evaluation.pictures, resize=config.data.resize)
+    return batches.eval_pictures(source, eval_side(config), config.evaluation.pictures, resize=config.data.resize)

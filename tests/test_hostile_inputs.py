@@ -17,11 +17,12 @@ from PIL import Image
 from benchmarks import hostile_files, hostile_inputs
 from dream_jax import __main__ as command_line
 from dream_jax import config as configs
-from dream_jax import data
+from dream_jax.data import batches, folders, sources
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
+from dream_jax.files import images, tensors
 from dream_jax.metrics import weights as metric_weights
-from dream_jax.networks import pytorch_import
+from dream_jax.networks import pytorch
+from dream_jax.tasks import resize
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 
@@ -133,25 +134,25 @@ def test_bands_change_nothing(tmp_path, monkeypatch):
 def test_long_pictures_are_resized_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(images, "_BLOCK", 40)
-    images._resize_matrices.cache_clear()
+    resize._resize_matrices.cache_clear()
     try:
         for width, target in ((100, 200), (200, 50), (41, 40), (90, 31)):
             picture = rng.integers(0, 256, (4, width, 3), np.uint8)
             expected = Image.fromarray(picture).resize((target, 4), Image.Resampling.BICUBIC)
-            np.testing.assert_array_equal(images.resize(picture, 4, target), expected)
+            np.testing.assert_array_equal(resize.resize(picture, 4, target), expected)
             assert (
-                max(matrix.size for matrix, _ in images._resize_matrices("pil_bicubic", width, target)) < 2 * 40 * 170
+                max(matrix.size for matrix, _ in resize._resize_matrices("pil_bicubic", width, target)) < 2 * 40 * 170
             )
     finally:
-        images._resize_matrices.cache_clear()
+        resize._resize_matrices.cache_clear()
 
 
 def test_a_line_is_not_resized_to_a_square():
     with pytest.raises(UserError, match="more than"):
         images.resize_shorter_side(np.zeros((1, 60000, 3), np.uint8), 256)
-    source = data.Source(lambda index: np.zeros((1, 60000, 3), np.uint8), 1)
+    source = sources.Source(lambda index: np.zeros((1, 60000, 3), np.uint8), 1)
     with pytest.raises(UserError, match=r"picture 0 .*data\.resize"):
-        data.train_pictures(source, 0, 16, resize=256)[0]
+        batches.train_pictures(source, 0, 16, resize=256)[0]
 
 
 def test_a_folder_of_what_is_no_picture_is_prepared(tmp_path, capsys):
@@ -163,14 +164,14 @@ def test_a_folder_of_what_is_no_picture_is_prepared(tmp_path, capsys):
     unusual = [case for case in cases if case.readable is False]
     wanted = f"^{len(unusual) - 1 + 2} of .*skip_unreadable"
     with pytest.raises(UserError, match=wanted):
-        data.prepare_folder(folder, crop=16, cache_dir=tmp_path / "cache", resize=64)
+        folders.prepare_folder(folder, crop=16, cache_dir=tmp_path / "cache", resize=64)
     options = {"crop": 16, "cache_dir": tmp_path / "cache", "skip_unreadable": True, "eval_percent": 50, "resize": 64}
-    splits = [data.folder_source(folder, split=split, **options) for split in ("train", "eval")]
+    splits = [sources.folder_source(folder, split=split, **options) for split in ("train", "eval")]
     assert sum(map(len, splits)) >= len(hostile_files.ODD_NAMES)
     said = capsys.readouterr().err
     assert "loop.png" in said and "\x1b[2J" not in said
     with pytest.raises(UserError, match=r"every picture of .*folder\\n\\udcff is also"):
-        data.prepare_folder(folder, crop=16, cache_dir=tmp_path / "cache", eval_folder=folder / "..")
+        folders.prepare_folder(folder, crop=16, cache_dir=tmp_path / "cache", eval_folder=folder / "..")
 
 
 def test_every_message_about_weights_names_the_file_and_the_array(tmp_path):
@@ -179,11 +180,11 @@ def test_every_message_about_weights_names_the_file_and_the_array(tmp_path):
     path = tmp_path / "two\nlines.safetensors"
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(UserError, match=r"downs\.0\.weight.*not finite"):
-        pytorch_import.load_sr3(pytorch_import.read_weights(path), 4)
+        pytorch.load_sr3(tensors.read_weights(path), 4)
     with pytest.raises(UserError, match=r"two\\nlines\.safetensors: the weights of inception lack"):
         metric_weights.load("inception", path)
     with pytest.raises(UserError, match=r"two\\nlines\.pth: no such file"):
-        pytorch_import.read_weights(tmp_path / "two\nlines.pth")
+        tensors.read_weights(tmp_path / "two\nlines.pth")
 
 
 def test_archives_are_never_unpacked(tmp_path, monkeypatch):
@@ -197,7 +198,7 @@ def test_archives_are_never_unpacked(tmp_path, monkeypatch):
     for content, readable in hostile_files.special_archives(folder, sound).values():
         (folder / "w.pth").write_bytes(content)
         try:
-            pytorch_import.read_weights(folder / "w.pth")
+            tensors.read_weights(folder / "w.pth")
             assert readable is not False
         except UserError as error:
             assert readable is not True, error

@@ -17,8 +17,8 @@ from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, noise_schedule, samplers, sampling
 from dream_jax.errors import UserError, shown
-from dream_jax.files import pictures as images
 from dream_jax.metrics import weights
+from dream_jax.tasks import resize
 from dream_jax.training import optimizer, watch
 
 # A run may be continued with other values of these: they do not change what the steps before would have been.
@@ -337,7 +337,7 @@ def _validate(config):
                 _require(number >= -(2**31), config, key, "it must not be negative")
     for key, choices in (
         ("task.name", TASKS),
-        ("task.kernel", tuple(images.KERNELS)),
+        ("task.kernel", tuple(resize.KERNELS)),
         ("schedule.name", tuple(SCHEDULES)),
         ("objective.name", OBJECTIVES),
         ("objective.kind", diffusion.KINDS),

@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dream_jax import diffusion, sampling
-from dream_jax.evaluation import measuring as evaluate
-from dream_jax.evaluation import plots
+from dream_jax.evaluation import measuring, plots
 from dream_jax.files import results
-from dream_jax.inference import drawing as draw
+from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import compiler
 
@@ -44,7 +43,7 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
       The result file's content: for each model rows by level, and `gap`, the geometric mean of the errors' ratio over
       the levels (of the ratio of `eps_hat`'s squares for unconditional models).
     """
-    note = evaluate.check_models(models)
+    note = measuring.check_models(models)
     first = next(iter(models.values())).experiment.config.evaluation
     sampler, steps, seed = first.samplers[0], max(first.steps), first.seeds[0]
     record = {
@@ -56,7 +55,7 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
         "crop": pictures.shape[1],
     }
     record |= {"notes": [note] if note else [], "models": {}}
-    with draw.progress_bar(console) as bar:
+    with drawing.progress_bar(console) as bar:
         job = bar.add_task("measuring the gap", total=len(models) * len(pictures))
         for name, model in models.items():
             facts = _facts(model, pictures, sampler, steps, seed, first.batch_size, lambda n: bar.advance(job, n))
@@ -65,7 +64,7 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
             record["models"][name] = {
                 "workdir": model.workdir,
                 "step": model.step,
-                "sha256": draw.digest(model.params),
+                "sha256": drawing.digest(model.params),
                 "gap": float(np.exp(np.mean([np.log(row[key]) for row in rows]))),
                 "rows": rows,
             }
@@ -75,13 +74,13 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
 
 def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
     """{name: [steps, N]} of all pictures."""
-    built, key = model.experiment, draw.make_key(seed)
-    rows = draw.make_rows(built, sampler, steps)
+    built, key = model.experiment, drawing.make_key(seed)
+    rows = drawing.make_rows(built, sampler, steps)
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def facts_of(params, picture, low, index):
         x0, cond = built.task.make_pair(key, picture)
-        denoise = draw.make_denoise(built, params, {"cond": cond, "low": low})
+        denoise = drawing.make_denoise(built, params, {"cond": cond, "low": low})
 
         def mean_square(z):
             return jnp.mean(z**2, axis=(1, 2, 3))
@@ -101,13 +100,13 @@ def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
             x = diffusion.add_noise(x0, eps, alpha, sigma)
             return observe(x, denoise(x, alpha, sigma), alpha, sigma)
 
-        _, sampled = sampling.run(key, denoise, x0.shape, rows, index, draw.start_key_of(built), observe)
+        _, sampled = sampling.run(key, denoise, x0.shape, rows, index, drawing.start_key_of(built), observe)
         trained = jax.lax.map(at_training, (jnp.arange(steps), jnp.asarray(rows.alpha), jnp.asarray(rows.sigma)))
         return {f"{name}_{where}": f[name] for where, f in (("sampling", sampled), ("training", trained)) for name in f}
 
     parts = []
-    for chosen, count in draw.batches(len(pictures), batch_size):
-        low = None if built.task.degrade is None else draw.degraded(built, pictures[chosen])[0]
+    for chosen, count in drawing.batches(len(pictures), batch_size):
+        low = None if built.task.degrade is None else drawing.degraded(built, pictures[chosen])[0]
         facts = jax.device_get(facts_of(model.params, pictures[chosen], low, chosen))
         parts.append({name: values[:, :count] for name, values in facts.items()})
         advance(count)
@@ -115,7 +114,7 @@ def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
 
 
 def _rows(model, facts, sampler, steps):
-    levels = draw.make_rows(model.experiment, sampler, steps)
+    levels = drawing.make_rows(model.experiment, sampler, steps)
     rows = []
     for number in range(steps):
         alpha, sigma = float(levels.alpha[number]), float(levels.sigma[number])

@@ -16,12 +16,12 @@ from rich.table import Table
 from dream_jax import config, experiment, metrics, sampling
 from dream_jax.errors import UserError
 from dream_jax.evaluation import plots
-from dream_jax.files import pictures as images
-from dream_jax.files import results
-from dream_jax.inference import drawing as draw
+from dream_jax.files import grids, images, results
+from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.metrics import weights
 from dream_jax.runtime import compiler
+from dream_jax.tasks import value_range
 
 STANDARD = {
     "psnr": "RGB, no border crop, dB, mean over pictures",
@@ -65,10 +65,10 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     lines = _Journal(journal)
     rows = [measure.baseline(first.experiment)]
     tasks = [(name, s, n) for name in models for s in settings.samplers for n in settings.steps]
-    digests = {name: draw.digest(model.params) for name, model in models.items()}
+    digests = {name: drawing.digest(model.params) for name, model in models.items()}
     drawers = {name: _Drawer(model, measure.inputs) for name, model in models.items()}
     looked_at = {}
-    with draw.progress_bar(console) as bar:
+    with drawing.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(tasks) * len(settings.seeds) * len(pictures))
         for name, sampler, steps in tasks:
             title = f"{sampler} {steps}" if len(models) == 1 else f"{name}: {sampler} {steps}"
@@ -122,7 +122,7 @@ def check_models(models: dict[str, Model]) -> str | None:
         for sampler in first.evaluation.samplers:
             for steps in first.evaluation.steps:
                 try:
-                    draw.make_rows(model.experiment, sampler, steps)
+                    drawing.make_rows(model.experiment, sampler, steps)
                 except UserError as error:
                     raise UserError(f"{name}: {error}") from error
     where = [config.flatten(c.data) for c in configs.values()]
@@ -137,14 +137,14 @@ class _Drawer:
 
     def __init__(self, model: Model, inputs: dict):
         self.model, self.inputs = model, inputs
-        self.draw = draw.make_draw(model.experiment, model.mesh)
+        self.draw = drawing.make_draw(model.experiment, model.mesh)
         self.batch_size = model.experiment.config.evaluation.batch_size
 
     def __call__(self, sampler, steps, seed, advance=lambda count: None, count=None):
-        rows = draw.make_rows(self.model.experiment, sampler, steps)
+        rows = drawing.make_rows(self.model.experiment, sampler, steps)
         inputs = {name: array[:count] for name, array in self.inputs.items()}
-        key, mesh = draw.make_key(seed), self.model.mesh
-        return draw.draw_pictures(self.draw, self.model.params, inputs, rows, key, mesh, self.batch_size, advance)
+        key, mesh = drawing.make_key(seed), self.model.mesh
+        return drawing.draw_pictures(self.draw, self.model.params, inputs, rows, key, mesh, self.batch_size, advance)
 
 
 class _Measures:
@@ -155,11 +155,11 @@ class _Measures:
         self.pictures = pictures
         self.paired = built.task.degrade is not None
         if self.paired:
-            self.low, cond, self.enlarged = draw.degraded(built, pictures)
+            self.low, cond, self.enlarged = drawing.degraded(built, pictures)
             # Models may or may not project, so that all get what projecting takes.
             self.inputs = {"cond": cond, "low": self.low}
         else:
-            self.inputs = draw.no_inputs(*pictures.shape[:3])
+            self.inputs = drawing.no_inputs(*pictures.shape[:3])
         loaded = {name: weights.load(name, self.settings.weights) for name in self.settings.learned}
         self.learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
         self.about_learned = {name: about for name, (_, about) in loaded.items()}
@@ -225,7 +225,7 @@ class _Measures:
     def _diversity(self, name, drawn):
         net = name.removeprefix("lpips_")
         of_picture = (np.stack(samples) for samples in zip(*drawn, strict=True))
-        scaled = (np.asarray(images.to_float(samples)) for samples in of_picture)
+        scaled = (np.asarray(value_range.to_float(samples)) for samples in of_picture)
         return float(np.mean([metrics.lpips_diversity(self.learned[name], samples, net) for samples in scaled]))
 
 
@@ -238,7 +238,7 @@ def _lpips(values, name, official, a, b):
 
 def batched(measure, *arrays, size: int):
     """`measure(*arrays)` [N] in batches of one size, the last of which is filled up."""
-    chosen = draw.batches(len(arrays[0]), size)
+    chosen = drawing.batches(len(arrays[0]), size)
     return np.concatenate([np.asarray(measure(*(array[i] for array in arrays)))[:new] for i, new in chosen])
 
 
@@ -299,21 +299,21 @@ def find_start(model: Model, pictures, candidates: int, console: Console) -> lis
     built, settings = model.experiment, model.experiment.config.evaluation
     if built.task.degrade is None:
         raise UserError("a good starting noise is found for super-resolution, and this model is unconditional")
-    low, cond, _ = draw.degraded(built, pictures)
-    rows = draw.make_rows(built, settings.samplers[0], settings.steps[0])
+    low, cond, _ = drawing.degraded(built, pictures)
+    rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def drawn_from(params, inputs, start_key):
-        denoise, shape = draw.make_denoise(built, params, inputs), (*inputs["cond"].shape[:3], 3)
-        x0 = sampling.run(draw.make_key(settings.seeds[0]), denoise, shape, rows, start_key=start_key)
-        return images.to_uint8(built.task.to_picture(x0, inputs["cond"]))
+        denoise, shape = drawing.make_denoise(built, params, inputs), (*inputs["cond"].shape[:3], 3)
+        x0 = sampling.run(drawing.make_key(settings.seeds[0]), denoise, shape, rows, start_key=start_key)
+        return value_range.to_uint8(built.task.to_picture(x0, inputs["cond"]))
 
     ranking = []
-    with draw.progress_bar(console) as bar:
+    with drawing.progress_bar(console) as bar:
         for seed in bar.track(range(candidates), description=f"{settings.samplers[0]} {settings.steps[0]}"):
 
             def psnr(cond, low, pictures, seed=seed):
-                drawn = drawn_from(model.params, {"cond": cond, "low": low}, draw.make_key(seed))
+                drawn = drawn_from(model.params, {"cond": cond, "low": low}, drawing.make_key(seed))
                 return metrics.psnr(drawn, pictures)
 
             scores = batched(psnr, cond, low, pictures, size=settings.batch_size)
@@ -324,7 +324,7 @@ def find_start(model: Model, pictures, candidates: int, console: Console) -> lis
 def comparison(built: experiment.Experiment, low, enlarged, results: dict, pictures) -> np.ndarray:
     """The grid `low resolution | bicubic | results | original`, uint8."""
     columns = {"low resolution": low, baseline_name(built.config): enlarged, **results, "original": pictures}
-    return images.grid(columns)
+    return grids.grid(columns)
 
 
 def baseline_name(config) -> str:
@@ -380,7 +380,7 @@ def write(record: dict, columns: dict, path: Path, overwrite: bool) -> None:
     if not overwrite:
         results.set_aside(path, names.values())
     results.write_csv(record["rows"], names["csv"])
-    images.write(names["pictures"], images.grid(columns), overwrite=True)
+    images.write(names["pictures"], grids.grid(columns), overwrite=True)
     plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
     plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
     results.write_json(record, path)

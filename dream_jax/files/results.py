@@ -8,8 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from dream_jax.errors import UserError
-from dream_jax.files.pictures import shown
+from dream_jax.errors import UserError, shown
 from dream_jax.training.run_log import free_name, write_text
 
 

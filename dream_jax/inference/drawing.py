@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dream_jax import sampling
 from dream_jax.experiment import Experiment
-from dream_jax.files import pictures as images
 from dream_jax.runtime import compiler, sharding
+from dream_jax.tasks import value_range
 
 
 class Model(NamedTuple):
@@ -98,7 +98,7 @@ def make_draw(experiment: Experiment, mesh, wrap=None):
         denoise = make_denoise(experiment, params, inputs, wrap)
         shape = (*inputs["cond"].shape[:3], 3)
         x0 = sampling.run(key, denoise, shape, rows, index, start_key)
-        return images.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
+        return value_range.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
 
     return draw
 
@@ -172,7 +172,7 @@ def degraded(experiment: Experiment, pictures):
     def degrade(picture):
         low = experiment.task.degrade(picture)
         cond = experiment.task.condition(low)
-        return low.astype(jnp.uint8), cond, images.to_uint8(cond)
+        return low.astype(jnp.uint8), cond, value_range.to_uint8(cond)
 
     parts = [jax.tree.map(np.asarray, degrade(picture[None])) for picture in pictures]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))

@@ -8,10 +8,8 @@ from rich.console import Console
 
 from dream_jax import __version__
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
-from dream_jax.files import results
-from dream_jax.inference import drawing as draw
-from dream_jax.inference import trained
+from dream_jax.files import grids, images, results
+from dream_jax.inference import drawing, trained
 
 # What the grid shows.
 _SHOWN = 64
@@ -51,7 +49,7 @@ def generate(
     for name, value, most in (("count", count, 10**6), ("batch_size", batch_size, 10**6), ("seed", seed + 1, 2**32)):
         if not 1 <= value <= most:
             raise UserError(f"--{name} {value}: it must lie between 1 and {most}")
-    rows = draw.make_rows(built, sampler, steps)
+    rows = drawing.make_rows(built, sampler, steps)
     pictures = output / "pictures"
     results.check_folder(pictures)
 
@@ -60,7 +58,7 @@ def generate(
         "workdir": str(workdir),
         "step": model.step,
         "weights": "ema",
-        "sha256": draw.digest(model.params),
+        "sha256": drawing.digest(model.params),
         "sampler": sampler,
         "steps": steps,
         "seed": seed,
@@ -73,18 +71,20 @@ def generate(
     _check(output / "generation.json", about, overwrite)
 
     missing = [i for i in range(count) if overwrite or not _path(pictures, i).exists()]
-    drawer, key, side = draw.make_draw(model.experiment, model.mesh), draw.make_key(seed), chosen.image_size
-    with draw.progress_bar(console) as bar:
+    drawer, key, side = drawing.make_draw(model.experiment, model.mesh), drawing.make_key(seed), chosen.image_size
+    with drawing.progress_bar(console) as bar:
         job = bar.add_task("generating", total=count, completed=count - len(missing))
         for start in range(0, len(missing), batch_size):
             numbers = np.array(missing[start : start + batch_size])
-            inputs = draw.no_inputs(len(numbers), side, side)
-            drawn = draw.draw_pictures(drawer, model.params, inputs, rows, key, model.mesh, batch_size, numbers=numbers)
+            inputs = drawing.no_inputs(len(numbers), side, side)
+            drawn = drawing.draw_pictures(
+                drawer, model.params, inputs, rows, key, model.mesh, batch_size, numbers=numbers
+            )
             for number, picture in zip(numbers, drawn, strict=True):
                 images.write(_path(pictures, number), picture, overwrite)
             bar.advance(job, len(numbers))
     shown = np.stack([images.read(_path(pictures, i)) for i in range(min(count, _SHOWN))])
-    images.write(output / "grid.png", images.mosaic(shown), overwrite=True)
+    images.write(output / "grid.png", grids.mosaic(shown), overwrite=True)
     others = ", the others were there" if len(missing) < count else ""
     done = f"{len(missing)} of {count} drawn into {pictures}{others}; the first in {output}/grid.png"
     console.print(done, markup=False)

@@ -20,10 +20,8 @@ from rich.console import Console
 
 from dream_jax import config as configs
 from dream_jax import experiment as experiments
-from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
-from dream_jax.files import results
-from dream_jax.files.pictures import shown
+from dream_jax.errors import UserError, shown
+from dream_jax.files import images, results
 from dream_jax.inference import drawing, tiles, trained
 from dream_jax.runtime import sharding
 

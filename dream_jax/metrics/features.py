@@ -130,7 +130,7 @@ def _checked(pictures):
     if np.ndim(pictures) != 4 or np.shape(pictures)[-1] != 3 or 0 in np.shape(pictures):
         raise UserError(f"Inception takes pictures [B, H, W, 3], not {np.shape(pictures)}")
     if pictures.dtype != np.uint8:
-        raise UserError(f"Inception takes uint8 grey levels, not {pictures.dtype}: images.to_uint8 converts")
+        raise UserError(f"Inception takes uint8 grey levels, not {pictures.dtype}: value_range.to_uint8 converts")
     return pictures
 
 

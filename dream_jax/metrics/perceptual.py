@@ -117,7 +117,7 @@ def _inputs(weights, net, *pictures):
         least = NETS[net][1]
         raise UserError(f"LPIPS of {net} needs at least {least} x {least} pixels, not {first[1]} x {first[2]}")
     if not all(jnp.issubdtype(p.dtype, jnp.floating) for p in pictures):
-        raise UserError("LPIPS takes pictures in [-1, 1], not whole grey levels: images.to_float converts them")
+        raise UserError("LPIPS takes pictures in [-1, 1], not whole grey levels: value_range.to_float converts them")
     return layers.on_device(needed), *(p.astype(jnp.float32) for p in pictures)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
+from dream_jax.tasks import resize
 
 _jit = functools.partial(jax.jit, static_argnames=("channel", "crop"))
 
@@ -127,8 +127,8 @@ def ssim(a, b, channel="rgb", crop=0):
 def consistency(picture, low_resolution, kernel="pil_bicubic"):
     """Mean squared error, of values in 0..1, between a picture shrunk to whole grey levels and the low-resolution one.
 
-    [B, H, W, C] and [B, h, w, C] -> [B]; `images.resize` shrinks. DREAM's code reports it times 1e5.
+    [B, H, W, C] and [B, h, w, C] -> [B]; `resize.resize` shrinks. DREAM's code reports it times 1e5.
     """
     picture, low_resolution = jnp.asarray(picture), jnp.asarray(low_resolution)
-    shrunk = images.resize(picture, *low_resolution.shape[1:3], kernel)
+    shrunk = resize.resize(picture, *low_resolution.shape[1:3], kernel)
     return mean_squared_error(_levels(shrunk), low_resolution) / 255**2

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.errors import UserError, shown
+from dream_jax.files import tensors
 from dream_jax.metrics import features, layers, perceptual
-from dream_jax.networks import pytorch_import
 
 CACHE = Path("~/.cache/dream_jax/weights")
 
@@ -88,7 +88,7 @@ def load(name, path=None, cache=CACHE, timeout=60.0):
         files = [_official(file, folder, name, timeout) for file in FILES[name]]
     else:
         files = _named(Path(path).expanduser(), name)
-    parts = [pytorch_import.read_weights(file) for file in files]
+    parts = [tensors.read_weights(file) for file in files]
     shapes = features.shapes() if name == "inception" else perceptual.shapes(name.removeprefix("lpips_"))
     weights = parts[0] if len(parts) == 1 else _join(*parts, shapes)
     try:

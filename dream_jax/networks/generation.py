@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dream_jax.networks import layers
+from dream_jax.networks import convolution, layers
 
 # PyTorch's default: uniform within 1/sqrt(fan_in). Of a transposed convolution PyTorch takes the fan-out.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -72,14 +72,14 @@ class GenerationUNet(nn.Module):
         embedding = nn.Dense(4 * self.channels, name="level_0", **options)(embedding)
         embedding = nn.Dense(4 * self.channels, name="level_1", **options)(nn.silu(embedding))
 
-        x = layers.conv(self.channels, name="conv_in", **options)(inputs.astype(self.dtype))
+        x = convolution.conv(self.channels, name="conv_in", **options)(inputs.astype(self.dtype))
         skips = []
         for i, multiplier in enumerate(self.channel_multipliers):
             for j in range(self.num_res_blocks):
                 x = block(x, f"down_{i}_{j}", multiplier * self.channels)
             if i in self.attention_levels:
                 x = attend(x, f"down_{i}_attention")
-            x = layers.conv(x.shape[-1], stride=2, name=f"down_{i}_conv", **options)(x)
+            x = convolution.conv(x.shape[-1], stride=2, name=f"down_{i}_conv", **options)(x)
             skips.append(x)
 
         x = block(x, "mid_0", x.shape[-1])
@@ -88,7 +88,7 @@ class GenerationUNet(nn.Module):
 
         for i, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             doubling = {**options, "kernel_init": _DOUBLING_KERNEL_INIT}
-            x = layers.double_size_conv(multiplier * self.channels, name=f"up_{i}_conv", **doubling)(x)
+            x = convolution.double_size_conv(multiplier * self.channels, name=f"up_{i}_conv", **doubling)(x)
             skip = skips.pop()
             skip = jax.image.resize(skip, (*x.shape[:3], skip.shape[-1]), "bilinear")
             x = jnp.concatenate([x, skip], axis=-1)
@@ -99,4 +99,4 @@ class GenerationUNet(nn.Module):
 
         types["dtype"] = jnp.promote_types(self.dtype, jnp.float32)
         x = nn.silu(layers.group_norm(x, self.norm_groups, name="norm_out", **types))
-        return layers.conv(self.out_channels, name="conv_out", kernel_init=nn.initializers.zeros, **types)(x)
+        return convolution.conv(self.out_channels, name="conv_out", kernel_init=nn.initializers.zeros, **types)(x)

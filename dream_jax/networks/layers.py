@@ -12,133 +12,7 @@ import numpy as np
 from jax import lax
 
 from dream_jax.errors import UserError
-
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-def conv_general_dilated(
-    lhs,
-    rhs,
-    window_strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=_NHWC,
-    feature_group_count=1,
-    batch_group_count=1,
-    precision=None,
-    preferred_element_type=None,
-):
-    """`lax.conv_general_dilated` of NHWC pictures and HWIO kernels, with a gradient that is fast inside loops.
-
-    For `nn.Conv(conv_general_dilated=...)`. On CPU, JAX's own weight gradient is 10 to 100 times slower inside scan,
-    while or cond than outside; here each of the two gradients is one convolution wherever it stands. Reverse mode only.
-    Elsewhere it is lax's own, whose gradients are what cuDNN and the TPU compiler look for.
-
-    Args:
-        lhs: [B, H, W, Cin] pictures.
-        rhs: [kh, kw, Cin, Cout] kernel.
-        window_strides, padding, lhs_dilation, rhs_dilation, precision, preferred_element_type: as in lax; padding is
-            "SAME", "VALID" or a pair for each side.
-
-    Raises:
-        NotImplementedError: for groups and for other layouts.
-    """
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    if numbers != lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC):
-        raise NotImplementedError(f"only the layout {_NHWC} is supported, got {dimension_numbers}")
-    if feature_group_count != 1 or batch_group_count != 1:
-        raise NotImplementedError("grouped convolutions are not supported")
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(
-            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, _NHWC,
-            precision=precision, preferred_element_type=preferred_element_type,
-        )  # fmt: skip
-    strides = tuple(window_strides)
-    lhs_dilation = tuple(lhs_dilation or (1, 1))
-    rhs_dilation = tuple(rhs_dilation or (1, 1))
-    if isinstance(padding, str):
-        dilated = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], rhs_dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, strides, padding)
-    padding = tuple((int(low), int(high)) for low, high in padding)
-    return _conv(lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, precision, preferred_element_type)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6, 7))
-def _conv(x, w, strides, padding, x_dilation, w_dilation, precision, result_type):
-    return lax.conv_general_dilated(
-        x, w, strides, padding, x_dilation, w_dilation, _NHWC, precision=precision, preferred_element_type=result_type
-    )
-
-
-def _conv_forward(x, w, *static):
-    return _conv(x, w, *static), (x, w)
-
-
-def _conv_backward(strides, padding, x_dilation, w_dilation, precision, result_type, saved, g):
-    # With d = dilated by and y[o] = sum_k x_d[o*s + k*r - low] w[k], the gradients are
-    #   x_d[i]: sum_k g_d[i + low - k*r] w[k]   and   w[k]: sum_o x_d[o*s + k*r - low] g[o].
-    # The low paddings follow by matching the indices, the high ones from the number of values wanted.
-    x, w = saved
-    pads_x, pads_w = (), ()
-    for n, k, m, s, (low, _), dx, dw in zip(
-        x.shape[1:3], w.shape[:2], g.shape[1:3], strides, padding, x_dilation, w_dilation, strict=True
-    ):
-        reach, x_size, g_size = (k - 1) * dw, (n - 1) * dx + 1, (m - 1) * s + 1
-        pads_x += ((reach - low, x_size - g_size + low),)
-        pads_w += ((low, reach + g_size - x_size - low),)
-    # Transposed arrays, not transposed dimension numbers: XLA:CPU puts dimension numbers into the form of its fast
-    # convolution outside loops only.
-    flipped = lax.rev(w, (0, 1)).transpose(0, 1, 3, 2).astype(g.dtype)
-    grad_x = _conv(g, flipped, x_dilation, pads_x, strides, w_dilation, precision, result_type)
-    as_batch, as_kernel = x.transpose(3, 1, 2, 0).astype(g.dtype), g.transpose(1, 2, 0, 3)
-    grad_w = _conv(as_batch, as_kernel, w_dilation, pads_w, x_dilation, strides, precision, result_type)
-    return grad_x.astype(x.dtype), grad_w.transpose(1, 2, 0, 3).astype(w.dtype)
-
-
-_conv.defvjp(_conv_forward, _conv_backward)
-
-
-def conv(features: int, kernel_size: int = 3, stride: int = 1, **options) -> nn.Conv:
-    """A square convolution padded by kernel_size // 2 on every side, PyTorch's habit ("SAME" differs at stride 2)."""
-    half = kernel_size // 2
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        (stride, stride),
-        ((half, half), (half, half)),
-        conv_general_dilated=conv_general_dilated,
-        **options,
-    )
-
-
-def double_size_conv(features: int, **options) -> nn.Conv:
-    """PyTorch's ConvTranspose2d(kernel 4, stride 2, padding 1): [B, H, W, C] -> [B, 2H, 2W, features].
-
-    A convolution of the zero-interleaved picture; the kernel is PyTorch's, flipped in height and width.
-    """
-    return nn.Conv(
-        features,
-        (4, 4),
-        padding=((2, 2), (2, 2)),
-        input_dilation=(2, 2),
-        conv_general_dilated=_interleaved_conv,
-        **options,
-    )
-
-
-def _interleaved_conv(x, w, *_, precision=None, **__):
-    # Of the 4 x 4 kernel each output pixel meets only the 2 x 2 values that fall on no zero: even ones for outputs at
-    # even places, odd ones for odd. So one 2 x 2 convolution makes all four kinds, at a quarter of the products
-    # (and XLA:CPU has no fast convolution of an interleaved picture).
-    batch, height, width, channels = x.shape
-    w = w.reshape(2, 2, 2, 2, channels, -1).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, channels, -1)
-    # Padded beforehand, or XLA:CPU swaps the operands of the weight's gradient into a form that is not fast.
-    y = conv_general_dilated(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), w, (1, 1), "VALID", precision=precision)
-    y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)
-    y = jnp.stack([y[:, :-1, :, 0], y[:, 1:, :, 1]], axis=2)
-    y = jnp.stack([y[:, :, :, :-1, 0], y[:, :, :, 1:, 1]], axis=4)
-    return y.reshape(batch, 2 * height, 2 * width, -1)
+from dream_jax.networks import convolution
 
 
 def group_norm(x, groups: int, *, name: str, dtype, param_dtype):
@@ -242,7 +116,7 @@ class ResBlock(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         options = {"kernel_init": self.kernel_init, **types}
         h = nn.silu(group_norm(x, self.norm_groups, name="norm_0", **types))
-        h = conv(self.features, name="conv_0", **options)(h)
+        h = convolution.conv(self.features, name="conv_0", **options)(h)
         if self.scale_and_shift:
             level = nn.Dense(2 * self.features, name="level", **options)(nn.silu(embedding))
             scale, shift = jnp.split(level[:, None, None, :], 2, axis=-1)
@@ -251,7 +125,7 @@ class ResBlock(nn.Module):
             h = h + nn.Dense(self.features, name="level", **options)(embedding)[:, None, None, :]
         h = nn.silu(group_norm(h, self.norm_groups, name="norm_1", **types))
         h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
-        h = conv(self.features, name="conv_1", **options)(h)
+        h = convolution.conv(self.features, name="conv_1", **options)(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, name="shortcut", **options)(x)
         return x + h

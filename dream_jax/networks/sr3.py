@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dream_jax.networks import layers
+from dream_jax.networks import convolution, layers
 
 
 class SR3UNet(nn.Module):
@@ -75,7 +75,7 @@ class SR3UNet(nn.Module):
         embedding = nn.Dense(self.inner_channels, name="level_1", **options)(nn.silu(embedding))
 
         x = layers.space_to_depth(inputs.astype(self.dtype), self.patch)
-        x = layers.conv(self.inner_channels, name="conv_in", **options)(x)
+        x = convolution.conv(self.inner_channels, name="conv_in", **options)(x)
         skips = [x]
         last = len(self.channel_multipliers) - 1
         for i, multiplier in enumerate(self.channel_multipliers):
@@ -83,7 +83,7 @@ class SR3UNet(nn.Module):
                 x = block(x, f"down_{i}_{j}", multiplier * self.inner_channels, i in self.attention_levels)
                 skips.append(x)
             if i < last:
-                x = layers.conv(x.shape[-1], stride=2, name=f"down_{i}_conv", **options)(x)
+                x = convolution.conv(x.shape[-1], stride=2, name=f"down_{i}_conv", **options)(x)
                 skips.append(x)
 
         x = block(x, "mid_0", x.shape[-1], True)
@@ -95,11 +95,11 @@ class SR3UNet(nn.Module):
                 x = block(x, f"up_{i}_{j}", multiplier * self.inner_channels, i in self.attention_levels)
             if i > 0:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
-                x = layers.conv(x.shape[-1], name=f"up_{i}_conv", **options)(x)
+                x = convolution.conv(x.shape[-1], name=f"up_{i}_conv", **options)(x)
 
         options["dtype"] = types["dtype"] = jnp.promote_types(self.dtype, jnp.float32)
         if self.zero_init_output:
             options["kernel_init"] = nn.initializers.zeros
         x = nn.silu(layers.group_norm(x, self.norm_groups, name="norm_out", **types))
-        x = layers.conv(self.out_channels * self.patch**2, name="conv_out", **options)(x)
+        x = convolution.conv(self.out_channels * self.patch**2, name="conv_out", **options)(x)
         return layers.depth_to_space(x, self.patch)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
+from dream_jax.tasks import resize, value_range
 
 
 class Task(NamedTuple):
@@ -42,7 +42,7 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
 
     Args:
       scale: the factor; picture sides must divide by it.
-      kernel: one of `images.KERNELS`, rounding to grey levels as files on disk do.
+      kernel: one of `resize.KERNELS`, rounding to grey levels as files on disk do.
       residual: x0 is `gain * (picture - cond)` instead of the picture: an x0 of 0 is the enlarged picture itself.
       gain: brings the residual near the unit variance that noise schedules assume.
     """
@@ -50,19 +50,19 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
         raise UserError(f"task.scale = {scale}: it must be a whole number of at least 2")
 
     def degrade(hr):
-        return images.resize(hr, hr.shape[-3] // scale, hr.shape[-2] // scale, kernel)
+        return resize.resize(hr, hr.shape[-3] // scale, hr.shape[-2] // scale, kernel)
 
     def condition(low):
-        return images.to_float(images.resize(low, low.shape[-3] * scale, low.shape[-2] * scale, kernel))
+        return value_range.to_float(resize.resize(low, low.shape[-3] * scale, low.shape[-2] * scale, kernel))
 
     def make_pair(key, hr):
         del key
         cond = condition(degrade(hr))
-        picture = images.to_float(hr)
+        picture = value_range.to_float(hr)
         return (gain * (picture - cond) if residual else picture), cond
 
     def project(picture, low):
-        return images.project(picture, images.to_float(low, picture.dtype), kernel)
+        return resize.project(picture, value_range.to_float(low, picture.dtype), kernel)
 
     def to_picture(x0, cond):
         return _clip(x0 / gain + cond if residual else x0)
@@ -78,7 +78,7 @@ def unconditional() -> Task:
 
     def make_pair(key, hr):
         del key
-        picture = images.to_float(hr)
+        picture = value_range.to_float(hr)
         return picture, picture[..., :0]
 
     return Task(

@@ -13,11 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dream_jax import config as configs
 from dream_jax import experiment as experiments
 from dream_jax.errors import UserError
-from dream_jax.evaluation import measuring as evaluate
-from dream_jax.files import pictures as images
+from dream_jax.evaluation import measuring
+from dream_jax.files import grids, images
 from dream_jax.inference import drawing
-from dream_jax.runtime import compilation_cache, hang, sharding, stopping
-from dream_jax.runtime import lock as workdirs
+from dream_jax.runtime import compilation_cache, hang, lock, sharding, stopping
 from dream_jax.training import checkpoint, mirror, watch
 from dream_jax.training.run import Run
 from dream_jax.training.train_state import TrainState
@@ -86,7 +85,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
         return _train_and_evaluate(config, workdir, console)
     check_local(workdir)
     directory = config.checkpoint.directory
-    with workdirs.hold(workdir, console.print):
+    with lock.hold(workdir, console.print):
         if directory is not None:
             mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
         open_workdir(workdir, config)
@@ -117,11 +116,11 @@ def _train_and_evaluate(config, workdir, console):
         console.print("use `python -m dream_jax evaluate`")
     else:
         model = drawing.Model(experiment, run.state.ema, run.step, mesh, str(workdir))
-        record, columns = evaluate.evaluate({workdir.name: model}, held_out, console)
+        record, columns = measuring.evaluate({workdir.name: model}, held_out, console)
         if chief:
-            evaluate.show(record, console)
-            evaluate.write(record, columns, workdir / "evaluation.json", overwrite=False)
-            evaluate.tell(workdir / "evaluation.json", console)
+            measuring.show(record, console)
+            measuring.write(record, columns, workdir / "evaluation.json", overwrite=False)
+            measuring.tell(workdir / "evaluation.json", console)
             run.copies.update()
     return run.state
 
@@ -210,7 +209,7 @@ def _line(done, total, values, rate, batch_size):
 
 def _is_evaluated(workdir, step):
     """Whether the evaluation that follows the last step was written to its end."""
-    files = evaluate.files(workdir / "evaluation.json")
+    files = measuring.files(workdir / "evaluation.json")
     try:
         # The pictures come after the tables; a run to whose last step some were added has an older table.
         return json.loads(files["table"].read_text())["step"] == step and files["pictures"].exists()
@@ -263,9 +262,9 @@ def _make_sampler(experiment, held_out, mesh):
         if experiment.task.degrade is None:
             across = min(4, len(drawn))
             columns = {f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)}
-            return images.grid(columns)
-        label = evaluate.label(config, config.samples.sampler, config.samples.steps)
-        return evaluate.comparison(experiment, low, enlarged, {label: drawn}, shown)
+            return grids.grid(columns)
+        label = measuring.label(config, config.samples.sampler, config.samples.steps)
+        return measuring.comparison(experiment, low, enlarged, {label: drawn}, shown)
 
     return sampler
 

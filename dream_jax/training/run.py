@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from dream_jax import config as configs
-from dream_jax import data
+from dream_jax.data import batches, sources
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
-from dream_jax.networks import pytorch_import
+from dream_jax.files import tensors
+from dream_jax.networks import pytorch
 from dream_jax.runtime import sharding
-from dream_jax.training import checkpoint, mirror, train_state, watch
-from dream_jax.training import skipped_steps as rollback
+from dream_jax.training import checkpoint, mirror, skipped_steps, train_state, watch
 from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.run_log import RunLog
 from dream_jax.training.train_step import make_train_step, rectifies, start_state
@@ -43,7 +43,7 @@ class Run:
         self.steps_per_epoch = max(len(source) // config.batch_size, 1)
         self.total = config.steps if config.epochs is None else config.epochs * self.steps_per_epoch
         self._source = source
-        self._pictures = data.train_pictures(source, config.seed, config.image_size, config.data.resize)
+        self._pictures = batches.train_pictures(source, config.seed, config.image_size, config.data.resize)
         self._batch_layout = NamedSharding(mesh, sharding.BATCH)
 
         self._optimizer = make_optimizer(config.optimizer)
@@ -56,14 +56,14 @@ class Run:
         self.log = None
         self.copies = mirror.Mirror(workdir, config.checkpoint.directory, tell)
 
-        skipped, rolled_back_to = rollback.read(workdir) if self.chief else ([], [])
+        skipped, rolled_back_to = skipped_steps.read(workdir) if self.chief else ([], [])
         self.skipped = set(checkpoint.as_first_process(skipped))
         self._rolled_back_to = checkpoint.as_first_process(rolled_back_to)
         self.resumed = self._load()
         if not self.resumed and (config.network.weights is not None or self.total == 0):
             self.save()
         if self.chief and self.skipped - set(skipped):
-            rollback.write(workdir, self.skipped)
+            skipped_steps.write(workdir, self.skipped)
         self.log = RunLog(workdir, self.step) if self.chief else None
 
     def _load(self, before=math.inf):
@@ -94,7 +94,7 @@ class Run:
         return jax.jit(start, out_shardings=self._layout)(params)
 
     def batches(self):
-        return data.Batches(self._pictures, self.config.batch_size, self._batch_layout, self.config.data.workers)
+        return batches.Batches(self._pictures, self.config.batch_size, self._batch_layout, self.config.data.workers)
 
     def advance(self, batches) -> None:
         """Does the next step, or counts it only."""
@@ -127,11 +127,11 @@ class Run:
         self.window = jax.device_get(self.window)
         verdict = watch.examine(self.stats, self.window, self.step, self._rectifies, self.config.watch)
         for step in verdict.not_finite:
-            names = rollback.names(self._source, self.config, step)
+            names = skipped_steps.names(self._source, self.config, step)
             listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             kept = ""
             if self.chief:
-                kept = rollback.save_batch(self.workdir, step, self._source, self._pictures, self.config)
+                kept = skipped_steps.save_batch(self.workdir, step, self._source, self._pictures, self.config)
             verdict.reasons.append(f"the pictures of step {step}: {listed}; {kept}")
         if verdict.action == "stop":
             checkpoint.wait(self.manager)
@@ -163,8 +163,8 @@ class Run:
         listed = ", ".join(map(str, verdict.steps))
         self.tell(f"rolled back from step {at} to step {self.step}; from now on without step {listed}")
         if self.chief:
-            rollback.record(self.workdir, at, self.step, verdict.steps, verdict.reasons)
-            rollback.write(self.workdir, self.skipped)
+            skipped_steps.record(self.workdir, at, self.step, verdict.steps, verdict.reasons)
+            skipped_steps.write(self.workdir, self.skipped)
             self.log.rewind(self.step)
 
     def close(self) -> None:
@@ -176,9 +176,9 @@ class Run:
 def read_params(experiment: Experiment, shapes):
     """The official PyTorch weights of `network.weights` as params, which must have the experiment's shapes."""
     config = experiment.config.network
-    arrays = pytorch_import.read_weights(config.weights)
+    arrays = tensors.read_weights(config.weights)
     try:
-        network, params = pytorch_import.load_sr3(arrays, config.norm_groups)
+        network, params = pytorch.load_sr3(arrays, config.norm_groups)
     except UserError as error:
         raise UserError(f"{shown(config.weights)}: {error}") from None
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
@@ -196,7 +196,7 @@ def facts_of_run(config, source) -> dict:
     """What a checkpoint says of its origin."""
     packages = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
     versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"config": config.to_dict(), "versions": versions, "data": data.fingerprint(source)}
+    return {"config": config.to_dict(), "versions": versions, "data": sources.fingerprint(source)}
 
 
 def check_origin(about: dict, now: dict, directory) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from dream_jax.files import pictures as images
+from dream_jax.files import images
 
 FILES = ("metrics.jsonl", "timing.jsonl")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dream_jax import data
+from dream_jax.data import batches
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
+from dream_jax.files import grids, images
 from dream_jax.training.run_log import write_text
 
 # A run that skips on and on fills no disk.
@@ -44,7 +44,7 @@ def record(workdir: Path, at: int, to: int, steps: list[int], reasons: list[str]
 
 def names(source, config, step: int) -> list[str]:
     """What the pictures of a step are called, in the order of the batch's rows."""
-    return [source.label(index) for index in data.batch_indices(source, config.seed, config.batch_size, step - 1)]
+    return [source.label(index) for index in batches.batch_indices(source, config.seed, config.batch_size, step - 1)]
 
 
 def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
@@ -62,12 +62,12 @@ def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
             return f"not kept, as {path.parent} holds {MOST_BATCHES} batches"
         size = config.batch_size
         batch = np.stack([pictures[(step - 1) * size + row] for row in range(size)])
-        index = np.array(data.batch_indices(source, config.seed, size, step - 1))
+        index = np.array(batches.batch_indices(source, config.seed, size, step - 1))
         file = io.BytesIO()
         row = np.arange(size, dtype=np.int32)
         np.savez(file, image=batch, row=row, index=index, name=np.array(names(source, config, step)))
         if not path.with_suffix(".png").exists():
-            images.write(path.with_suffix(".png"), images.mosaic(batch))
+            images.write(path.with_suffix(".png"), grids.mosaic(batch))
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(file.getvalue())
         os.replace(temporary, path)

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dream_jax import data
+from dream_jax.data import batches, folders, sources
 from dream_jax.errors import UserError
 from launch import local
 
@@ -47,7 +48,7 @@ def folder(tmp_path):
 @pytest.fixture
 def prepare(tmp_path):
     def run(folder, crop=8, **options):
-        return data.prepare_folder(folder, crop=crop, cache_dir=tmp_path / "cache", **options)
+        return folders.prepare_folder(folder, crop=crop, cache_dir=tmp_path / "cache", **options)
 
     return run
 
@@ -70,7 +71,7 @@ def pool():
 
 
 def test_bundled_photographs_are_listed_evenly_and_evaluation_shares_none():
-    train, held_out = data.bundled("train"), data.bundled("eval")
+    train, held_out = sources.bundled("train"), sources.bundled("eval")
     assert len(list(held_out)) == len(held_out) == 2 and len(list(train)) == len(train) == 220
     assert {train[i].tobytes() for i in range(11)} == {train[i].tobytes() for i in range(209, 220)}
     for source, count in ((train, 11), (held_out, 2)):
@@ -78,15 +79,15 @@ def test_bundled_photographs_are_listed_evenly_and_evaluation_shares_none():
             assert source[i].dtype == np.uint8 and source[i].shape[2] == 3 and min(source[i].shape[:2]) >= 256
     assert not {held_out[i].tobytes() for i in range(2)} & {train[i].tobytes() for i in range(11)}
     with pytest.raises(UserError, match="train, eval"):
-        data.bundled("test")
+        sources.bundled("test")
 
 
 def test_fingerprint_is_of_the_pixels():
     pictures = numbered(20)
-    assert data.fingerprint(pictures) == data.fingerprint([p.copy() for p in pictures])
+    assert sources.fingerprint(pictures) == sources.fingerprint([p.copy() for p in pictures])
     others = [pictures[:-1], pictures[1:], [*pictures[:-1], noise(0, 12, 12)], [pictures[0].reshape(6, 24, 3)] * 20]
-    assert len({data.fingerprint(p) for p in [pictures, *others]}) == 5
-    assert data.fingerprint(pictures[:1]).startswith("1 pictures")
+    assert len({sources.fingerprint(p) for p in [pictures, *others]}) == 5
+    assert sources.fingerprint(pictures[:1]).startswith("1 pictures")
 
 
 def test_folder_is_prepared_once_and_anew_when_it_changes(folder, prepare):
@@ -106,7 +107,7 @@ def test_folder_is_prepared_once_and_anew_when_it_changes(folder, prepare):
 def test_what_is_computed_alone_waits_for_its_turn():
     begun, taken = [], []
     with data.ThreadPoolExecutor(2) as pool:
-        for result in data._in_order(pool, lambda n: begun.append(n) or n, range(12), 6, lambda n: n % 3 == 0):
+        for result in folders._in_order(pool, lambda n: begun.append(n) or n, range(12), 6, lambda n: n % 3 == 0):
             assert max((n for n in begun if n % 3 == 0), default=0) <= result
             taken.append(result)
     assert taken == list(range(12))
@@ -115,7 +116,7 @@ def test_what_is_computed_alone_waits_for_its_turn():
 def test_pictures_of_a_folder_come_back_as_they_were_and_in_order(folder, prepare):
     path = prepare(folder, eval_percent=40)
     for split in ("train", "eval"):
-        source = data.folder_source(folder, split=split, crop=8, cache_dir=path.parent, eval_percent=40)
+        source = sources.folder_source(folder, split=split, crop=8, cache_dir=path.parent, eval_percent=40)
         assert len(source) == len(names(path, split)) and names(path, split) == sorted(names(path, split))
         for i, name in enumerate(names(path, split)):
             np.testing.assert_array_equal(source[i], np.asarray(Image.open(folder / name)))
@@ -180,7 +181,7 @@ def test_every_mode_of_picture_becomes_rgb(folder, prepare, tmp_path):
 @pytest.mark.parametrize("crop", [1, 2, 5, 16])
 def test_each_crop_of_a_side_is_in_exactly_one_tile(crop):
     for size in range(crop, 20 * crop + 20):
-        tiles = data.tiles(size, crop)
+        tiles = folders.tiles(size, crop)
         inside = [start for a, b in tiles for start in range(a, b - crop + 1)]
         assert inside == list(range(size - crop + 1))
         assert max(b - a for a, b in tiles) <= 4 * crop
@@ -250,17 +251,17 @@ def test_a_folder_without_a_usable_picture_is_refused(tmp_path, prepare, folder)
 def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data.cache_dir.*file"):
-        data.prepare_folder(folder, crop=8, cache_dir=tmp_path / "file")
+        folders.prepare_folder(folder, crop=8, cache_dir=tmp_path / "file")
     monkeypatch.setenv("DREAM_JAX_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="DREAM_JAX_CACHE"):
-        data.prepare_folder(folder, crop=8)
+        folders.prepare_folder(folder, crop=8)
     monkeypatch.delenv("DREAM_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert data.prepare_folder(folder, crop=8).parent == tmp_path / "xdg" / "dream_jax"
+    assert folders.prepare_folder(folder, crop=8).parent == tmp_path / "xdg" / "dream_jax"
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(folder, prepare, monkeypatch):
-    read, calls = data.images.read, []
+    read, calls = folders.images.read, []
 
     def interrupted(path):
         calls.append(path)
@@ -268,7 +269,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(folder, prep
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(data.images, "read", interrupted)
+    monkeypatch.setattr(folders.images, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder)
     assert not list((folder.parent / "cache").iterdir())
@@ -278,15 +279,15 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(folder, prep
 
 
 def test_of_two_that_prepare_at_once_both_get_the_same_whole_dataset(folder, prepare, monkeypatch):
-    write, winner = data._write, []
+    write, winner = folders._write, []
 
     def overtaken(*arguments):
-        monkeypatch.setattr(data, "_write", write)
+        monkeypatch.setattr(folders, "_write", write)
         made = write(*arguments)
         winner.append(prepare(folder))
         return made
 
-    monkeypatch.setattr(data, "_write", overtaken)
+    monkeypatch.setattr(folders, "_write", overtaken)
     path = prepare(folder)
     assert winner == [path] and len(names(path, "train") + names(path, "eval")) == 8
     assert list(path.parent.iterdir()) == [path]
@@ -326,38 +327,38 @@ def test_catalog_datasets_are_read_by_name_in_their_own_features(monkeypatch, tm
     smooth = np.add.outer(np.arange(218), np.arange(178))[..., None] // np.array([2, 3, 4])
     pictures = [(smooth + 20 * i).astype(np.uint8) for i in range(3)]
     fake(monkeypatch, name, tmp_path, pictures)
-    source = data.tfds_source(name, "train", data_dir=tmp_path)
+    source = sources.tfds_source(name, "train", data_dir=tmp_path)
     found = sorted((source[i] for i in range(len(source))), key=lambda picture: picture[0, 0, 0])
     for picture, written in zip(found, pictures, strict=True):
         assert picture.dtype == np.uint8 and picture.shape == (*shape, 3)
         written = written[: shape[0], : shape[1], : 1 if name == "mnist" else 3]
         np.testing.assert_allclose(picture.astype(int), written + np.zeros(3, int), atol=6 if name == "celeb_a" else 0)
-    assert len(data.tfds_source(name, "train[:2]", data_dir=tmp_path)) == 2
-    assert data.prepare_tfds(name, tmp_path) == Path(tfds.builder(name, data_dir=tmp_path).data_dir)
+    assert len(sources.tfds_source(name, "train[:2]", data_dir=tmp_path)) == 2
+    assert sources.prepare_tfds(name, tmp_path) == Path(tfds.builder(name, data_dir=tmp_path).data_dir)
 
 
 def test_what_the_catalog_does_not_have_is_said(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="cifra10"):
-        data.tfds_source("cifra10", "train", data_dir=tmp_path)
+        sources.tfds_source("cifra10", "train", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"python -m dream_jax prepare --tfds cifar10 .*pip install tensorflow"):
-        data.tfds_source("cifar10", "train", data_dir=tmp_path)
+        sources.tfds_source("cifar10", "train", data_dir=tmp_path)
     fake(monkeypatch, "cifar10", tmp_path, [noise(0, 32, 32)])
     with pytest.raises(UserError, match=r"data.train_split.*train.*valid"):
-        data.tfds_source("cifar10", "valid", data_dir=tmp_path)
+        sources.tfds_source("cifar10", "valid", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"data.image_key.*'label'"):
-        data.tfds_source("cifar10", "train", data_dir=tmp_path, image_key="label")
+        sources.tfds_source("cifar10", "train", data_dir=tmp_path, image_key="label")
     # The same records, said to be in the catalog's default format.
     info = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match=r"tfrecord, which has no random access.*prepare --tfds cifar10"):
-        data.tfds_source("cifar10", "train", data_dir=tmp_path)
+        sources.tfds_source("cifar10", "train", data_dir=tmp_path)
 
 
 def test_preparing_the_catalog_without_tensorflow_or_network_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorflow"):
-        data.prepare_tfds("cifar10", tmp_path)
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: name)
+        sources.prepare_tfds("cifar10", tmp_path)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: name)
 
     def offline(*_, **options):
         assert options == {"file_format": "array_record"}
@@ -365,15 +366,15 @@ def test_preparing_the_catalog_without_tensorflow_or_network_is_refused(tmp_path
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
     with pytest.raises(UserError, match=r"cifar10 could not be prepared.*no route"):
-        data.prepare_tfds("cifar10", tmp_path)
+        sources.prepare_tfds("cifar10", tmp_path)
 
 
 def test_tensorflow_is_never_imported(folder, tmp_path):
     program = f"""
 import sys
-from dream_jax import data
-source = data.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
-data.train_pictures(source, 0, 8)[3], data.eval_pictures(source, 8), data.bundled("eval")[0]
+from dream_jax.data import batches, folders, sources
+source = sources.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
+batches.train_pictures(source, 0, 8)[3], batches.eval_pictures(source, 8), sources.bundled("eval")[0]
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
@@ -384,7 +385,7 @@ assert "tensorflow" not in sys.modules
 
 def test_the_order_of_pictures_and_the_crops_are_pinned():
     """A release of grain or numpy that draws differently changes every run: it must not pass unseen."""
-    pictures = data.train_pictures(numbered(10), seed=0, crop=4)
+    pictures = batches.train_pictures(numbered(10), seed=0, crop=4)
     assert [int(pictures[i][0, 0, 0]) for i in range(20)] == [
         *(1, 2, 4, 5, 9, 7, 8, 6, 0, 3),
         *(9, 6, 1, 8, 2, 0, 3, 5, 4, 7),
@@ -394,7 +395,7 @@ def test_the_order_of_pictures_and_the_crops_are_pinned():
 
 def test_each_epoch_is_a_permutation_with_crops_of_its_own():
     source = numbered(10)
-    pictures = data.train_pictures(source, seed=3, crop=4)
+    pictures = batches.train_pictures(source, seed=3, crop=4)
     epochs = [[pictures[epoch * 10 + i] for i in range(10)] for epoch in (0, 1, 12345)]
     for epoch in epochs:
         assert sorted(int(crop[0, 0, 0]) for crop in epoch) == list(range(10))
@@ -406,32 +407,32 @@ def test_each_epoch_is_a_permutation_with_crops_of_its_own():
 
 
 def test_crops_are_taken_everywhere_and_equally_often():
-    pictures = data.train_pictures(numbered(1, size=6), seed=0, crop=4)
+    pictures = batches.train_pictures(numbered(1, size=6), seed=0, crop=4)
     places, counts = np.unique([pictures[i][0, 0, 1:] for i in range(900)], axis=0, return_counts=True)
     assert len(places) == 9 and np.sum((counts - 100) ** 2 / 100) < 26.1  # chi-squared, 8 degrees, 0.1%
 
 
 def test_seeds_differ():
-    crops = {data.train_pictures(numbered(10), seed, 4)[0].tobytes() for seed in range(8)}
+    crops = {batches.train_pictures(numbered(10), seed, 4)[0].tobytes() for seed in range(8)}
     assert len(crops) > 4
 
 
 def test_train_pictures_are_resized_before_the_crop():
     source = [noise(i, 30, 40) for i in range(3)]
     np.testing.assert_array_equal(
-        sorted(data.train_pictures(source, 0, 12, resize=12)[i].shape for i in range(3)), [(12, 12, 3)] * 3
+        sorted(batches.train_pictures(source, 0, 12, resize=12)[i].shape for i in range(3)), [(12, 12, 3)] * 3
     )
     with pytest.raises(UserError, match=r"picture \d of the data is 16x12, smaller than the crop of 13"):
-        data.train_pictures(source, 0, 13, resize=12)[0]
+        batches.train_pictures(source, 0, 13, resize=12)[0]
 
 
 def test_rows_of_a_batch_are_the_same_in_any_company(pool):
-    pictures = data.train_pictures(numbered(10), seed=0, crop=4)
-    whole = data.batch_rows(pictures, 7, 6, range(6), pool)
+    pictures = batches.train_pictures(numbered(10), seed=0, crop=4)
+    whole = batches.batch_rows(pictures, 7, 6, range(6), pool)
     assert whole.shape == (6, 4, 4, 3) and whole.dtype == np.uint8
-    np.testing.assert_array_equal(data.batch_rows(pictures, 7, 6, [4, 1], pool), whole[[4, 1]])
+    np.testing.assert_array_equal(batches.batch_rows(pictures, 7, 6, [4, 1], pool), whole[[4, 1]])
     with ThreadPoolExecutor(1) as single:
-        np.testing.assert_array_equal(data.batch_rows(pictures, 7, 6, np.arange(6), single), whole)
+        np.testing.assert_array_equal(batches.batch_rows(pictures, 7, 6, np.arange(6), single), whole)
     np.testing.assert_array_equal(whole, [pictures[42 + i] for i in range(6)])
 
 
@@ -441,15 +442,15 @@ def one_device():
 
 def test_batches_in_any_order_are_the_batches_in_order():
     def pictures():
-        return data.train_pictures(numbered(10), seed=0, crop=4)
+        return batches.train_pictures(numbered(10), seed=0, crop=4)
 
-    with data.Batches(pictures(), 4, one_device()) as batches:
-        straight = {k: batches(k) for k in range(8)}
+    with batches.Batches(pictures(), 4, one_device()) as feed:
+        straight = {k: feed(k) for k in range(8)}
     for batch in straight.values():
         assert batch["image"].dtype == np.uint8 and batch["row"].dtype == np.int32
         np.testing.assert_array_equal(batch["row"], np.arange(4))
     for workers, ahead, order in [(1, 0, [5, 2, 7, 2]), (3, 5, [4, 5, 6, 7, 0]), (2, 2, [6, 7, 3, 1])]:
-        with data.Batches(pictures(), 4, one_device(), workers, ahead) as resumed:
+        with batches.Batches(pictures(), 4, one_device(), workers, ahead) as resumed:
             for k in order:
                 np.testing.assert_array_equal(resumed(k)["image"], straight[k]["image"])
 
@@ -466,9 +467,11 @@ def test_a_process_reads_only_the_rows_of_its_devices_and_some_batches_ahead(mon
         def addressable_devices_indices_map(self, shape):
             return {"its only device": index[: len(shape)]}
 
-    monkeypatch.setattr(data.jax, "make_array_from_callback", lambda shape, _, callback: callback(index[: len(shape)]))
-    with data.Batches(Counted(), 6, SecondOfTwo(), ahead=2) as batches:
-        batch = batches(5)
+    monkeypatch.setattr(
+        batches.jax, "make_array_from_callback", lambda shape, _, callback: callback(index[: len(shape)])
+    )
+    with batches.Batches(Counted(), 6, SecondOfTwo(), ahead=2) as feed:
+        batch = feed(5)
         np.testing.assert_array_equal(batch["row"], [3, 4, 5])
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], [33, 34, 35])
         deadline = time.monotonic() + 5
@@ -480,7 +483,7 @@ def test_a_process_reads_only_the_rows_of_its_devices_and_some_batches_ahead(mon
 READS = """
 import sys, jax, numpy as np
 from configs import base
-from dream_jax import data
+from dream_jax.data import batches, sources
 from dream_jax.runtime import processes
 from dream_jax.runtime import sharding
 processes.join(base.get_config())
@@ -492,9 +495,9 @@ class Counted:
         return np.zeros((4, 4, 3), np.uint8)
 
 layout = jax.sharding.NamedSharding(sharding.make_mesh(), sharding.BATCH)
-with data.Batches(Counted(), 8, layout, ahead=0) as batches:
+with batches.Batches(Counted(), 8, layout, ahead=0) as feed:
     for k in range(3):
-        jax.block_until_ready(batches(k))
+        jax.block_until_ready(feed(k))
 open(f"{sys.argv[1]}/{jax.process_index()}", "w").write(" ".join(map(str, sorted(asked))))
 """
 
@@ -511,10 +514,10 @@ def test_errors_of_workers_reach_the_caller_unchanged_and_no_thread_stays():
     before = threading.active_count()
     source = numbered(10)
     source[4] = noise(0, 3, 3)
-    with data.Batches(data.train_pictures(source, 0, 4), 10, one_device()) as batches:
+    with batches.Batches(batches.train_pictures(source, 0, 4), 10, one_device()) as feed:
         for _ in range(2):
             with pytest.raises(UserError, match="picture 4 of the data is 3x3"):
-                batches(0)
+                feed(0)
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -524,17 +527,17 @@ def test_errors_of_workers_reach_the_caller_unchanged_and_no_thread_stays():
 def test_one_two_and_four_devices_hold_the_same_batch():
     program = """
 import zlib, jax, numpy as np
-from dream_jax import data
+from dream_jax.data import batches, sources
 jax.config.update("jax_num_cpu_devices", 4)
-pictures = data.train_pictures([np.full((9, 9, 3), i, np.uint8) + np.arange(9, dtype=np.uint8)[:, None] * 7
+pictures = batches.train_pictures([np.full((9, 9, 3), i, np.uint8) + np.arange(9, dtype=np.uint8)[:, None] * 7
                                 for i in range(10)], 0, 4)
 found = set()
 for shape in [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2)]:
     mesh = jax.make_mesh(shape, ("data", "shard"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
                          devices=jax.devices()[:shape[0] * shape[1]])
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "shard")))
-    with data.Batches(pictures, 8, sharding) as batches:
-        batch = batches(5)
+    with batches.Batches(pictures, 8, sharding) as feed:
+        batch = feed(5)
     parts = len(batch["image"].addressable_shards)
     assert parts == shape[0] * shape[1] and batch["row"].addressable_shards[0].data.shape == (8 // parts,)
     assert np.asarray(batch["row"]).tolist() == list(range(8))
@@ -546,21 +549,21 @@ assert len(found) == 1
 
 def test_evaluation_takes_the_middle_of_the_first_pictures_in_order():
     source = [*numbered(3), noise(0, 20, 9), noise(1, 10, 30)]
-    middle = data.eval_pictures(source, crop=4, count=2)
+    middle = batches.eval_pictures(source, crop=4, count=2)
     assert middle.shape == (2, 4, 4, 3)
     np.testing.assert_array_equal(middle[1], source[1][4:8, 4:8])
-    assert len(data.eval_pictures(source, crop=4)) == 5 == len(data.eval_pictures(source, crop=4, count=9))
-    assert data.eval_pictures(source).shape == (5, 10, 9, 3)
-    assert data.eval_pictures(source, multiple=4).shape == (5, 8, 8, 3)
-    assert data.eval_pictures(source, crop=16, resize=16).shape == (5, 16, 16, 3)
+    assert len(batches.eval_pictures(source, crop=4)) == 5 == len(batches.eval_pictures(source, crop=4, count=9))
+    assert batches.eval_pictures(source).shape == (5, 10, 9, 3)
+    assert batches.eval_pictures(source, multiple=4).shape == (5, 8, 8, 3)
+    assert batches.eval_pictures(source, crop=16, resize=16).shape == (5, 16, 16, 3)
     with pytest.raises(UserError, match="picture 3 of the data is 9x20"):
-        data.eval_pictures(source, crop=10)
+        batches.eval_pictures(source, crop=10)
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="the photographs of ../shared/data/photos are not here")
 def test_real_photographs_give_crops_of_themselves(tmp_path):
-    path = data.prepare_folder(PHOTOS / "eval", crop=64, cache_dir=tmp_path, eval_percent=10)
-    source = data.folder_source(PHOTOS / "eval", split="train", crop=64, cache_dir=tmp_path, eval_percent=10)
+    path = folders.prepare_folder(PHOTOS / "eval", crop=64, cache_dir=tmp_path, eval_percent=10)
+    source = sources.folder_source(PHOTOS / "eval", split="train", crop=64, cache_dir=tmp_path, eval_percent=10)
     assert not set(names(path, "train")) & set(names(path, "eval"))
     assert 3 <= len(names(path, "eval")) <= 20
-    assert all(data.train_pictures(source, 0, 64)[i].shape == (64, 64, 3) for i in range(20))
+    assert all(batches.train_pictures(source, 0, 64)[i].shape == (64, 64, 3) for i in range(20))

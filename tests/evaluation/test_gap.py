@@ -6,8 +6,8 @@ from rich.console import Console
 
 from dream_jax import tasks
 from dream_jax.evaluation import gap
-from dream_jax.files import pictures as images
-from dream_jax.inference import drawing as draw
+from dream_jax.files import images
+from dream_jax.inference import drawing
 from tests.evaluation.test_measuring import QUIET, fake, its_input, nothing, pictures_of
 
 CHANGES = "evaluation.samplers=ddim,ddpm", "evaluation.steps=1,4"
@@ -66,4 +66,4 @@ def test_a_batch_changes_nothing():
     small, large = (fake(its_input, *CHANGES, f"evaluation.batch_size={size}") for size in (1, 2))
     a, b = (gap.measure({"m": model}, pictures_of(model), QUIET)["models"]["m"] for model in (small, large))
     assert a["gap"] == pytest.approx(b["gap"], rel=1e-5)
-    assert draw.make_rows(small.experiment, "ddim", 4).alpha[0] == pytest.approx(a["rows"][0]["alpha"])
+    assert drawing.make_rows(small.experiment, "ddim", 4).alpha[0] == pytest.approx(a["rows"][0]["alpha"])

@@ -11,11 +11,11 @@ from safetensors.numpy import save_file
 from dream_jax import experiment, metrics
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
-from dream_jax.evaluation import measuring as evaluate
-from dream_jax.files import pictures as images
-from dream_jax.inference import drawing as draw
-from dream_jax.inference import trained
+from dream_jax.evaluation import measuring
+from dream_jax.files import images
+from dream_jax.inference import drawing, trained
 from dream_jax.metrics import perceptual
+from dream_jax.tasks import value_range
 
 QUIET = Console(quiet=True)
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -40,10 +40,10 @@ def test_an_untrained_residual_is_worth_exactly_its_baseline(tiny_workdir):
 
 def test_the_baseline_is_the_low_resolution_picture_enlarged(model):
     pictures = experiment.eval_pictures(model.experiment.config)
-    low, cond, enlarged = draw.degraded(model.experiment, pictures)
+    low, cond, enlarged = drawing.degraded(model.experiment, pictures)
     assert low.shape[1:3] == (pictures.shape[1] // 2, pictures.shape[2] // 2) and low.dtype == np.uint8
-    np.testing.assert_array_equal(images.to_uint8(cond), enlarged)
-    record, _ = evaluate.evaluate({"tiny": model}, pictures, QUIET)
+    np.testing.assert_array_equal(value_range.to_uint8(cond), enlarged)
+    record, _ = measuring.evaluate({"tiny": model}, pictures, QUIET)
     assert record["rows"][0]["psnr"] == pytest.approx(float(np.mean(metrics.psnr(enlarged, pictures))), rel=1e-6)
 
 
@@ -51,16 +51,16 @@ def test_a_picture_does_not_depend_on_its_batch():
     built = experiment.build(tiny.tiny_config("task.residual=False", "objective.kind=eps"))
     mesh = trained.sharding.make_mesh()
     params = built.network.init(KEY, np.zeros(built.inputs_shape(), np.float32), np.ones(1, np.float32))["params"]
-    drawer, rows = draw.make_draw(built, mesh), draw.make_rows(built, "ddpm", 3)
+    drawer, rows = drawing.make_draw(built, mesh), drawing.make_rows(built, "ddpm", 3)
     inputs = {"cond": np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)}
-    alone, together = (draw.draw_pictures(drawer, params, inputs, rows, KEY, mesh, size) for size in (1, 2))
+    alone, together = (drawing.draw_pictures(drawer, params, inputs, rows, KEY, mesh, size) for size in (1, 2))
     assert np.ptp(alone) > 0
     assert np.abs(alone.astype(int) - together).max() <= 1
 
 
 def test_ddim_with_all_its_noise_is_ddpm():
     built = experiment.build(tiny.tiny_config("sampling.eta=1.0"))
-    ours, theirs = draw.make_rows(built, "ddim", 5), draw.make_rows(built, "ddpm", 5)
+    ours, theirs = drawing.make_rows(built, "ddim", 5), drawing.make_rows(built, "ddpm", 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
 
 
@@ -73,14 +73,14 @@ def test_an_earlier_table_is_kept(tmp_path):
     }
     path = tmp_path / "evaluation.json"
     for step in (1, 1, 2):
-        evaluate.write({**record, "step": step}, columns, path, overwrite=False)
+        measuring.write({**record, "step": step}, columns, path, overwrite=False)
     kept = {file.name for file in tmp_path.iterdir()}
     assert {name for name in kept if name.endswith("json")} == {
         "evaluation.json", "evaluation-1.json", "evaluation-1-1.json",
     }  # fmt: skip
     assert {"evaluation-1-1.csv", "evaluation-1-1.png", "evaluation-1-1-steps.png"} <= kept
     assert json.loads(path.read_text())["step"] == 2
-    evaluate.write({**record, "step": 3}, columns, path, overwrite=True)
+    measuring.write({**record, "step": 3}, columns, path, overwrite=True)
     assert {file.name for file in tmp_path.iterdir()} == kept
 
 
@@ -104,7 +104,7 @@ def fake(residual_of, *changes, step=1):
             return residual_of(inputs[..., 3:], level)
 
     built = experiment.build(tiny.tiny_config(*changes))._replace(network=Network())
-    return draw.Model(built, {"w": np.zeros(1, np.float32)}, step, trained.sharding.make_mesh(), "nowhere")
+    return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, trained.sharding.make_mesh(), "nowhere")
 
 
 def nothing(x_t, level):
@@ -123,7 +123,7 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
     changes = "evaluation.samplers=ddpm,dpmpp_2m", "evaluation.steps=1,2", "evaluation.seeds=3,4"
     models = {"bicubic itself": fake(nothing, *changes), "noisy": fake(its_input, *changes, step=2)}
     pictures = pictures_of(models["noisy"])
-    record, columns = evaluate.evaluate(models, pictures, QUIET)
+    record, columns = measuring.evaluate(models, pictures, QUIET)
     baseline, *rows = record["rows"]
     assert [(row["model"], row["sampler"], row["steps"]) for row in rows] == [
         (name, sampler, steps) for name in models for sampler in ("ddpm", "dpmpp_2m") for steps in (1, 2)
@@ -132,16 +132,16 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
         same = row["model"] == "bicubic itself"
         assert (row["psnr"] == baseline["psnr"]) == same and (row["psnr_spread"] == 0) == same
     assert record["seeds"] == [3, 4] and record["models"]["noisy"]["step"] == 2
-    assert record["models"]["noisy"]["sha256"] == draw.digest(models["noisy"].params)
+    assert record["models"]["noisy"]["sha256"] == drawing.digest(models["noisy"].params)
 
-    evaluate.show(record, Console(width=200))
+    measuring.show(record, Console(width=200))
     shown = capsys.readouterr().out
     assert "noisy" in shown and "±" in shown and "bicubic" in shown
     path = tmp_path / "table.json"
-    evaluate.write(record, columns, path, overwrite=False)
-    for file in evaluate.files(path).values():
+    measuring.write(record, columns, path, overwrite=False)
+    for file in measuring.files(path).values():
         assert file.stat().st_size > 0
-    assert len(evaluate.files(path)["csv"].read_text().splitlines()) == 1 + len(record["rows"])
+    assert len(measuring.files(path)["csv"].read_text().splitlines()) == 1 + len(record["rows"])
     grid = images.read(tmp_path / "table.png")
     assert grid.shape[1] > 4 * 128
 
@@ -149,47 +149,49 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
 def test_what_cannot_be_measured_is_refused_before_the_work(tmp_path):
     models = {"long": fake(nothing, "evaluation.steps=1,300"), "short": fake(nothing, "schedule.num_steps=200")}
     with pytest.raises(UserError, match="short: 300 sampling steps"):
-        evaluate.check_models(models)
+        measuring.check_models(models)
     coarse = fake(nothing, "network.channel_multipliers=1,2,2,2,2,2", "image_size=64")
     models = {"fine": fake(nothing, "evaluation.crop=48"), "coarse": coarse}
     with pytest.raises(UserError, match=r"evaluation\.crop = 48.* 64, by which coarse"):
-        evaluate.check_models(models)
-    assert evaluate.check_models({"a": fake(nothing)}) is None
+        measuring.check_models(models)
+    assert measuring.check_models({"a": fake(nothing)}) is None
     other = fake(nothing, f"data.folder={tmp_path}")
-    assert "a's; others" in evaluate.check_models({"a": fake(nothing), "b": other})
+    assert "a's; others" in measuring.check_models({"a": fake(nothing), "b": other})
 
 
 def test_models_of_other_tasks_are_not_compared():
     models = {"two": fake(nothing), "four": fake(nothing, "task.scale=4")}
     with pytest.raises(UserError, match=r"task\.scale are 2 and 4"):
-        evaluate.evaluate(models, pictures_of(models["two"]), QUIET)
+        measuring.evaluate(models, pictures_of(models["two"]), QUIET)
 
 
 def test_an_evaluation_goes_on_after_a_stop(tmp_path, monkeypatch):
     model = fake(its_input, "evaluation.steps=1,2")
     journal = tmp_path / "journal.jsonl"
-    whole, _ = evaluate.evaluate({"a": model}, pictures_of(model), QUIET, journal)
+    whole, _ = measuring.evaluate({"a": model}, pictures_of(model), QUIET, journal)
     lines = journal.read_text().splitlines()
     # Stopped while the second row was written.
     journal.write_text(lines[0] + "\n" + lines[1][:20])
     drawn = []
-    draw_pictures = draw.draw_pictures
-    monkeypatch.setattr(draw, "draw_pictures", lambda *args: drawn.append(len(args[3].alpha)) or draw_pictures(*args))
-    again, _ = evaluate.evaluate({"a": model}, pictures_of(model), QUIET, journal)
+    draw_pictures = drawing.draw_pictures
+    monkeypatch.setattr(
+        drawing, "draw_pictures", lambda *args: drawn.append(len(args[3].alpha)) or draw_pictures(*args)
+    )
+    again, _ = measuring.evaluate({"a": model}, pictures_of(model), QUIET, journal)
     assert again == whole
     assert drawn[0] == 2, "the row of one step was there"
     lines = journal.read_text().splitlines()
-    assert len(lines) == 3 and evaluate._Journal(journal).rows.keys() == {json.loads(lines[i])["key"] for i in (0, 2)}
+    assert len(lines) == 3 and measuring._Journal(journal).rows.keys() == {json.loads(lines[i])["key"] for i in (0, 2)}
     other = model._replace(params={"w": np.ones(1, np.float32)})
     drawn.clear()
-    evaluate.evaluate({"a": other}, pictures_of(model), QUIET, journal)
+    measuring.evaluate({"a": other}, pictures_of(model), QUIET, journal)
     assert drawn[:2] == [1, 2], "rows of other weights are no rows of these"
 
 
 def test_the_official_protocol_scales_consistency():
     changes = "evaluation.protocol=dream_official", "evaluation.steps=1,"
     official, standard = fake(nothing, *changes), fake(nothing)
-    rows = [evaluate.evaluate({"a": m}, pictures_of(m), QUIET)[0]["rows"][1] for m in (official, standard)]
+    rows = [measuring.evaluate({"a": m}, pictures_of(m), QUIET)[0]["rows"][1] for m in (official, standard)]
     assert rows[0]["consistency"] == pytest.approx(1e5 * rows[1]["consistency"], rel=1e-6)
     assert rows[0]["psnr"] == rows[1]["psnr"]
 
@@ -197,7 +199,7 @@ def test_the_official_protocol_scales_consistency():
 def test_learned_measures_say_which_file_is_missing(tmp_path):
     model = fake(nothing, "evaluation.learned=lpips_alex,", f"evaluation.weights={tmp_path}")
     with pytest.raises(UserError, match="alexnet"):
-        evaluate.evaluate({"a": model}, pictures_of(model), QUIET)
+        measuring.evaluate({"a": model}, pictures_of(model), QUIET)
 
 
 def random_weights(shapes, seed):
@@ -217,7 +219,7 @@ def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):
     changes = "evaluation.learned=lpips_squeeze,", f"evaluation.weights={tmp_path}", "evaluation.seeds=0,1"
     models = {"exact": fake(nothing, *changes), "noisy": fake(its_input, *changes)}
     pictures = pictures_of(models["noisy"])
-    record, _ = evaluate.evaluate(models, pictures, QUIET)
+    record, _ = measuring.evaluate(models, pictures, QUIET)
     baseline, exact, noisy = record["rows"]
     assert exact["lpips_squeeze"] == pytest.approx(baseline["lpips_squeeze"], rel=1e-5) and noisy["lpips_squeeze"] > 0
     assert exact["lpips_squeeze_diversity"] == pytest.approx(0, abs=1e-6) and noisy["lpips_squeeze_diversity"] > 1e-4
@@ -227,7 +229,7 @@ def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):
     ]
 
     official = fake(its_input, *changes, "evaluation.protocol=dream_official", "evaluation.seeds=0,")
-    theirs = evaluate.evaluate({"noisy": official}, pictures, QUIET)[0]["rows"][1]["lpips_squeeze"]
+    theirs = measuring.evaluate({"noisy": official}, pictures, QUIET)[0]["rows"][1]["lpips_squeeze"]
     assert theirs != pytest.approx(noisy["lpips_squeeze"], rel=1e-2), "fed with pictures in [0, 1]"
 
 
@@ -240,7 +242,7 @@ def test_unconditional_models_are_measured_as_sets():
 
     model = fake(nothing, *changes)
     model = model._replace(experiment=model.experiment._replace(network=Network()))
-    record, columns = evaluate.evaluate({"a": model}, pictures_of(model), QUIET)
+    record, columns = measuring.evaluate({"a": model}, pictures_of(model), QUIET)
     assert record["rows"][0]["name"] == "training pictures"
     assert set(record["rows"][1]) == {"name", "model", "sampler", "steps", "swd"}
     assert record["rows"][1]["swd"] > record["rows"][0]["swd"] and "held out" in columns
@@ -248,12 +250,12 @@ def test_unconditional_models_are_measured_as_sets():
 
 def test_starting_noises_are_ranked():
     model = fake(its_input, "evaluation.steps=1,")
-    ranking = evaluate.find_start(model, pictures_of(model), 3, QUIET)
+    ranking = measuring.find_start(model, pictures_of(model), 3, QUIET)
     assert sorted(entry["start_seed"] for entry in ranking) == [0, 1, 2]
     scores = [entry["psnr"] for entry in ranking]
     assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
     best = fake(its_input, "evaluation.steps=1,", f"sampling.start_seed={ranking[0]['start_seed']}")
-    record, _ = evaluate.evaluate({"a": best}, pictures_of(best), QUIET)
+    record, _ = measuring.evaluate({"a": best}, pictures_of(best), QUIET)
     assert record["rows"][1]["psnr"] == pytest.approx(scores[0], rel=1e-6)
 
 

@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from dream_jax.__main__ import main
-from dream_jax.files import pictures as images
+from dream_jax.files import images
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 import tiny
 
 from dream_jax import diffusion, experiment, noise_schedule, sampling, tasks
-from dream_jax.files import pictures as images
-from dream_jax.inference import drawing as draw
+from dream_jax.inference import drawing
+from dream_jax.tasks import resize, value_range
 
 VP = noise_schedule.linear(200, 1e-4, 0.08)
 FLOW = noise_schedule.flow(200)
@@ -106,29 +106,29 @@ def test_time_shift_speaks_a_flow_networks_coordinates():
     np.testing.assert_allclose(asked[0][0] + asked[0][1], 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", images.KERNELS)
+@pytest.mark.parametrize("kernel", resize.KERNELS)
 @pytest.mark.parametrize("scale", [2, 4])
 def test_projection_finds_the_nearest_picture_that_shrinks_to_the_small_one(kernel, scale):
     with jax.enable_x64(True):
         rng = np.random.default_rng(3)
         picture, low = rng.uniform(-1, 1, (2, 24, 16, 3)), rng.uniform(-1, 1, (2, 24 // scale, 16 // scale, 3))
-        found = images.project(picture, low, kernel)
-        vertical, horizontal = (images._coefficients(kernel, n * scale, n)[0] for n in low.shape[1:3])
+        found = resize.project(picture, low, kernel)
+        vertical, horizontal = (resize._coefficients(kernel, n * scale, n)[0] for n in low.shape[1:3])
         np.testing.assert_allclose(np.einsum("vh,uw,bhwc->bvuc", vertical, horizontal, found), low, atol=1e-12)
-        np.testing.assert_allclose(images.project(found, low, kernel), found, atol=1e-12)
+        np.testing.assert_allclose(resize.project(found, low, kernel), found, atol=1e-12)
         # Nearest: the move is orthogonal to every direction that shrinking does not see.
-        blind = images.project(rng.uniform(-1, 1, picture.shape), np.zeros_like(low), kernel)
+        blind = resize.project(rng.uniform(-1, 1, picture.shape), np.zeros_like(low), kernel)
         assert abs(np.sum((found - picture) * blind)) < 1e-9 * np.linalg.norm(blind)
 
 
 def test_a_projected_picture_is_consistent_as_a_file():
     task = tasks.super_resolution(4)
-    smooth = images.resize(np.random.default_rng(4).integers(60, 190, (1, 4, 4, 3)), 32, 32)
+    smooth = resize.resize(np.random.default_rng(4).integers(60, 190, (1, 4, 4, 3)), 32, 32)
     low = task.degrade(smooth)
-    worse = images.to_float(smooth) + 0.1 * normal(5, (1, 32, 32, 3))
-    file = images.to_uint8(task.project(worse, low))
+    worse = value_range.to_float(smooth) + 0.1 * normal(5, (1, 32, 32, 3))
+    file = value_range.to_uint8(task.project(worse, low))
     assert np.abs(task.degrade(file) - low).max() <= 1
-    assert np.abs(task.degrade(images.to_uint8(worse)) - low).max() > 1
+    assert np.abs(task.degrade(value_range.to_uint8(worse)) - low).max() > 1
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -155,12 +155,12 @@ def test_a_shared_start_is_that_of_every_picture_and_observers_see_every_evaluat
         rows = stay(levels)
         return sampling.run(KEY, lambda x, a, s: x, SHAPE, rows, jnp.array(index), start_key, lambda x, *rest: x)
 
-    x0, seen = start((5, 9), draw.make_key(1))
+    x0, seen = start((5, 9), drawing.make_key(1))
     np.testing.assert_array_equal(x0[0], x0[1])
     assert seen.shape == (3, *SHAPE)
     np.testing.assert_array_equal(seen[0], seen[2])
-    np.testing.assert_array_equal(start((0, 1), draw.make_key(1))[0], x0)
-    assert np.abs(start((5, 9), draw.make_key(2))[0] - x0).max() > 0.1
+    np.testing.assert_array_equal(start((0, 1), drawing.make_key(1))[0], x0)
+    assert np.abs(start((5, 9), drawing.make_key(2))[0] - x0).max() > 0.1
     own = start((5, 9), None)[0]
     assert np.abs(own[0] - own[1]).max() > 0.1
 
@@ -182,10 +182,10 @@ def test_all_modifiers_combine_with_every_sampler():
     low = np.random.default_rng(8).integers(80, 170, (2, 6, 8, 3)).astype(np.uint8)
     cond = np.asarray(built.task.condition(low))
     # Filled up to a side that the network divides: what is filled up is not projected.
-    inputs = draw.inputs_of(built, np.pad(cond, [(0, 0), (0, 4), (0, 0), (0, 0)], "edge"), low)
-    drawer = draw.make_draw(built, mesh)
+    inputs = drawing.inputs_of(built, np.pad(cond, [(0, 0), (0, 4), (0, 0), (0, 0)], "edge"), low)
+    drawer = drawing.make_draw(built, mesh)
     for sampler in sampling.SAMPLERS:
-        drawn = draw.draw_pictures(drawer, {}, inputs, draw.make_rows(built, sampler, 6), KEY, mesh, 2)
+        drawn = drawing.draw_pictures(drawer, {}, inputs, drawing.make_rows(built, sampler, 6), KEY, mesh, 2)
         assert drawn.shape == (2, 16, 16, 3)
         off = np.abs(np.asarray(built.task.degrade(drawn[:, :12])) - low.astype(int))
         assert off.mean() < 1, sampler
@@ -202,9 +202,9 @@ def test_every_modifier_changes_the_result():
 
     def drawn(*changes):
         built = experiment.build(tiny.tiny_config("task.gain=1.0", *changes))._replace(network=Network())
-        inputs = draw.inputs_of(built, np.asarray(built.task.condition(low)), low)
-        rows = draw.make_rows(built, "ddim", 4)
-        return draw.draw_pictures(draw.make_draw(built, mesh), {}, inputs, rows, KEY, mesh, 1)
+        inputs = drawing.inputs_of(built, np.asarray(built.task.condition(low)), low)
+        rows = drawing.make_rows(built, "ddim", 4)
+        return drawing.draw_pictures(drawing.make_draw(built, mesh), {}, inputs, rows, KEY, mesh, 1)
 
     results = {change: drawn(change) for change in ("samples.steps=1", *ALL, "sampling.clip=none")}
     for (first, a), (second, b) in itertools.combinations(results.items(), 2):

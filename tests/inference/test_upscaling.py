@@ -12,10 +12,9 @@ from PIL import Image
 from dream_jax import config
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
-from dream_jax.inference import drawing as draw
-from dream_jax.inference import tiles, trained
-from dream_jax.inference import upscaling as upscale
+from dream_jax.files import images
+from dream_jax.inference import drawing, tiles, trained, upscaling
+from dream_jax.tasks import resize
 
 SCALE = 2
 
@@ -28,14 +27,14 @@ def known():
 @pytest.fixture(autouse=True)
 def quick(known, monkeypatch):
     """All tests draw with the same network, so each shape needs to be compiled once only."""
-    make_ways = upscale.make_ways
+    make_ways = upscaling.make_ways
 
     def make_once(model, rows, limit, tile, tick, program=0):
         key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
         known[key] = known.get(key) or make_ways(model, rows, limit, tile, program=program)
         return known[key]
 
-    monkeypatch.setattr(upscale, "make_ways", make_once)
+    monkeypatch.setattr(upscaling, "make_ways", make_once)
     with tiny.quick_compiles():
         yield
 
@@ -188,14 +187,14 @@ def test_less_memory_gives_smaller_tiles_and_too_little_says_how_much_is_needed(
     tiny_workdir, tmp_path, capsys, monkeypatch
 ):
     model = trained.load(tiny_workdir)
-    rows = draw.make_rows(model.experiment, "ddpm", 2)
+    rows = drawing.make_rows(model.experiment, "ddpm", 2)
     sides = 256, 192
-    whole = upscale.make_ways(model, rows, 2**40, None, None)(sides)
+    whole = upscaling.make_ways(model, rows, 2**40, None, None)(sides)
     assert whole.tile is None
-    least = upscale.make_ways(model, rows, 0, 32, None)(sides)
+    least = upscaling.make_ways(model, rows, 0, 32, None)(sides)
     assert least.tile == 32 and least.used < whole.used
     limit = (least.used + whole.used) / 2
-    tiled = upscale.make_ways(model, rows, limit, None, None)(sides)
+    tiled = upscaling.make_ways(model, rows, limit, None, None)(sides)
     assert 32 <= tiled.tile < 256 and tiled.used <= limit
 
     images.write(tmp_path / "low.png", picture_of(0, 128, 96))
@@ -206,8 +205,8 @@ def test_less_memory_gives_smaller_tiles_and_too_little_says_how_much_is_needed(
     # The program itself is counted too.
     assert needed == pytest.approx((least.used + 2**26) / 2**30, rel=0.05)
     with pytest.raises(UserError, match="smallest tiles"):
-        upscale.make_ways(model, rows, limit + 1, None, None, program=limit)(sides)
-    counted = upscale.make_ways(model, rows, limit + 2**30, None, None, program=2**30)(sides)
+        upscaling.make_ways(model, rows, limit + 1, None, None, program=limit)(sides)
+    counted = upscaling.make_ways(model, rows, limit + 2**30, None, None, program=2**30)(sides)
     assert (counted.tile, counted.used) == (tiled.tile, tiled.used)
 
 
@@ -219,7 +218,7 @@ def test_projection_gives_pictures_that_shrink_to_the_low_resolution_one(tiny_wo
     for number, options in enumerate([(), ("--config.sampling.project=True", "--tile", 32)]):
         assert run(tiny_workdir, tmp_path / "low.png", tmp_path / f"{number}.png", *options) == 0
     without, projected = (
-        np.abs(np.asarray(images.resize(images.read(tmp_path / f"{number}.png"), 26, 30)) - low).max()
+        np.abs(np.asarray(resize.resize(images.read(tmp_path / f"{number}.png"), 26, 30)) - low).max()
         for number in range(2)
     )
     assert projected <= 1 < without
@@ -285,14 +284,14 @@ def test_every_failure_is_named_with_its_reason(tiny_workdir, tmp_path, capsys):
 def test_a_picture_that_fails_does_not_stop_the_others(tiny_workdir, tmp_path, monkeypatch, capsys):
     for name in "a.png", "b.png":
         images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
-    draw_group = upscale.draw_group
+    draw_group = upscaling.draw_group
 
     def fail_once(model, way, rows, seed, named, sides):
         if named[0][0] == "a.png":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return draw_group(model, way, rows, seed, named, sides)
 
-    monkeypatch.setattr(upscale, "draw_group", fail_once)
+    monkeypatch.setattr(upscaling, "draw_group", fail_once)
     assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 1
     assert "a.png: cannot be drawn (RESOURCE_EXHAUSTED" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "high").iterdir()] == ["b.png"]
@@ -336,7 +335,7 @@ def test_names_of_any_bytes(tiny_workdir, tmp_path):
 @pytest.mark.parametrize("divisor", [1, 4, 12])
 def test_network_sides(divisor):
     sides = np.arange(1, 2000)
-    filled = np.array([upscale.network_side(int(side), divisor) for side in sides])
+    filled = np.array([upscaling.network_side(int(side), divisor) for side in sides])
     assert np.all(filled % divisor == 0) and np.all(filled >= sides)
     assert np.all((filled - sides < divisor) | (filled <= sides * 9 / 8))
     for start in 64, 500, 1000:

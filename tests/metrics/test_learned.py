@@ -12,8 +12,8 @@ import pytest
 
 from dream_jax import metrics
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
 from dream_jax.metrics import features, layers, perceptual
+from dream_jax.tasks import value_range
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "metrics.npz"
 needs_reference = pytest.mark.skipif(
@@ -304,7 +304,7 @@ def reference_weights(z, net):
 @pytest.mark.parametrize("net", perceptual.NETS)
 def test_lpips_is_pytorchs(net):
     z = reference()
-    a, b = (images.to_float(z[name]) for name in ("a_u8_nhwc", "b_u8_nhwc"))
+    a, b = (value_range.to_float(z[name]) for name in ("a_u8_nhwc", "b_u8_nhwc"))
     distance = metrics.lpips(reference_weights(z, f"lpips_{net}"), a, b, net=net)
     np.testing.assert_allclose(distance, z[f"lpips_{net}/distance"], rtol=1e-5)
 

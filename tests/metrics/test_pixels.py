@@ -9,7 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dream_jax import metrics
 from dream_jax.errors import UserError
-from dream_jax.files import pictures as images
+from dream_jax.files import images
+from dream_jax.tasks import resize
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 
@@ -108,7 +109,7 @@ def test_crop_hides_the_border():
 def test_consistency():
     high, _ = pairs()
     high = high[:, :128, :128]
-    low = images.resize(high, 32, 32)
+    low = resize.resize(high, 32, 32)
     np.testing.assert_array_equal(metrics.consistency(high, low), 0)
     shifted = jnp.where(low > 127, low - 3, low + 3)
     np.testing.assert_allclose(metrics.consistency(high, shifted.astype(jnp.uint8)), (3 / 255) ** 2, rtol=1e-5)

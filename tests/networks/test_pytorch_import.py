@@ -15,9 +15,10 @@ from rich.console import Console
 from torch_files import dictionary, official_weights, parameter, save, save_stream, stream_tensor, tensor, value
 
 from dream_jax.errors import UserError
+from dream_jax.files import tensors
 from dream_jax.inference import trained
-from dream_jax.networks import pytorch_import
-from dream_jax.training import loop as train
+from dream_jax.networks import pytorch
+from dream_jax.training import loop
 
 REFERENCE = pathlib.Path(__file__).parents[2] / "../shared/reference/sr3_unet.npz"
 
@@ -28,7 +29,7 @@ REFERENCE = pathlib.Path(__file__).parents[2] / "../shared/reference/sr3_unet.np
 )
 def test_hyperparameters_are_read_off(inner, multipliers, attention, blocks, channels):
     weights = official_weights(inner, multipliers, attention, blocks, channels)
-    network, params = pytorch_import.load_sr3(weights, norm_groups=4)
+    network, params = pytorch.load_sr3(weights, norm_groups=4)
     assert (network.inner_channels, network.channel_multipliers) == (inner, multipliers)
     assert (network.attention_levels, network.num_res_blocks, network.norm_groups) == (attention, blocks, 4)
     assert sum(p.size for p in jax.tree.leaves(params)) == sum(w.size for w in weights.values())
@@ -43,10 +44,10 @@ def test_hyperparameters_are_read_off(inner, multipliers, attention, blocks, cha
 def test_prefix_and_buffers():
     weights = official_weights()
     whole = {"denoise_fn." + name: a for name, a in weights.items()} | {"betas": np.zeros(3), "sqrt_recip": np.ones(2)}
-    plain, prefixed = (pytorch_import.load_sr3(w, 4)[1] for w in (weights, whole))
+    plain, prefixed = (pytorch.load_sr3(w, 4)[1] for w in (weights, whole))
     jax.tree.map(np.testing.assert_array_equal, plain, prefixed)
     halves = {name: a.astype(np.float16) for name, a in weights.items()}
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(pytorch_import.load_sr3(halves, 4)[1]))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(pytorch.load_sr3(halves, 4)[1]))
 
 
 @pytest.mark.parametrize("name", ["downs.0.weight", "final_conv.block.3.weight", "ups.1.res_block.block1.block.3.bias"])
@@ -61,13 +62,13 @@ def test_what_is_wrong_is_named(name):
         {**weights, name: weights[name].astype(np.int32)},
     ):
         with pytest.raises(UserError, match=name):
-            pytorch_import.load_sr3(bad, 4)
+            pytorch.load_sr3(bad, 4)
     with pytest.raises(UserError, match=r"ups\.77\.conv\.weight"):
-        pytorch_import.load_sr3({**weights, "ups.77.conv.weight": np.ones(3)}, 4)
+        pytorch.load_sr3({**weights, "ups.77.conv.weight": np.ones(3)}, 4)
     with pytest.raises(UserError, match="norm_groups"):
-        pytorch_import.load_sr3(weights, 3)
+        pytorch.load_sr3(weights, 3)
     with pytest.raises(UserError, match=r"downs\.0"):
-        pytorch_import.load_sr3({}, 4)
+        pytorch.load_sr3({}, 4)
 
 
 def test_training_starts_from_the_weights_of_a_file(tmp_path):
@@ -75,12 +76,12 @@ def test_training_starts_from_the_weights_of_a_file(tmp_path):
     safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
     changes = "network.patch=1", "network.attention_resolutions=16", f"network.weights={tmp_path}/w.safetensors"
     config = tiny.tiny_config(*changes, "steps=0", "evaluation.pictures=1")
-    state = train.train_and_evaluate(config, tmp_path / "run", Console(quiet=True))
-    _, params = pytorch_import.load_sr3(weights, config.network.norm_groups)
+    state = loop.train_and_evaluate(config, tmp_path / "run", Console(quiet=True))
+    _, params = pytorch.load_sr3(weights, config.network.norm_groups)
     chex.assert_trees_all_equal(jax.device_get(state.params), params)
     chex.assert_trees_all_equal(jax.device_get(trained.load(tmp_path / "run").params), params)
     with pytest.raises(UserError, match=r"network\.channels=8"):
-        train.train_and_evaluate(tiny.tiny_config(*changes, "network.channels=16"), tmp_path / "b", Console(quiet=True))
+        loop.train_and_evaluate(tiny.tiny_config(*changes, "network.channels=16"), tmp_path / "b", Console(quiet=True))
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="needs ../shared/reference/sr3_unet.npz beside the repository")
@@ -88,7 +89,7 @@ def test_outputs_and_gradients_are_the_official_ones():
     with np.load(REFERENCE) as z:
         z = dict(z)
     weights = {n.removeprefix("state_dict/"): a for n, a in z.items() if n.startswith("state_dict/")}
-    network, params = pytorch_import.load_sr3(weights, norm_groups=int(z["norm_groups"]))
+    network, params = pytorch.load_sr3(weights, norm_groups=int(z["norm_groups"]))
     x = z["x_nchw"].transpose(0, 2, 3, 1)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -105,7 +106,7 @@ def test_outputs_and_gradients_are_the_official_ones():
 
     # Through the loader's own names: the norms keep under its transpositions.
     norms = {n.split("/denoise_fn.")[-1]: float(a) for n, a in z.items() if n.startswith("grad_norm/")}
-    modules = pytorch_import._official_modules(network)
+    modules = pytorch._official_modules(network)
     ours = {}
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
         *module, leaf = (entry.key for entry in path)
@@ -140,7 +141,7 @@ def test_tensors_of_every_layout(tmp_path):
     program += b"}" + value("_metadata") + b"}sb"
     storages = STORAGES | {"h": half.tobytes(), "b": bf16.tobytes(), "d": np.float64([0.1]).tobytes()}
     storages |= {"l": np.int64([2**40]).tobytes(), "t": b"\x00\x01"}
-    read = pytorch_import.read_weights(save(tmp_path / "a.pth", program, storages))
+    read = tensors.read_weights(save(tmp_path / "a.pth", program, storages))
     a = NUMBERS.reshape(3, 4)
     expected = {
         "plain": a,
@@ -174,7 +175,7 @@ def test_the_format_before_pytorch_1_6(tmp_path):
     pairs = b"".join(b"](" + value(k) + v + b"e" for k, v in items.items())
     python_2 = b"ccollections\nOrderedDict\n](" + pairs + b"e\x85R"
     for program in (python_2, dictionary(**items), dictionary(epoch=value(1), state_dict=python_2)):
-        read = pytorch_import.read_weights(save_stream(tmp_path / "a.pth", program, storages))
+        read = tensors.read_weights(save_stream(tmp_path / "a.pth", program, storages))
         assert read.keys() == items.keys() and read["long"] == 7
         for name, a in {"plain": NUMBERS.reshape(3, 4), "first": NUMBERS.reshape(3, 4).T}.items():
             np.testing.assert_array_equal(read[name], a)
@@ -188,7 +189,7 @@ def test_the_format_before_pytorch_1_6(tmp_path):
         ({"little_endian": False}, "big-endian"),
     ):
         with pytest.raises(UserError, match=message):
-            pytorch_import.read_weights(save_stream(tmp_path / "b.pth", python_2, storages, **bad))
+            tensors.read_weights(save_stream(tmp_path / "b.pth", python_2, storages, **bad))
     part = stream_tensor("0", (3, 4), (4, 1), part=value(("1", 0, 12)))
     two = dictionary(a=plain, b=stream_tensor("0", (1,), (1,), "DoubleStorage"))
     for program, message in (
@@ -198,20 +199,20 @@ def test_the_format_before_pytorch_1_6(tmp_path):
         (b"ccollections\nOrderedDict\n)\x85R", "no list"),
     ):
         with pytest.raises(UserError, match=message):
-            pytorch_import.read_weights(save_stream(tmp_path / "c.pth", program, storages))
+            tensors.read_weights(save_stream(tmp_path / "c.pth", program, storages))
 
     path = save_stream(tmp_path / "d.pth", python_2, storages)
     whole, rng, refused = path.read_bytes(), random.Random(0), 0
     for length in range(0, len(whole), 23):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"damaged|not"):
-            pytorch_import.read_weights(path)
+            tensors.read_weights(path)
     for _ in range(600):
         changed = bytearray(whole)
         changed[rng.randrange(len(changed))] = rng.randrange(256)
         path.write_bytes(changed)
         try:
-            assert sum(a.size for a in pytorch_import.read_weights(path).values()) <= 48
+            assert sum(a.size for a in tensors.read_weights(path).values()) <= 48
         except UserError:
             refused += 1
     assert refused > 200
@@ -225,9 +226,9 @@ def test_one_level_of_nesting(tmp_path):
         {"anything": weights, "note": value("x")},
     ):
         path = save(tmp_path / "a.pt", dictionary(**items), STORAGES)
-        assert pytorch_import.read_weights(path).keys() == {"a"}
+        assert tensors.read_weights(path).keys() == {"a"}
     with pytest.raises(UserError, match="several sets of weights, p, q"):
-        pytorch_import.read_weights(save(tmp_path / "b.pt", dictionary(p=weights, q=other), STORAGES))
+        tensors.read_weights(save(tmp_path / "b.pt", dictionary(p=weights, q=other), STORAGES))
 
 
 @pytest.mark.parametrize("module", ["posix", "os", "builtins", "torch", "torch._utils"])
@@ -237,7 +238,7 @@ def test_no_code_is_run(tmp_path, module):
         call = f"c{module}\n{function}\n(".encode() + value(f"touch {flag}") + b"tR"
         for program in (call, dictionary(a=TENSOR, b=call), dictionary(a=b"(" + call + b"t")):
             with pytest.raises(UserError, match=r"refused: it asks to call \w*.*nothing was run"):
-                pytorch_import.read_weights(save(tmp_path / "a.pth", program, STORAGES))
+                tensors.read_weights(save(tmp_path / "a.pth", program, STORAGES))
     assert not flag.exists()
 
 
@@ -265,17 +266,17 @@ def test_no_code_is_run(tmp_path, module):
 )
 def test_lies_about_a_tensor(tmp_path, bad):
     with pytest.raises(UserError, match=r"a\.pth"):
-        pytorch_import.read_weights(save(tmp_path / "a.pth", dictionary(a=bad), STORAGES))
+        tensors.read_weights(save(tmp_path / "a.pth", dictionary(a=bad), STORAGES))
 
 
 def test_bombs(tmp_path):
     zeros = {"0": bytes(10**7)}
     path = save(tmp_path / "a.pth", dictionary(a=tensor("0", (10,), (1,))), zeros, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="larger than the file"):
-        pytorch_import.read_weights(path)
+        tensors.read_weights(path)
     many = dictionary(**{f"a{i}": TENSOR for i in range(1000)})
     path = save(tmp_path / "b.pth", dictionary(a=many), {"0": bytes(48)})
-    assert len(pytorch_import.read_weights(path)) == 1000
+    assert len(tensors.read_weights(path)) == 1000
     # A dict of one dict a thousand times over, a list within a list within ..., a tuple of ever the same tuples.
     shared = dictionary(a=TENSOR) + b"q\x00" + b"}(" + b"".join(value(i) + b"h\x00" for i in range(10**4)) + b"u"
     tuples = b")" + 40 * b"q\x00h\x00\x86"
@@ -284,7 +285,7 @@ def test_bombs(tmp_path):
     nested = dictionary(a=10**5 * b"]" + 99_999 * b"a")
     for program in (shared, nested, b"}" + tuples + b"Ns", tuples + b"Q", pairs):
         with pytest.raises(UserError):
-            pytorch_import.read_weights(save(tmp_path / "c.pth", program, STORAGES))
+            tensors.read_weights(save(tmp_path / "c.pth", program, STORAGES))
 
 
 def test_damage_is_reported(tmp_path):
@@ -295,7 +296,7 @@ def test_damage_is_reported(tmp_path):
     for length in range(0, len(whole), 23):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"damaged|not"):
-            pytorch_import.read_weights(path)
+            tensors.read_weights(path)
     rng = random.Random(0)
     refused = 0
     for i in range(600):
@@ -309,7 +310,7 @@ def test_damage_is_reported(tmp_path):
                 changed[rng.randrange(len(changed))] = rng.randrange(256)
             save(path, bytes(changed), STORAGES)
         try:
-            assert sum(a.size for a in pytorch_import.read_weights(path).values()) <= 48
+            assert sum(a.size for a in tensors.read_weights(path).values()) <= 48
         except UserError:
             refused += 1
     assert refused > 300
@@ -318,26 +319,26 @@ def test_damage_is_reported(tmp_path):
 def test_other_files(tmp_path):
     (tmp_path / "old.pth").write_bytes(b"sys_info" + bytes(504))
     with pytest.raises(UserError, match="newer PyTorch"):
-        pytorch_import.read_weights(tmp_path / "old.pth")
+        tensors.read_weights(tmp_path / "old.pth")
     with pytest.raises(UserError, match="no such file"):
-        pytorch_import.read_weights(tmp_path / "none.pth")
+        tensors.read_weights(tmp_path / "none.pth")
     with pytest.raises(UserError, match=r"\.safetensors"):
-        pytorch_import.read_weights(tmp_path / "a.npz")
+        tensors.read_weights(tmp_path / "a.npz")
     with pytest.raises(UserError, match="big-endian"):
-        pytorch_import.read_weights(save(tmp_path / "a.pth", dictionary(a=TENSOR), STORAGES, byteorder=b"big"))
+        tensors.read_weights(save(tmp_path / "a.pth", dictionary(a=TENSOR), STORAGES, byteorder=b"big"))
     with pytest.raises(UserError, match="no tensors"):
-        pytorch_import.read_weights(save(tmp_path / "a.pth", value([1, 2]), STORAGES))
+        tensors.read_weights(save(tmp_path / "a.pth", value([1, 2]), STORAGES))
     with zipfile.ZipFile(tmp_path / "a.bin", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(UserError, match=r"data\.pkl"):
-        pytorch_import.read_weights(tmp_path / "a.bin")
+        tensors.read_weights(tmp_path / "a.bin")
 
 
 def test_safetensors(tmp_path):
     path = tmp_path / "a.safetensors"
     arrays = {"a": NUMBERS.reshape(3, 4), "h": np.float16([1.5]), "b": np.asarray([2], ml_dtypes.bfloat16)}
     safetensors.numpy.save_file(arrays, path)
-    read = pytorch_import.read_weights(path)
+    read = tensors.read_weights(path)
     assert read.keys() == arrays.keys()
     for name, array in arrays.items():
         assert read[name].dtype == np.float32
@@ -346,4 +347,4 @@ def test_safetensors(tmp_path):
     for bad in (b"", whole[:40], whole[:-1], b"\xff" * 8 + whole[8:], whole.replace(b"[3,4]", b"[3,9]")):
         path.write_bytes(bad)
         with pytest.raises(UserError, match=r"a\.safetensors"):
-            pytorch_import.read_weights(path)
+            tensors.read_weights(path)

@@ -11,13 +11,13 @@ import tiny
 from rich.console import Console
 
 from dream_jax.errors import UserError
-from dream_jax.runtime import lock as workdir
-from dream_jax.training import loop as train
+from dream_jax.runtime import lock
+from dream_jax.training import loop
 
 HOLD = """
 import pathlib, subprocess, sys, time
-from dream_jax.runtime import lock as workdir
-with workdir.hold(pathlib.Path(sys.argv[1]), print):
+from dream_jax.runtime import lock
+with lock.hold(pathlib.Path(sys.argv[1]), print):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     print(child.pid, flush=True)
     time.sleep(60)
@@ -25,14 +25,14 @@ with workdir.hold(pathlib.Path(sys.argv[1]), print):
 
 
 def test_a_second_run_is_told_who_has_the_workdir(tmp_path):
-    with workdir.hold(tmp_path, pytest.fail):
+    with lock.hold(tmp_path, pytest.fail):
         who = rf"another run is at work in it \(on {socket.gethostname()}, process {os.getpid()}, since 20"
-        with pytest.raises(UserError, match=who), workdir.hold(tmp_path, pytest.fail):
+        with pytest.raises(UserError, match=who), lock.hold(tmp_path, pytest.fail):
             pass
         with pytest.raises(UserError, match=who):
-            train.train_and_evaluate(tiny.tiny_config(), tmp_path, Console(quiet=True))
+            loop.train_and_evaluate(tiny.tiny_config(), tmp_path, Console(quiet=True))
         assert os.listdir(tmp_path) == ["lock"]
-    with workdir.hold(tmp_path, pytest.fail):
+    with lock.hold(tmp_path, pytest.fail):
         pass
 
 
@@ -41,12 +41,12 @@ def test_a_killed_run_frees_its_workdir_though_its_children_live(tmp_path):
     with holder:
         child = int(holder.stdout.readline())
         try:
-            with pytest.raises(UserError, match=f"process {holder.pid},"), workdir.hold(tmp_path, pytest.fail):
+            with pytest.raises(UserError, match=f"process {holder.pid},"), lock.hold(tmp_path, pytest.fail):
                 pass
             holder.kill()
             holder.wait()
             os.kill(child, 0)
-            with workdir.hold(tmp_path, pytest.fail):
+            with lock.hold(tmp_path, pytest.fail):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
@@ -54,7 +54,7 @@ def test_a_killed_run_frees_its_workdir_though_its_children_live(tmp_path):
 
 def test_a_forked_process_does_not_hold_the_lock(tmp_path):
     script = "import os, pathlib, sys, time\nfrom dream_jax import workdir\n"
-    script += "with workdir.hold(pathlib.Path(sys.argv[1]), print):\n"
+    script += "with lock.hold(pathlib.Path(sys.argv[1]), print):\n"
     script += "    child = os.fork()\n    if not child:\n        time.sleep(60)\n"
     script += "    print(child, flush=True)\n    os.kill(os.getpid(), 9)"
     command = [sys.executable, "-c", script, tmp_path]
@@ -66,7 +66,7 @@ def test_a_forked_process_does_not_hold_the_lock(tmp_path):
             for attempt in range(100):
                 # The child lets go when it first runs, which may be after its parent's end.
                 time.sleep(0.1 if attempt else 0)
-                with contextlib.suppress(UserError), workdir.hold(tmp_path, pytest.fail):
+                with contextlib.suppress(UserError), lock.hold(tmp_path, pytest.fail):
                     break
             else:
                 pytest.fail("the child holds the lock")
@@ -76,9 +76,9 @@ def test_a_forked_process_does_not_hold_the_lock(tmp_path):
 
 def test_a_file_system_without_locks_is_used_with_a_word(tmp_path, monkeypatch):
     def refuse(*_):
-        raise OSError(workdir.errno.ENOLCK, "No locks available")
+        raise OSError(lock.errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(workdir.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     told = []
-    with workdir.hold(tmp_path, told.append):
+    with lock.hold(tmp_path, told.append):
         assert "without locks" in told[0]

@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 
 from benchmarks import agreement, bad_numbers
-from dream_jax import data, experiment
+from dream_jax import experiment
+from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding, stopping
-from dream_jax.training import checkpoint, train_state, watch
-from dream_jax.training import loop as train
+from dream_jax.training import checkpoint, loop, train_state, watch
 from dream_jax.training import run as runs
 from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import QUARTILES, make_losses, make_train_step, rectifies, start_state
@@ -312,8 +312,8 @@ def test_a_step_that_is_not_finite_is_not_applied(stepper):
     jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
     assert int(after.step) == int(before.step) + 1
     metrics, bad = jax.device_get((metrics, bad))
-    assert train.summarise([metrics, bad, None, metrics], last=13) == (
-        train.summarise([metrics] * 2, last=2) | {"skipped": 2, "skipped_steps": [11, 12]}
+    assert loop.summarise([metrics, bad, None, metrics], last=13) == (
+        loop.summarise([metrics] * 2, last=2) | {"skipped": 2, "skipped_steps": [11, 12]}
     )
 
 
@@ -322,7 +322,7 @@ def test_a_nan_in_one_place_is_not_applied(place):
     with bad_numbers.wrong(place, step=1), tiny.quick_compiles():
         train_step, make, batch = make_stepper()
         if place == "picture":
-            batch = data.Batches(np.asarray(batch["image"]).repeat(3, 0), BATCH, batch["image"].sharding)(0)
+            batch = batches.Batches(np.asarray(batch["image"]).repeat(3, 0), BATCH, batch["image"].sharding)(0)
         state, metrics = train_step(make(), batch, True)
     before = jax.tree.map(np.asarray, make())
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
@@ -363,9 +363,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once
         *("steps=20", "checkpoint.every=10", "log_every=4", "samples.every=5", "data.flip=True", "optimizer.clip=1.0"),
         *("optimizer.learning_rate=0.001", "optimizer.warmup_steps=5", "task.name=unconditional"),
     )
-    straight = train.train_and_evaluate(config, tmp_path / "straight", QUIET)
+    straight = loop.train_and_evaluate(config, tmp_path / "straight", QUIET)
 
-    batch = data.Batches.__call__
+    batch = batches.Batches.__call__
 
     def interrupted(self, k):
         if k == 13:
@@ -373,12 +373,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once
         return batch(self, k)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data.Batches, "__call__", interrupted)
-        train.train_and_evaluate(config, tmp_path / "stopped", QUIET)
+        patch.setattr(batches.Batches, "__call__", interrupted)
+        loop.train_and_evaluate(config, tmp_path / "stopped", QUIET)
     assert int(newest(config, tmp_path / "stopped").step) == 10
     written = (tmp_path / "stopped" / "metrics.jsonl").read_text()
 
-    resumed = train.train_and_evaluate(config, tmp_path / "stopped", QUIET)
+    resumed = loop.train_and_evaluate(config, tmp_path / "stopped", QUIET)
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
     jax.tree.map(np.testing.assert_array_equal, newest(config, tmp_path / "stopped"), straight)
     metrics = (tmp_path / "straight" / "metrics.jsonl").read_text()
@@ -426,7 +426,7 @@ def begin(monkeypatch):
         workdir.mkdir(exist_ok=True)
         said = []
         run = runs.Run(built, experiment.make_source(built.config, "train"), sharding.make_mesh(), workdir, said.append)
-        train.loop(run, lambda params: np.zeros((8, 8, 3), np.uint8), QUIET)
+        loop.loop(run, lambda params: np.zeros((8, 8, 3), np.uint8), QUIET)
         run.said = said
         return run
 
@@ -458,9 +458,9 @@ def left_out_from_the_start(begin, workdir, steps, *changes, **wrong):
 def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, begin):
     with pytest.raises(UserError, match=r"^step 11: .*not finite, and not applied") as error:
         begin(tmp_path / "run", nan=(11,))
-    source = data.bundled("train")
+    source = sources.bundled("train")
     with np.load(tmp_path / "run" / "bad_batches" / "step_0000011.npz") as kept:
-        pictures = data.train_pictures(source, 0, SIZE)
+        pictures = batches.train_pictures(source, 0, SIZE)
         np.testing.assert_array_equal(kept["image"], [pictures[10 * BATCH + row] for row in range(BATCH)])
         # What it is called is what it was cut from.
         for picture, index, name in zip(kept["image"], kept["index"], kept["name"], strict=True):
@@ -506,13 +506,13 @@ def test_a_run_that_is_killed_about_its_rollback_and_repeated_ends_the_same(tmp_
     def kill(*arguments):
         raise KeyboardInterrupt
 
-    def killed_at(step, call=data.Batches.__call__):
+    def killed_at(step, call=batches.Batches.__call__):
         return lambda self, k: kill() if k == step else call(self, k)
 
     for interruption in (1, 2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             if killed_in == "a later step":
-                patch.setattr(data.Batches, "__call__", killed_at(16 * interruption))
+                patch.setattr(batches.Batches, "__call__", killed_at(16 * interruption))
             else:
                 patch.setattr(runs.rollback, killed_in, kill)
             begin(tmp_path / "killed", *changes, **wrong)
@@ -601,6 +601,6 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
 
 def test_a_share_of_pictures_that_does_not_divide_over_the_devices_is_refused():
     config = tiny.tiny_config("objective.estimate_share=0.5", "batch_size=8", "accumulation=2")
-    train.check_devices(config, 2)
+    loop.check_devices(config, 2)
     with pytest.raises(UserError, match=r"objective\.estimate_share = 0\.5: .* must divide by 2"):
-        train.check_devices(config, 4)
+        loop.check_devices(config, 4)

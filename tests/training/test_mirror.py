@@ -9,8 +9,7 @@ from rich.console import Console
 
 from dream_jax import config
 from dream_jax.errors import UserError
-from dream_jax.training import loop as train
-from dream_jax.training import mirror
+from dream_jax.training import loop, mirror
 
 
 class Bucket(MemoryFileSystem):
@@ -135,7 +134,7 @@ def test_the_same_command_on_a_new_machine_goes_on(tmp_path):
         small += "objective.kind=eps", "checkpoint.every=1", f"checkpoint.directory={remote}"
         chosen = tiny.tiny_config(f"steps={steps}", *small, *changes)
         with tiny.quick_compiles():
-            return train.train_and_evaluate(chosen, workdir, Console(quiet=True))
+            return loop.train_and_evaluate(chosen, workdir, Console(quiet=True))
 
     run(tmp_path / "first", 2)
     shutil.move(tmp_path / "first", tmp_path / "lost")

@@ -1,6 +1,5 @@
-"""Pictures: value ranges, resizing that agrees with Pillow's files, reading, writing and labelled grids."""
+"""Picture files: reading, with what is to be kept beside the pixels, and writing."""
 
-import functools
 import hashlib
 import io
 import itertools
@@ -12,10 +11,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dream_jax.errors import UserError, shown
 
@@ -62,128 +59,6 @@ class Picture(NamedTuple):
     colours: np.ndarray
     alpha: np.ndarray | None
     extras: dict
-
-
-def to_float(picture, dtype=jnp.float32):
-    """Grey levels 0..255 to [-1, 1]: `x / 127.5 - 1`; any shape."""
-    return jnp.asarray(picture).astype(dtype) / 127.5 - 1
-
-
-def to_uint8(picture):
-    """[-1, 1] to grey levels, rounded half up and clipped to 0..255; any shape, inverse of `to_float`."""
-    picture = jnp.asarray(picture)
-    levels = (picture.astype(jnp.promote_types(picture.dtype, jnp.float32)) + 1) * 127.5
-    return jnp.clip(jnp.floor(levels + 0.5), 0, 255).astype(jnp.uint8)
-
-
-def _cubic(x):
-    # Keys 1981, equation 4 generalised to a = -0.5.
-    x = np.abs(x)
-    near = (1.5 * x - 2.5) * x**2 + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-def _lanczos(x):
-    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-
-
-KERNELS = {  # name: (half width in pixels of the coarser grid, kernel)
-    "pil_bicubic": (2.0, _cubic),
-    "pil_bilinear": (1.0, lambda x: np.maximum(1 - np.abs(x), 0.0)),
-    "pil_lanczos": (3.0, _lanczos),
-    "pil_box": (0.5, lambda x: ((x > -0.5) & (x <= 0.5)).astype(np.float64)),
-}
-
-
-def _coefficients(kernel, size_in, size_out, outputs=slice(None)):
-    """Pillow's coefficients along one axis before it rounds them: float64[size_out, size_in], rows that sum to 1.
-
-    Of some outputs only: (coefficients [outputs, inputs], the slice of inputs that these outputs are made of).
-    """
-    support, weight = KERNELS[kernel]
-    scale = size_in / size_out
-    stretch = max(scale, 1.0)
-    centre = (np.arange(size_out)[outputs, None] + 0.5) * scale
-    first = np.maximum(np.trunc(centre - support * stretch + 0.5), 0)
-    end = np.minimum(np.trunc(centre + support * stretch + 0.5), size_in)
-    inputs = slice(int(first[0, 0]), int(end[-1, 0])) if outputs != slice(None) else slice(0, size_in)
-    pixel = np.arange(size_in)[None, inputs]
-    weights = weight((pixel - centre + 0.5) / stretch) * ((pixel >= first) & (pixel < end))
-    return weights / weights.sum(1, keepdims=True), inputs
-
-
-# A matrix of all outputs and inputs is fast, but grows with the square of a side: longer ones are done in blocks.
-_BLOCK = 2048
-
-
-@functools.lru_cache(maxsize=32)
-def _resize_matrices(kernel, size_in, size_out):
-    """Pillow's 22-bit coefficients: (float32[2, outputs, inputs], inputs) of each block of outputs, in order.
-
-    A coefficient is `256 * matrix[0] + matrix[1]`, and inputs are a slice. Each half times grey levels sums to whole
-    numbers below 2**24, so float32 products are exact in any order of summation: the same on every device.
-    """
-    blocks = []
-    for start in range(0, size_out, _BLOCK):
-        whole = max(size_in, size_out) <= _BLOCK
-        outputs = slice(None) if whole else slice(start, min(start + _BLOCK, size_out))
-        weights, inputs = _coefficients(kernel, size_in, size_out, outputs)
-        fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
-        high = (fixed + 128) >> 8
-        blocks.append((np.stack([high, fixed - (high << 8)]).astype(np.float32), inputs))
-    return blocks
-
-
-def _resize_axis(levels, axis, size, kernel):
-    if levels.shape[axis] == size:
-        return levels
-    equation = {-2: "...wc,kvw->k...vc", -3: "...hwc,kvh->k...vwc"}[axis]
-    blocks = []
-    for matrix, inputs in _resize_matrices(kernel, levels.shape[axis], size):
-        part = jax.lax.slice_in_dim(levels, inputs.start, inputs.stop, axis=axis)
-        matrix = jnp.asarray(matrix, levels.dtype)
-        high, low = jnp.einsum(equation, part, matrix, precision=jax.lax.Precision.HIGHEST)
-        fixed = (high.astype(jnp.int32) << 8) + low.astype(jnp.int32)
-        blocks.append(jnp.clip((fixed + 2**21) >> 22, 0, 255).astype(levels.dtype))
-    return jnp.concatenate(blocks, axis)
-
-
-def resize(pictures, height, width, kernel="pil_bicubic"):
-    """Resize as Pillow's `Image.resize`: antialiased when shrinking, horizontally, then vertically, rounded after each.
-
-    `pictures` [..., H, W, C] are grey levels 0..255, uint8 or whole numbers in a float; the result
-    [..., height, width, C] is whole grey levels in float32 (float64 for float64 pictures). Equal to Pillow's level for
-    level, except that Pillow 13 goes vertically first where the height shrinks much more than the width. Has no
-    gradient. Works under jit and shard_map. Raises UserError for a kernel that is not in KERNELS.
-    """
-    if kernel not in KERNELS:
-        raise UserError(f"resize kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
-    pictures = jnp.asarray(pictures)
-    levels = pictures.astype(jnp.promote_types(pictures.dtype, jnp.float32))
-    return _resize_axis(_resize_axis(levels, -2, width, kernel), -3, height, kernel)
-
-
-@functools.lru_cache(maxsize=32)
-def _shrink_and_inverse(kernel, size_in, size_out):
-    shrink, _ = _coefficients(kernel, size_in, size_out)
-    return shrink, np.linalg.pinv(shrink)
-
-
-def project(pictures, low, kernel="pil_bicubic"):
-    """The nearest pictures [B, H, W, C] whose shrunk ones are `low` [B, h, w, C]; floats in any one range.
-
-    Shrinking is linear but for its rounding, A = A_v x A_h, so that they are `x + A^+ (low - A x)` with the
-    pseudo-inverse A^+: range-null space decomposition (Wang et al. 2022, DDNM, arXiv 2212.00490, eq. 4).
-    """
-    axes = [_shrink_and_inverse(kernel, pictures.shape[axis], low.shape[axis]) for axis in (1, 2)]
-    (shrink_v, inverse_v), (shrink_h, inverse_h) = jax.tree.map(lambda m: jnp.asarray(m, pictures.dtype), axes)
-
-    def along_both(vertical, horizontal, z):
-        return jnp.einsum("vh,uw,bhwc->bvuc", vertical, horizontal, z, precision=jax.lax.Precision.HIGHEST)
-
-    missing = low - along_both(shrink_v, shrink_h, pictures)
-    return pictures + along_both(inverse_v, inverse_h, missing)
 
 
 def resize_shorter_side(picture, size):
@@ -494,61 +369,3 @@ def _encode(picture, image_format, extras):
     with io.BytesIO() as file:
         picture.save(file, image_format, **options, **held)
         return file.getvalue()
-
-
-def _enlarge(pictures, factor):
-    return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
-
-
-def grid(columns, captions=None):
-    """One labelled picture of many: a row for each picture, a column for each label.
-
-    `columns` maps labels to uint8 [N, H, W, 3], 1 <= N; heights and widths may differ between columns by a whole
-    factor, by which the smaller ones are enlarged (nearest pixel). Cells are enlarged to at least 128 pixels a side.
-    `captions`, N strings, stand under the rows. Returns uint8 [H', W', 3].
-    """
-    columns = {str(label): np.asarray(pictures) for label, pictures in columns.items()}
-    count, height, width, _ = max((pictures.shape for pictures in columns.values()), key=lambda shape: shape[1])
-    zoom = -(-128 // min(height, width))
-    for label, pictures in columns.items():
-        factor = height // pictures.shape[1]
-        if pictures.shape != (count, height // factor, width // factor, 3) or height % factor or width % factor:
-            raise ValueError(f"column {label!r} {pictures.shape} is no whole fraction of {count, height, width, 3}")
-        columns[label] = _enlarge(pictures, factor * zoom)
-    height, width = height * zoom, width * zoom
-    captions = [""] * count if captions is None else [str(caption) for caption in captions]
-    if len(captions) != count:
-        raise ValueError(f"{len(captions)} captions for {count} rows")
-
-    text_size = max(14, min(height, width) // 16)
-    font, small = ImageFont.load_default(text_size), ImageFont.load_default(0.85 * text_size)
-    gap = text_size // 3
-    line = text_size + 2 * gap
-    cells = [max(width, math.ceil(font.getlength(label)) + 2 * gap) for label in columns]
-    caption_line = line if any(captions) else gap
-    total_width = sum(cells) + gap * (len(cells) + 1)
-    total_width = max(total_width, math.ceil(max(small.getlength(caption) for caption in captions)) + 2 * gap)
-    canvas = Image.new("RGB", (total_width, line + count * (height + caption_line)), "white")
-    draw = ImageDraw.Draw(canvas)
-    left = gap
-    for (label, pictures), cell in zip(columns.items(), cells, strict=True):
-        draw.text((left + cell / 2, line / 2), label, fill="black", font=font, anchor="mm")
-        for row, picture in enumerate(pictures):
-            canvas.paste(Image.fromarray(picture), (left + (cell - width) // 2, line + row * (height + caption_line)))
-        left += cell + gap
-    for row, caption in enumerate(captions):
-        middle = line + row * (height + caption_line) + height + caption_line / 2
-        draw.text((gap, middle), caption, fill="dimgray", font=small, anchor="lm")
-    return np.array(canvas)
-
-
-def mosaic(pictures):
-    """Pictures uint8 [N, H, W, 3] in rows without labels, about square, a pixel apart: uint8 [H', W', 3]."""
-    count, height, width, _ = pictures.shape
-    across = math.ceil(math.sqrt(count))
-    down = -(-count // across)
-    canvas = np.full((down * (height + 1) - 1, across * (width + 1) - 1, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = (number // across) * (height + 1), (number % across) * (width + 1)
-        canvas[top : top + height, left : left + width] = picture
-    return canvas

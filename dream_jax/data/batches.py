@@ -1,0 +1,127 @@
+"""Training batches by step number, and the pictures that are evaluated."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import jax
+import numpy as np
+
+from dream_jax.data import sources
+from dream_jax.errors import UserError
+from dream_jax.files import images
+
+
+class Crop(grain.transforms.RandomMap):
+    """A square of `crop` pixels, its place uniform."""
+
+    def __init__(self, crop):
+        self.crop = crop
+
+    def random_map(self, picture, rng):
+        top, left = (int(rng.integers(side - self.crop + 1)) for side in picture.shape[:2])
+        return picture[top : top + self.crop, left : left + self.crop]
+
+
+def train_pictures(source, seed: int, crop: int, resize: int | None = None) -> grain.MapDataset:
+    """An endless sequence of uint8 [crop, crop, 3], a function of (seed, index): shuffled anew each epoch, cropped.
+
+    With resize, the shorter side is first made that many pixels. A picture that is smaller than the crop is a UserError
+    when it is reached.
+    """
+    large_enough = sources.Source(lambda index: _fit(source, index, crop, resize), len(source))
+    # Seeds are derived in order, so another order would be other pictures.
+    return grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat().random_map(Crop(crop))
+
+
+def batch_indices(source, seed: int, batch_size: int, k: int) -> list[int]:
+    """The places in the source of the pictures of global batch k of `train_pictures`, in the order of its rows."""
+    shuffled = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
+    return [int(shuffled[k * batch_size + row]) for row in range(batch_size)]
+
+
+def eval_pictures(source, crop: int | None = None, count: int | None = None, multiple: int = 1, resize=None):
+    """The middle crop x crop of the first `count` pictures (default: of all), in order: uint8 [N, crop, crop, 3].
+
+    Without a crop: the largest height and width that all these pictures have, rounded down to a multiple of `multiple`.
+    """
+    chosen = range(len(source) if count is None else min(count, len(source)))
+    if crop is not None:
+        return np.stack([_middle(_fit(source, index, crop, resize), crop, crop) for index in chosen])
+    pictures = [_fit(source, index, multiple, resize) for index in chosen]
+    height, width = (min(sides) // multiple * multiple for sides in zip(*(p.shape[:2] for p in pictures), strict=True))
+    return np.stack([_middle(picture, height, width) for picture in pictures])
+
+
+def _fit(source, index, crop, resize):
+    picture = source[index]
+    if resize is not None and min(picture.shape[:2]) != resize:
+        try:
+            picture = images.resize_shorter_side(picture, resize)
+        except UserError as error:
+            raise UserError(f"picture {index} of the data: {error}; leave it out, or lower data.resize") from error
+    height, width = picture.shape[:2]
+    if min(height, width) < crop:
+        raise UserError(
+            f"picture {index} of the data is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
+            "evaluation.crop), set data.resize, or leave the picture out"
+        )
+    return picture
+
+
+def _middle(picture, height, width):
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
+def batch_rows(pictures, k: int, batch_size: int, rows, pool) -> np.ndarray:
+    """Rows of global batch k, uint8 [len(rows), crop, crop, 3]: row r is pictures[k * batch_size + r]."""
+    return np.stack(list(pool.map(lambda row: pictures[k * batch_size + int(row)], rows)))
+
+
+class Batches:
+    """Global batches by step number: batches(k) -> {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded alike.
+
+    Any k may be asked for at any time. This process reads only the rows that its own devices hold, in `workers`
+    threads, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end
+    the threads.
+    """
+
+    def __init__(self, pictures, batch_size: int, sharding, workers: int = 2, ahead: int = 2):
+        self._pictures, self._batch_size, self._sharding, self._ahead = pictures, batch_size, sharding, ahead
+        local = sharding.addressable_devices_indices_map((batch_size,)).values()
+        self._rows = np.unique(np.concatenate([np.arange(batch_size)[index] for index in local]))
+        self._readers = ThreadPoolExecutor(workers, "dream_jax_read")
+        self._preparer = ThreadPoolExecutor(1, "dream_jax_batch")
+        self._coming = {}
+
+    def __call__(self, k: int) -> dict[str, jax.Array]:
+        wanted = range(k, k + self._ahead + 1)
+        for stale in self._coming.keys() - set(wanted):
+            self._coming.pop(stale).cancel()
+        for j in wanted:
+            if j not in self._coming:
+                self._coming[j] = self._preparer.submit(self._prepare, j)
+        return self._coming.pop(k).result()
+
+    def _prepare(self, k):
+        local = batch_rows(self._pictures, k, self._batch_size, self._rows, self._readers)
+        row = np.arange(self._batch_size, dtype=np.int32)
+
+        def local_part(index):
+            return local[np.searchsorted(self._rows, row[index[0]])]
+
+        shape = (self._batch_size, *local.shape[1:])
+        return {
+            "image": jax.make_array_from_callback(shape, self._sharding, local_part),
+            "row": jax.make_array_from_callback(row.shape, self._sharding, lambda index: row[index]),
+        }
+
+    def close(self):
+        self._preparer.shutdown(cancel_futures=True)
+        self._readers.shutdown(cancel_futures=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -5,11 +5,9 @@ import errno
 import os
 import sys
 import traceback
-from pathlib import Path
 
 from rich.console import Console
 
-from dream_jax.data import sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import compilation_cache
 
@@ -84,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command != "prepare":
             chief = os.environ.get("DREAM_JAX_PROCESS", "0") == "0"
             compilation_cache.use(lambda message: console.print(message, markup=False) if chief else None)
-        return globals()[f"_{options.command}"](options, rest, console) or 0
+        from dream_jax import commands
+
+        return getattr(commands, options.command)(options, rest, console) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
@@ -107,115 +107,6 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(status)
     return status
-
-
-# JAX is imported by the commands, not above: `--help` and a mistyped option answer at once.
-
-
-def _train(options, rest, console):
-    from dream_jax import config
-    from dream_jax.runtime import processes
-    from dream_jax.training import loop
-
-    chosen = config.override(config.load(options.config), rest)
-    config.validate(chosen)
-    processes.join(chosen)
-    import jax
-
-    if jax.process_index():
-        console = Console(quiet=True)
-    loop.train_and_evaluate(chosen, options.workdir, console)
-
-
-def _evaluate(options, rest, console):
-    from dream_jax import experiment
-    from dream_jax.evaluation import gap, measuring
-    from dream_jax.files import results
-    from dream_jax.inference import trained
-
-    finding = options.find_start is not None
-    if finding and (options.gap or len(options.workdir) > 1 or options.find_start < 1):
-        raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
-    if len(options.workdir) > 1 and not options.output:
-        raise UserError("several runs: say with --output FILE.json where their common table goes")
-    names = _names(options.workdir)
-    kind = "gap" if options.gap else "start" if finding else "evaluation"
-    output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
-    models = {name: trained.load(workdir, rest) for name, workdir in names.items()}
-    results.check_output(output)
-    model = next(iter(models.values()))
-    if finding:
-        return _find_start(options, model, output, console)
-    pictures = experiment.eval_pictures(model.experiment.config)
-    if options.gap:
-        record = gap.measure(models, pictures, console)
-        gap.show(record, console)
-        gap.write(record, output, options.overwrite)
-        console.print(f"table: {output}   plot: {output.with_suffix('.png')}", markup=False)
-        return
-    journal = output.with_name(f"{output.stem}.partial.jsonl")
-    record, columns = measuring.evaluate(models, pictures, console, journal)
-    measuring.show(record, console)
-    measuring.write(record, columns, output, options.overwrite)
-    journal.unlink(missing_ok=True)
-    measuring.tell(output, console)
-
-
-def _names(workdirs):
-    """{name in tables: workdir}: the folders' own names, or the whole paths where these are not all different."""
-    short = [Path(workdir).resolve().name for workdir in workdirs]
-    names = short if len(set(short)) == len(short) else workdirs
-    if len(set(names)) < len(names):
-        raise UserError("--workdir names the same run twice")
-    return dict(zip(names, workdirs, strict=True))
-
-
-def _find_start(options, model, output, console):
-    from dream_jax import experiment
-    from dream_jax.evaluation import measuring
-    from dream_jax.files import results
-
-    config = model.experiment.config
-    pictures = experiment.eval_pictures(config, "train")
-    ranking = measuring.find_start(model, pictures, options.find_start, console)
-    for entry in ranking[:5]:
-        console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
-    mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
-    console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
-    if not options.overwrite:
-        results.set_aside(output, [output])
-    settings = {
-        "sampler": config.evaluation.samplers[0],
-        "steps": config.evaluation.steps[0],
-        "side": experiment.eval_side(config),
-    }
-    about = {"protocol": "find_start", "step": model.step, "pictures": len(pictures), **settings}
-    results.write_json(about | {"ranking": ranking}, output)
-    console.print(f"ranking: {output}", markup=False)
-
-
-def _upscale(options, rest, console):
-    from dream_jax.inference import upscaling
-
-    names = "sampler", "steps", "seed", "samples", "memory", "tile", "overwrite"
-    choices = {name: getattr(options, name) for name in names}
-    suffix = options.format and f".{options.format}"
-    return upscaling.upscale(
-        options.workdir, options.input, options.output, console, suffix=suffix, overrides=rest, **choices
-    )
-
-
-def _generate(options, rest, console):
-    from dream_jax.inference import generation
-
-    names = ("count", "sampler", "steps", "seed", "batch_size", "overwrite")
-    choices = {name: getattr(options, name) for name in names}
-    generation.generate(options.workdir, options.output, console=console, overrides=rest, **choices)
-
-
-def _prepare(options, rest, console):
-
-    console.print(f"prepared: {sources.prepare_tfds(options.tfds, options.tfds_dir)}")
 
 
 if __name__ == "__main__":

@@ -20,21 +20,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def tiny_workdir(tmp_path_factory):
     """The workdir of `tiny.tiny_config()`, trained and evaluated; not to be changed."""
-    from dream_jax.training import loop
+    from dream_jax import commands
 
     workdir = tmp_path_factory.mktemp("tiny") / "workdir"
     with tiny.quick_compiles():
-        loop.train_and_evaluate(tiny.tiny_config(), workdir, Console(quiet=True))
+        commands.train_and_evaluate(tiny.tiny_config(), workdir, Console(quiet=True))
     return workdir
 
 
 @pytest.fixture(scope="session")
 def unconditional_workdir(tmp_path_factory):
     """As `tiny_workdir`, of a model that makes pictures from nothing."""
-    from dream_jax.training import loop
+    from dream_jax import commands
 
     workdir = tmp_path_factory.mktemp("unconditional") / "workdir"
     changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
     with tiny.quick_compiles():
-        loop.train_and_evaluate(tiny.tiny_config(*changes), workdir, Console(quiet=True))
+        commands.train_and_evaluate(tiny.tiny_config(*changes), workdir, Console(quiet=True))
     return workdir

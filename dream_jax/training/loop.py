@@ -1,25 +1,19 @@
 """Training: the loop around the train step."""
 
-import json
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dream_jax import config as configs
 from dream_jax import experiment as experiments
 from dream_jax.errors import UserError
-from dream_jax.evaluation import measuring
-from dream_jax.files import grids, images
-from dream_jax.inference import drawing
-from dream_jax.runtime import compilation_cache, hang, lock, sharding, stopping
-from dream_jax.training import checkpoint, mirror, watch
+from dream_jax.files import images
+from dream_jax.runtime import compilation_cache, hang, stopping
+from dream_jax.training import checkpoint, watch
 from dream_jax.training.run import Run
-from dream_jax.training.train_state import TrainState
 from dream_jax.training.train_step import QUARTILES
 
 
@@ -68,61 +62,6 @@ def check_same(folder, config) -> None:
             f"{folder} holds a run with another config; choose another --workdir (and checkpoint.directory), or undo "
             f"the difference (run's -> given):\n  {listed}"
         )
-
-
-def train_and_evaluate(config, workdir, console: Console) -> TrainState:
-    """Trains to `config.steps`, going on by itself from the newest checkpoint in the workdir, then evaluates.
-
-    Args:
-      config: from `config.load` and `config.override`.
-      workdir: a local folder, see the README for what it holds.
-    """
-    config = configs.validate(config)
-    check_devices(config, jax.device_count())
-    mirror.check(config.checkpoint.directory)
-    workdir = Path(workdir)
-    if jax.process_index():
-        return _train_and_evaluate(config, workdir, console)
-    check_local(workdir)
-    directory = config.checkpoint.directory
-    with lock.hold(workdir, console.print):
-        if directory is not None:
-            mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
-        open_workdir(workdir, config)
-        return _train_and_evaluate(config, workdir, console)
-
-
-def _train_and_evaluate(config, workdir, console):
-    chief = jax.process_index() == 0
-    sharding.synchronise("workdir")
-    experiment = experiments.build(config)
-    source = experiments.make_source(config, "train")
-    held_out = experiments.eval_pictures(config)
-    mesh = sharding.make_mesh(config.mesh.shard)
-    run = Run(experiment, source, mesh, workdir, console.print)
-    if chief:
-        # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
-        configs.save(config, workdir / "config.json")
-        run.copies.update()
-    resumed, start = run.resumed, run.step
-    _introduce(console, run, source, held_out, mesh)
-    loop(run, _make_sampler(experiment, held_out, mesh), console)
-    # Only process 0 is sure to see the workdir.
-    evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(chief and _is_evaluated(workdir, start))))
-    if resumed and start >= run.total and evaluated:
-        console.print(
-            f"this run has its {run.total} steps already; to go on give a larger --config.steps, to measure it again"
-        )
-        console.print("use `python -m dream_jax evaluate`")
-    else:
-        model = drawing.Model(experiment, run.state.ema, run.step, mesh, str(workdir))
-        record, columns = measuring.evaluate({workdir.name: model}, held_out, console)
-        if chief:
-            measuring.show(record, console)
-            measuring.write(record, columns, workdir / "evaluation.json", overwrite=False)
-            measuring.tell(workdir / "evaluation.json", console)
-            run.copies.update()
-    return run.state
 
 
 def loop(run: Run, sampler, console) -> None:
@@ -207,16 +146,6 @@ def _line(done, total, values, rate, batch_size):
     return f"step {done}/{total}  {means}{skipped}  {rate * batch_size:.1f} images/s  {left} left"
 
 
-def _is_evaluated(workdir, step):
-    """Whether the evaluation that follows the last step was written to its end."""
-    files = measuring.files(workdir / "evaluation.json")
-    try:
-        # The pictures come after the tables; a run to whose last step some were added has an older table.
-        return json.loads(files["table"].read_text())["step"] == step and files["pictures"].exists()
-    except (OSError, ValueError, KeyError):
-        return False
-
-
 def summarise(window: list, last: int) -> dict:
     """Means over the applied steps of a window, the loss also by quartile of the noise level (1 the cleanest).
 
@@ -245,31 +174,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _make_sampler(experiment, held_out, mesh):
-    """`sampler(params) -> grid`: the pictures that training shows, always of the same inputs and noise."""
-    config = experiment.config
-    draw, key = drawing.make_draw(experiment, mesh), drawing.make_key(config.evaluation.seeds[0])
-    rows = drawing.make_rows(experiment, config.samples.sampler, config.samples.steps)
-    shown, size = held_out[: config.samples.count], config.evaluation.batch_size
-    if experiment.task.degrade is None:
-        inputs = drawing.no_inputs(config.samples.count, *held_out.shape[1:3])
-    else:
-        low, cond, enlarged = drawing.degraded(experiment, shown)
-        inputs = drawing.inputs_of(experiment, cond, low)
-
-    def sampler(params):
-        drawn = drawing.draw_pictures(draw, params, inputs, rows, key, mesh, size)
-        if experiment.task.degrade is None:
-            across = min(4, len(drawn))
-            columns = {f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)}
-            return grids.grid(columns)
-        label = measuring.label(config, config.samples.sampler, config.samples.steps)
-        return measuring.comparison(experiment, low, enlarged, {label: drawn}, shown)
-
-    return sampler
-
-
-def _introduce(console, run, source, held_out, mesh):
+def introduce(console, run, source, held_out, mesh):
     count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     config = run.config

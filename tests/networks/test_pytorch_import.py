@@ -14,11 +14,11 @@ import tiny
 from rich.console import Console
 from torch_files import dictionary, official_weights, parameter, save, save_stream, stream_tensor, tensor, value
 
+from dream_jax import commands
 from dream_jax.errors import UserError
 from dream_jax.files import tensors
 from dream_jax.inference import trained
 from dream_jax.networks import pytorch
-from dream_jax.training import loop
 
 REFERENCE = pathlib.Path(__file__).parents[2] / "../shared/reference/sr3_unet.npz"
 
@@ -76,12 +76,14 @@ def test_training_starts_from_the_weights_of_a_file(tmp_path):
     safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
     changes = "network.patch=1", "network.attention_resolutions=16", f"network.weights={tmp_path}/w.safetensors"
     config = tiny.tiny_config(*changes, "steps=0", "evaluation.pictures=1")
-    state = loop.train_and_evaluate(config, tmp_path / "run", Console(quiet=True))
+    state = commands.train_and_evaluate(config, tmp_path / "run", Console(quiet=True))
     _, params = pytorch.load_sr3(weights, config.network.norm_groups)
     chex.assert_trees_all_equal(jax.device_get(state.params), params)
     chex.assert_trees_all_equal(jax.device_get(trained.load(tmp_path / "run").params), params)
     with pytest.raises(UserError, match=r"network\.channels=8"):
-        loop.train_and_evaluate(tiny.tiny_config(*changes, "network.channels=16"), tmp_path / "b", Console(quiet=True))
+        commands.train_and_evaluate(
+            tiny.tiny_config(*changes, "network.channels=16"), tmp_path / "b", Console(quiet=True)
+        )
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="needs ../shared/reference/sr3_unet.npz beside the repository")

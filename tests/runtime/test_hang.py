@@ -6,8 +6,8 @@ import pytest
 import tiny
 from rich.console import Console
 
+from dream_jax import commands
 from dream_jax.runtime import hang
-from dream_jax.training import loop
 
 # Beats three times and then waits for ever, in a function that its stacks must name.
 HANGING = """
@@ -84,7 +84,7 @@ def test_training_beats_after_every_step(tmp_path, monkeypatch):
     changes = "supervision.hang_minutes=3.0", "supervision.first_minutes=4.0", "samples.every=10", "steps=10"
     changes += "image_size=16", "network.channel_multipliers=1,", "task.name=unconditional", "task.residual=False"
     with tiny.quick_compiles(), pytest.raises(Enough):
-        loop.train_and_evaluate(tiny.tiny_config("objective.kind=eps", *changes), tmp_path, Console(quiet=True))
+        commands.train_and_evaluate(tiny.tiny_config("objective.kind=eps", *changes), tmp_path, Console(quiet=True))
     assert beats == [1, 2, 3]
 
 

@@ -10,9 +10,9 @@ import pytest
 import tiny
 from rich.console import Console
 
+from dream_jax import commands
 from dream_jax.errors import UserError
 from dream_jax.runtime import lock
-from dream_jax.training import loop
 
 HOLD = """
 import pathlib, subprocess, sys, time
@@ -30,7 +30,7 @@ def test_a_second_run_is_told_who_has_the_workdir(tmp_path):
         with pytest.raises(UserError, match=who), lock.hold(tmp_path, pytest.fail):
             pass
         with pytest.raises(UserError, match=who):
-            loop.train_and_evaluate(tiny.tiny_config(), tmp_path, Console(quiet=True))
+            commands.train_and_evaluate(tiny.tiny_config(), tmp_path, Console(quiet=True))
         assert os.listdir(tmp_path) == ["lock"]
     with lock.hold(tmp_path, pytest.fail):
         pass

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 
 from benchmarks import agreement, bad_numbers
-from dream_jax import experiment
+from dream_jax import commands, experiment
 from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding, stopping
@@ -363,7 +363,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once
         *("steps=20", "checkpoint.every=10", "log_every=4", "samples.every=5", "data.flip=True", "optimizer.clip=1.0"),
         *("optimizer.learning_rate=0.001", "optimizer.warmup_steps=5", "task.name=unconditional"),
     )
-    straight = loop.train_and_evaluate(config, tmp_path / "straight", QUIET)
+    straight = commands.train_and_evaluate(config, tmp_path / "straight", QUIET)
 
     batch = batches.Batches.__call__
 
@@ -374,11 +374,11 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, compile_once
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(batches.Batches, "__call__", interrupted)
-        loop.train_and_evaluate(config, tmp_path / "stopped", QUIET)
+        commands.train_and_evaluate(config, tmp_path / "stopped", QUIET)
     assert int(newest(config, tmp_path / "stopped").step) == 10
     written = (tmp_path / "stopped" / "metrics.jsonl").read_text()
 
-    resumed = loop.train_and_evaluate(config, tmp_path / "stopped", QUIET)
+    resumed = commands.train_and_evaluate(config, tmp_path / "stopped", QUIET)
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
     jax.tree.map(np.testing.assert_array_equal, newest(config, tmp_path / "stopped"), straight)
     metrics = (tmp_path / "straight" / "metrics.jsonl").read_text()

@@ -7,9 +7,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from rich.console import Console
 
-from dream_jax import config
+from dream_jax import commands, config
 from dream_jax.errors import UserError
-from dream_jax.training import loop, mirror
+from dream_jax.training import mirror
 
 
 class Bucket(MemoryFileSystem):
@@ -134,7 +134,7 @@ def test_the_same_command_on_a_new_machine_goes_on(tmp_path):
         small += "objective.kind=eps", "checkpoint.every=1", f"checkpoint.directory={remote}"
         chosen = tiny.tiny_config(f"steps={steps}", *small, *changes)
         with tiny.quick_compiles():
-            return loop.train_and_evaluate(chosen, workdir, Console(quiet=True))
+            return commands.train_and_evaluate(chosen, workdir, Console(quiet=True))
 
     run(tmp_path / "first", 2)
     shutil.move(tmp_path / "first", tmp_path / "lost")

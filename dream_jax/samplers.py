@@ -40,7 +40,7 @@ from dream_jax.noise_schedule import NoiseSchedule
 
 HISTORY = 5
 
-# Half the logsnr at which a flow schedule begins.
+# Half the logsnr at which sampling begins where the noise schedule ends in pure noise.
 _LOWEST = -10.0
 
 # The longest Runge-Kutta step, in half the logsnr. Such a step weighs differences of eps_hat by sigma / alpha, and so
@@ -458,7 +458,7 @@ SPACINGS = {"uniform_t": uniform_t, "uniform_logsnr": uniform_logsnr, "quadratic
 def levels_of(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform_t") -> Levels:
     """The variance-preserving sampling levels for this number of network evaluations.
 
-    A spacing gives t, falling from T to 0. Between whole t, 1 - alpha is linear, as it is in training.
+    A spacing gives t, falling from T to 0; levels between whole t are those of `NoiseSchedule.at`, as in training.
     """
     if spacing not in SPACINGS:
         raise UserError(f"spacing {spacing!r}: choose one of {', '.join(SPACINGS)}")
@@ -467,34 +467,21 @@ def levels_of(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform_t
             f"{num_steps} sampling steps: the noise schedule has {schedule.num_steps} steps, so choose 1 to "
             f"{schedule.num_steps}"
         )
-    t = SPACINGS[spacing](schedule, num_steps)
-    if t.dtype == int:
-        alpha, sigma = schedule.alpha[t], schedule.sigma[t]
-    else:
-        d = np.interp(t, np.arange(schedule.num_steps + 1), _distance(schedule, schedule.sigma))
-        alpha, sigma = 1 - d, d if schedule.flow else np.sqrt(d * (2 - d))
-    if schedule.flow:
+    alpha, sigma = schedule.at(SPACINGS[spacing](schedule, num_steps))
+    if schedule.alpha[-1] == 0:
         # Pure noise has no finite logsnr, which multistep samplers need; at -20 the picture is still invisible.
-        alpha = np.where(sigma > 0, np.maximum(alpha, 1 / (1 + np.exp(-_LOWEST))), alpha)
-        sigma = 1 - alpha
-        length = np.hypot(alpha, sigma)
-        alpha, sigma = alpha / length, sigma / length
-    return Levels(alpha, sigma)
+        alpha = np.maximum(alpha, np.where(sigma > 0, np.exp(_LOWEST) * sigma, 0))
+    # Rounded, so that levels that preserve variance stay what they are to the last bit.
+    length = np.round(np.hypot(alpha, sigma), 15)
+    return Levels(alpha / length, sigma / length)
 
 
 def _ends(schedule: NoiseSchedule):
     """Half the logsnr at t = T and at t = 1."""
     ends = schedule.logsnr[[-1, 1]] / 2
-    return np.maximum(ends, _LOWEST) if schedule.flow else ends
+    return np.maximum(ends, _LOWEST) if schedule.alpha[-1] == 0 else ends
 
 
 def _times(schedule: NoiseSchedule, lam):
     """The t at which the schedule has these half-logsnrs, of which the first is T's; then 0."""
-    sigma = 1 / (1 + np.exp(lam)) if schedule.flow else _level(lam)[1]
-    t = np.interp(_distance(schedule, sigma), _distance(schedule, schedule.sigma), np.arange(schedule.num_steps + 1))
-    return np.array([schedule.num_steps, *t[1:], 0.0])
-
-
-def _distance(schedule: NoiseSchedule, sigma):
-    """1 - alpha, without the cancellation near alpha = 1."""
-    return sigma if schedule.flow else -np.expm1(np.log1p(-(sigma**2)) / 2)
+    return np.array([schedule.num_steps, *schedule.time_at(lam[1:]), 0.0])

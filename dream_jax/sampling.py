@@ -23,36 +23,60 @@ from dream_jax.samplers import HISTORY, SAMPLERS, Levels, Rows, ddim_step, ddpm_
 # Folded into a picture's key for its starting noise; rows are numbered from 0 and never get this far.
 _START = 2**31 - 1
 
+# Of a table that is interpolated linearly, enough for float32.
+_ENTRIES = 2**13
 
-def make_denoise(predict, kind: str, flow: bool, constrain=lambda x0: x0, eps_scale=None, told=None):
+
+def make_denoise(predict, kind: str, schedule: NoiseSchedule, constrain=lambda x0: x0, eps_scale=None, told=None):
     """`denoise(x, alpha, sigma) -> x0_hat` for `sample`, from a network's prediction.
 
     Args:
       predict: `(x_t, alpha, sigma) -> output` in the training schedule's own coordinates; alpha and sigma are scalars,
         or [B] where `told` makes them so.
       kind: what it predicts.
-      flow: whether those are a flow schedule's (alpha + sigma = 1); `sample` works in variance-preserving ones.
+      schedule: the training schedule. `sample` works in variance-preserving coordinates, x / hypot(alpha, sigma).
       constrain: `x0_hat -> x0_hat`, a clip for example.
       eps_scale: `alpha -> factor` by which the predicted noise is divided, see `epsilon_scale`.
       told: `(x, alpha) -> alpha` that the network is told instead of the true one, see `time_shift`. What its output
         means is still reckoned at the true level.
     """
 
+    length_of = _length_of(schedule)
+
     def denoise(x, alpha, sigma):
-        x_t, level, true = x, (alpha, sigma), (alpha, sigma)
+        level = alpha, sigma
         if told is not None:
             shifted = told(x, alpha)
             level = shifted, jnp.sqrt((1 - shifted) * (1 + shifted))
-        if flow:
-            x_t = x / (alpha + sigma)
-            level, true = ((a / (a + s), s / (a + s)) for a, s in (level, true))
-        x0_hat = diffusion.to_x0(kind, predict(x_t, *level), x_t, *true)
+        length = length_of(alpha, sigma)
+        output = predict(length * x, *(length_of(*level) * part for part in level))
+        x0_hat = diffusion.to_x0(kind, output, length * x, length * alpha, length * sigma)
         if eps_scale is not None:
             eps_hat = diffusion.to_eps("x0", x0_hat, x, alpha, sigma) / eps_scale(alpha)
             x0_hat = diffusion.to_x0("eps", eps_hat, x, alpha, sigma)
         return constrain(x0_hat)
 
     return denoise
+
+
+def _length_of(schedule):
+    """`(alpha, sigma) -> hypot` of the training level with the same signal-to-noise ratio, for normalised levels."""
+
+    def place(alpha, sigma):
+        # It rises smoothly along every schedule, from 0 to at most 1.
+        return sigma / (alpha + sigma)
+
+    steps = schedule.num_steps
+    alphas, sigmas = schedule.at(np.linspace(0, steps, 1 + steps * -(-_ENTRIES // steps)))
+    # Rounded, so that it is 1 throughout for levels that preserve variance.
+    places, lengths = place(alphas, sigmas), np.round(np.hypot(alphas, sigmas), 12)
+
+    def length_of(alpha, sigma):
+        # numpy stays numpy, in float64.
+        interp = jnp.interp if isinstance(alpha, jax.Array) else np.interp
+        return interp(place(alpha, sigma), places, lengths)
+
+    return length_of
 
 
 def dynamic_threshold(picture, percentile: float = 0.995):
@@ -79,7 +103,7 @@ def epsilon_scale(schedule: NoiseSchedule, base: float = 1.0, slope: float = 0.0
     Ning et al. 2024 (arXiv 2308.15321), section 5.2, with time as a fraction of T; slope 0 is their uniform scaling.
     A base a little above 1 makes up for a network that, on inputs of its own making, predicts too much noise.
     """
-    alphas = jnp.asarray(_preserving(schedule)[0])
+    alphas = jnp.asarray(schedule.normalised[0])
 
     def factor(alpha):
         return base + slope * jnp.interp(1 - alpha, 1 - alphas, jnp.linspace(0, 1, len(alphas)))
@@ -94,7 +118,7 @@ def time_shift(schedule: NoiseSchedule, window: float, cutoff: float = 0.0):
     process has the variance of x, taken over the pixels of a picture. Times are in steps of the schedule, 0..T; levels
     are continuous, so that the paper's search over whole steps becomes a clip.
     """
-    alphas, _ = (jnp.asarray(level) for level in _preserving(schedule))
+    alphas = jnp.asarray(schedule.normalised[0])
     times = jnp.arange(len(alphas), dtype=alphas.dtype)
 
     def told(x, alpha):
@@ -104,12 +128,6 @@ def time_shift(schedule: NoiseSchedule, window: float, cutoff: float = 0.0):
         return jnp.where(time > cutoff, jnp.clip(fitting, noisier, cleaner), alpha)
 
     return told
-
-
-def _preserving(schedule):
-    """alpha and sigma of a schedule [T+1] in variance-preserving coordinates."""
-    length = np.hypot(schedule.alpha, schedule.sigma)
-    return schedule.alpha / length, schedule.sigma / length
 
 
 def sample(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dream_jax import noise_schedule
+from dream_jax.errors import UserError
 
 SR3 = noise_schedule.linear(2000, 1e-6, 1e-2)
 VARIANCE_PRESERVING = {
@@ -24,13 +25,12 @@ def draw_many(schedule, count, seed=0, **options):
 def test_signal_and_noise_variances_sum_to_one(name):
     schedule = VARIANCE_PRESERVING[name]
     np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=0, atol=1e-15)
-    assert not schedule.flow
 
 
 def test_flow_levels_sum_to_one():
     schedule = SCHEDULES["flow"]
     np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1, rtol=0, atol=1e-15)
-    assert schedule.flow and schedule.alpha[-1] == 0
+    assert schedule.alpha[-1] == 0
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -84,7 +84,7 @@ def test_drawn_levels_lie_between_their_neighbours(name):
     assert (alpha <= schedule.alpha[t - 1] + 1e-7).all() and (alpha >= schedule.alpha[t] - 1e-7).all()
     assert (sigma >= schedule.sigma[t - 1] * (1 - 1e-5)).all() and (sigma <= schedule.sigma[t] * (1 + 1e-5)).all()
     assert (sigma > 0).all()
-    length = alpha + sigma if schedule.flow else alpha**2 + sigma**2
+    length = alpha + sigma if name == "flow" else alpha**2 + sigma**2
     np.testing.assert_allclose(length, 1, atol=1e-6)
     place = (alpha - schedule.alpha[t]) / (schedule.alpha[t - 1] - schedule.alpha[t])
     wide = schedule.alpha[t - 1] - schedule.alpha[t] > 1e-4
@@ -106,7 +106,7 @@ def test_the_cleanest_levels_keep_their_digits():
 def test_the_rarest_draws_are_no_clean_level(uniform, monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
     for schedule in (SR3, SCHEDULES["flow"]):
-        first = noise_schedule.NoiseSchedule(schedule.alpha[:2], schedule.sigma[:2], schedule.flow)
+        first = noise_schedule.NoiseSchedule(schedule.alpha[:2], schedule.sigma[:2])
         _, _, sigma = noise_schedule.draw(jax.random.key(0), first)
         assert 0 < sigma <= schedule.sigma[1] * (1 + 1e-6)
 
@@ -157,3 +157,38 @@ def test_time_of_in_float32_is_within_a_tenth_of_a_step_beyond_the_cleanest_leve
     schedule = SCHEDULES["clipped cosine"]
     t = noise_schedule.time_of(schedule, jnp.asarray(schedule.alpha, jnp.float32))
     np.testing.assert_allclose(t, np.arange(1001), atol=0.1)
+
+
+# Tables of the general kind: ResShift's (Yue et al. 2023), and one of scaled noise that ends in noise alone.
+GENERAL = {
+    "resshift": noise_schedule.NoiseSchedule(1 - np.linspace(0, 0.99, 16) ** 2, 2 * np.linspace(0, 0.99, 16)),
+    "scaled noise": noise_schedule.NoiseSchedule(1 - np.linspace(0, 1, 21), 0.3 * np.linspace(0, 1, 21) ** 0.7),
+}
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_levels_of_any_tables_lie_between_their_entries(name):
+    schedule = GENERAL[name]
+    t, alpha, sigma = (np.asarray(value, np.float64) for value in draw_many(schedule, 5000))
+    t = t.astype(int)
+    assert (alpha <= schedule.alpha[t - 1] + 1e-6).all() and (alpha >= schedule.alpha[t] - 1e-6).all()
+    assert (sigma <= schedule.sigma[t] * (1 + 1e-5)).all() and (sigma > 0).all()
+    assert (sigma[t > 1] >= schedule.sigma[t[t > 1] - 1] * (1 - 1e-5)).all()
+    times = t - (alpha - schedule.alpha[t]) / (schedule.alpha[t - 1] - schedule.alpha[t])
+    for drawn, between in zip((alpha, sigma), schedule.at(times), strict=True):
+        # A float32 alpha near 1 tells the time to a few digits only.
+        np.testing.assert_allclose(drawn, between, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES | GENERAL)
+def test_time_at_inverts_at(name):
+    schedule = (SCHEDULES | GENERAL)[name]
+    times = np.concatenate([np.arange(1, schedule.num_steps), np.linspace(0.2, schedule.num_steps - 0.2, 77)])
+    alpha, sigma = schedule.at(times)
+    np.testing.assert_allclose(schedule.time_at(np.log(alpha / sigma)), times, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha, sigma", [([1, 0.5, 0.6], [0, 0.5, 0.9]), ([0.9, 0.5], [0, 1]), ([1, 0.5], [0, 0])])
+def test_tables_that_do_not_fall_from_clean_are_refused(alpha, sigma):
+    with pytest.raises(UserError, match="falls from 1"):
+        noise_schedule.NoiseSchedule(np.array(alpha), np.array(sigma))

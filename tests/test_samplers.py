@@ -64,8 +64,8 @@ class Mixture:
 
         return predict
 
-    def denoise(self, kind="x0", flow=False):
-        return sampling.make_denoise(self.network(kind), kind, flow)
+    def denoise(self, kind="x0", schedule=None):
+        return sampling.make_denoise(self.network(kind), kind, schedule or VP)
 
     def quantile_of(self, x, alpha, sigma):
         z = (x[..., None] - alpha * self.means) / np.sqrt((alpha * self.deviations) ** 2 + sigma**2)
@@ -203,7 +203,7 @@ def moments(rows, denoise):
 def test_the_distribution_of_gaussian_data_is_approached_as_steps_grow(kind, sampler):
     # The linear schedule ends at a signal-to-noise ratio that no longer matters.
     schedule = noise_schedule.flow(1600) if kind == "flow" else noise_schedule.linear(1600, 1e-5, 2e-2)
-    denoise = GAUSSIAN.denoise(kind, schedule.flow)
+    denoise = GAUSSIAN.denoise(kind, schedule)
     results = []
     for num_steps in (25, 100, 400, 1600):
         rows = samplers.make_rows(sampler, samplers.levels_of(schedule, num_steps))

@@ -75,7 +75,7 @@ def moments(rows, denoise):
 
 @pytest.mark.parametrize("kind, schedule", [("eps", VP), ("flow", FLOW)])
 def test_samples_of_gaussian_data_have_the_moments_of_their_table(kind, schedule):
-    denoise = sampling.make_denoise(gaussian_network(kind), kind, schedule.flow)
+    denoise = sampling.make_denoise(gaussian_network(kind), kind, schedule)
     levels, shape = sampling.levels_of(schedule, 10), (64, 8, 8, 3)
     for sampler in ("ddpm", "ddim"):
         x0 = np.asarray(draw(sampler, range(64), levels, denoise, shape), np.float64)
@@ -91,7 +91,7 @@ def test_flow_networks_are_asked_in_their_own_coordinates():
         asked.append((x, alpha, sigma))
         return x
 
-    denoise = sampling.make_denoise(predict, "x0", True, lambda x0: jnp.clip(x0, -1, 1))
+    denoise = sampling.make_denoise(predict, "x0", FLOW, lambda x0: jnp.clip(x0, -1, 1))
     x, alpha, sigma = 3 * jnp.ones(SHAPE), jnp.float32(0.6), jnp.float32(0.8)
     np.testing.assert_array_equal(denoise(x, alpha, sigma), 1)
     np.testing.assert_allclose(asked[0][1] + asked[0][2], 1, rtol=1e-6)
@@ -174,3 +174,14 @@ def test_double_precision_draws_the_same_noise():
         x0 = draw("ddpm")
         assert x0.dtype == np.float64
     np.testing.assert_allclose(draw("ddpm"), x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_tables_of_any_kind_sample_a_gaussian_with_its_moments(sampler):
+    # Noise of a third of the usual size, and a last level that is noise alone.
+    sigma = np.linspace(0, 1, 101)
+    schedule = noise_schedule.NoiseSchedule(1 - sigma, 0.3 * sigma**0.8)
+    denoise = sampling.make_denoise(gaussian_network("x0"), "x0", schedule)
+    x0 = sampling.sample(jax.random.key(0), denoise, (64, 8, 8, 1), schedule, sampler, 50)
+    assert np.isfinite(x0).all()
+    assert abs(x0.mean() - MEAN) < 0.02 and abs(x0.std() - DEVIATION) < 0.05

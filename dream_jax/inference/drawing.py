@@ -72,7 +72,7 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     return sampling.make_denoise(
         predict,
         experiment.config.objective.kind,
-        schedule.flow,
+        schedule,
         lambda x0: task.constrain(x0, cond, limit),
         sampling.epsilon_scale(schedule, options.eps_scale, options.eps_scale_slope) if scaled else None,
         sampling.time_shift(schedule, options.shift_window, options.shift_cutoff) if options.shift_window else None,

@@ -37,7 +37,7 @@ def test_dynamic_thresholding_leaves_pictures_in_range_and_tames_others():
 def test_epsilon_scaling_divides_the_predicted_noise(kind, schedule):
     scale = sampling.epsilon_scale(schedule, 1.25)
     plain, scaled = (
-        sampling.make_denoise(lambda x, alpha, sigma: jnp.tanh(x), kind, schedule.flow, eps_scale=given)
+        sampling.make_denoise(lambda x, alpha, sigma: jnp.tanh(x), kind, schedule, eps_scale=given)
         for given in (None, scale)
     )
     x = normal(1)
@@ -84,8 +84,8 @@ def test_time_shift_changes_only_the_level_that_the_network_is_told():
 
     shift = sampling.time_shift(VP, window=40)
     x = with_deviation(VP.sigma[110])
-    plain = sampling.make_denoise(predict, "eps", False)(x, *LEVEL)
-    shifted = sampling.make_denoise(predict, "eps", False, told=shift)(x, *LEVEL)
+    plain = sampling.make_denoise(predict, "eps", VP)(x, *LEVEL)
+    shifted = sampling.make_denoise(predict, "eps", VP, told=shift)(x, *LEVEL)
     np.testing.assert_array_equal(plain, shifted)
     np.testing.assert_allclose(asked[1][1], VP.alpha[110], atol=1e-5)
     np.testing.assert_allclose(asked[1][2], VP.sigma[110], atol=1e-4)
@@ -101,7 +101,7 @@ def test_time_shift_speaks_a_flow_networks_coordinates():
     length = np.hypot(FLOW.alpha, FLOW.sigma)
     x = with_deviation((FLOW.sigma / length)[110])
     level = (FLOW.alpha / length)[120], (FLOW.sigma / length)[120]
-    sampling.make_denoise(predict, "flow", True, told=sampling.time_shift(FLOW, window=40))(x, *level)
+    sampling.make_denoise(predict, "flow", FLOW, told=sampling.time_shift(FLOW, window=40))(x, *level)
     np.testing.assert_allclose(asked[0][0], FLOW.alpha[110], atol=1e-4)
     np.testing.assert_allclose(asked[0][0] + asked[0][1], 1, rtol=1e-6)
 

@@ -1,0 +1,324 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import NamedSharding
+
+from benchmarks import agreement, bad_numbers
+from dream_jax import experiment
+from dream_jax.data import batches
+from dream_jax.runtime import sharding
+from dream_jax.training import loop, train_state, watch
+from dream_jax.training.optimizer import make_optimizer
+from dream_jax.training.train_step import make_losses, make_train_step, rectifies
+
+BATCH, SIZE, EPOCH = 4, 16, 5
+SMALL = (
+    "image_size=16",
+    "batch_size=4",
+    "network.dropout=0.2",
+    "data.flip=False",
+    "objective.distance=l1",
+    "network.channel_multipliers=1,",
+)
+CONSERVATIVE = (
+    *("objective.name=conservative_dream", "objective.kind=eps", "task.name=unconditional", "task.residual=False"),
+    *("objective.distance=l2", "objective.minimum=0.1", "objective.maximum=0.5", "objective.ramp_epochs=20"),
+    *("objective.start_epoch=10", "schedule.continuous=False"),
+)
+
+
+def small(*changes):
+    return experiment.build(tiny.tiny_config(*SMALL, *changes))
+
+
+def losses_of(built):
+    return make_losses(built, jax.random.key(7, impl="threefry2x32"), EPOCH)
+
+
+def batch_of(rows):
+    """The pictures of a step's rows: each a function of its row."""
+    pictures = np.random.default_rng(3).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+    return {"image": jnp.asarray(pictures[np.asarray(rows)]), "row": jnp.asarray(rows, jnp.int32)}
+
+
+def weights(built):
+    create = functools.partial(train_state.create, built.network, optax.sgd(0.1), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: create(built.inputs_shape()).params)
+    return jax.tree.map(jnp.asarray, agreement.weights(shapes))
+
+
+def lowered(built, rectify=True):
+    """The gradient of the mean loss, as a program not yet compiled."""
+    losses = losses_of(built)
+    gradient = jax.jit(jax.value_and_grad(lambda params, batch, step: losses(params, batch, step, rectify)[0].mean()))
+    return gradient.lower(weights(built), batch_of(range(BATCH)), jnp.int32(0))
+
+
+def test_p_none_is_the_standard_objective_to_the_letter():
+    standard, off, on = (
+        lowered(small(change)) for change in ("objective.name=standard", "objective.p=None", "objective.p=1.0")
+    )
+    # The same program has the same loss and gradient to the bit.
+    assert off.as_text() == standard.as_text() != on.as_text()
+    # Forward and backward are three passes, and the self-estimate is a fourth.
+    assert on.cost_analysis()["flops"] / standard.cost_analysis()["flops"] == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_conservative_dream_is_the_standard_objective_before_its_start():
+    conservative = small(*CONSERVATIVE)
+    standard = small(*CONSERVATIVE, "objective.name=standard")
+    assert lowered(conservative, rectify=False).as_text() == lowered(standard).as_text()
+    assert [rectifies(conservative.config, step, EPOCH) for step in (0, 49, 50, 99)] == [False, False, True, True]
+
+
+class Recorder:
+    """A network of one number, that keeps what it is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def apply(self, variables, inputs, level, dropout_keys=None):
+        # The condition comes first.
+        x = inputs[..., -3:]
+        output = jnp.tanh(variables["params"] * x)
+        self.calls.append((np.float64(x), np.float64(level), np.float64(output), dropout_keys))
+        return output
+
+
+@pytest.mark.parametrize("step", [50, 73, 120])
+def test_conservative_dream_from_its_start_is_the_mix_by_the_formulas(step):
+    recorder = Recorder()
+    built = small(*CONSERVATIVE)._replace(network=recorder)
+    batch = batch_of(range(8))
+    loss, facts = losses_of(built)(jnp.float32(0.7), batch, jnp.int32(step), True)
+    (x_t, alpha, eps_hat, first), (x_rect, _, second_hat, second) = recorder.calls
+
+    ramp = min(step // EPOCH / 20, 1)
+    lam = 0.1 + 0.4 * (np.float64(facts["t"]) - 1) / built.schedule.num_steps * ramp
+    np.testing.assert_allclose(facts["lam"], lam, rtol=1e-5)
+    np.testing.assert_array_equal(alpha, np.float32(built.schedule.alpha[facts["t"]]))
+
+    x0 = np.float64(batch["image"]) / 127.5 - 1
+    alpha, sigma, lam = (v[:, None, None, None] for v in (alpha, built.schedule.sigma[facts["t"]], lam))
+    eps = (x_t - alpha * x0) / sigma
+    x0_hat = np.clip((x_t - sigma * eps_hat) / alpha, -1, 1)
+    np.testing.assert_allclose(x_rect, alpha * (lam * x0_hat + (1 - lam) * x0) + sigma * eps, atol=1e-4)
+    mix = 0.7 * (eps_hat - eps) ** 2 + 0.3 * (second_hat - eps) ** 2
+    np.testing.assert_allclose(loss, mix.mean((1, 2, 3)), rtol=1e-3)
+    assert not np.any(jax.random.key_data(first) == jax.random.key_data(second))
+
+
+def test_first_pass_has_no_dropout_and_sees_the_plain_noise():
+    recorder = Recorder()
+    built = small("task.residual=False", "objective.kind=eps")._replace(network=recorder)
+    _, facts = losses_of(built)(jnp.float32(0.7), batch_of(range(4)), jnp.int32(3), True)
+    (x_t, alpha, eps_hat, keys), (rectified, _, _, dropout_keys) = recorder.calls
+    assert keys is None and dropout_keys is not None
+    # x_t and its rectified form differ by sigma lam (eps - eps_hat), with lam = sigma at p = 1.
+    sigma = np.sqrt(1 - alpha**2)
+    x0 = np.float64(batch_of(range(4))["image"]) / 127.5 - 1
+    alpha, sigma = (v[:, None, None, None] for v in (alpha, sigma))
+    eps = (x_t - alpha * x0) / sigma
+    np.testing.assert_allclose(rectified - x_t, sigma**2 * (eps - eps_hat), atol=1e-3)
+    np.testing.assert_allclose(facts["lam"], sigma[:, 0, 0, 0], rtol=1e-3)
+
+
+def test_an_example_is_a_function_of_its_row_and_the_step_only():
+    built = small()
+    losses = losses_of(built)
+    params = weights(built)
+    with tiny.quick_compiles():
+        run = jax.jit(lambda batch, step: losses(params, batch, step, True))
+        whole = run(batch_of(range(8)), jnp.int32(3))
+        order = [5, 2, 7, 0, 1, 6, 3, 4]
+        permuted = run(batch_of(order), jnp.int32(3))
+        half = run(batch_of(range(4)), jnp.int32(3))
+        later = run(batch_of(range(4)), jnp.int32(4))
+    for a, b in zip(jax.tree.leaves(permuted), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b[np.array(order)], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b[:4], rtol=1e-5)
+    assert not np.any(np.isclose(later[0], half[0], rtol=1e-5))
+
+
+class Scaled:
+    """A network of one number that can be differentiated, and that depends on the level."""
+
+    def apply(self, variables, inputs, level, dropout_keys=None):
+        return jnp.tanh(variables["params"] * inputs[..., -3:] + level[:, None, None, None])
+
+
+def test_a_share_of_the_pictures_trains_on_the_rectified_pair_and_the_others_on_the_standard_one():
+    share, rows = 0.75, [0, 1, 2, 4, 5, 6]
+    batch, step, params = batch_of(range(8)), jnp.int32(3), jnp.float32(0.7)
+    others = np.setdiff1d(range(8), rows)
+
+    def per_example(change, rectify=True):
+        losses = losses_of(small(change, "batch_size=8")._replace(network=Scaled()))
+
+        @jax.jit
+        def both(params):
+            gradient = jax.jacobian(lambda params: losses(params, batch, step, rectify)[0])(params)
+            return losses(params, batch, step, rectify), gradient
+
+        return both(params)
+
+    ((loss, facts), gradient), full, standard = (
+        per_example(f"objective.estimate_share={share}"),
+        per_example("objective.estimate_share=1"),
+        per_example("objective.estimate_share=1", rectify=False),
+    )
+    for chosen, ((their_loss, their_facts), their_gradient) in ((rows, full), (others, standard)):
+        chosen = np.array(chosen)
+        np.testing.assert_allclose(loss[chosen], their_loss[chosen], rtol=1e-5)
+        np.testing.assert_allclose(gradient[chosen], their_gradient[chosen], rtol=1e-5)
+        for name in facts:
+            np.testing.assert_allclose(facts[name][chosen], their_facts[name][chosen], rtol=1e-5)
+    assert not np.any(np.isclose(full[0][0], standard[0][0], rtol=1e-4))
+
+
+def test_the_cheaper_self_estimates_cost_what_they_promise():
+    standard = lowered(small(), rectify=False).cost_analysis()["flops"]
+    for share, pick in ((0.25, "random"), (0.5, "heaviest")):
+        cheaper = lowered(small(f"objective.estimate_share={share}", f"objective.estimate_pick={pick}"))
+        assert cheaper.cost_analysis()["flops"] / standard == pytest.approx(1 + share / 3, rel=0.03)
+
+
+def test_at_their_defaults_the_cheaper_self_estimates_leave_the_program_as_it_is():
+    default = lowered(small()).as_text()
+    same = "objective.estimate_share=1", "objective.estimate_pick=heaviest", "objective.estimate_dtype=float32"
+    assert lowered(small(*same)).as_text() == default
+    # With it the estimate alone is computed in other precision: the program that is differentiated has no bfloat16.
+    cheaper = lowered(small("objective.estimate_dtype=bfloat16")).as_text()
+    assert "bf16" in cheaper and "bf16" not in default
+    count = cheaper.count("stablehlo.convolution"), default.count("stablehlo.convolution")
+    in_bfloat16 = [line for line in cheaper.splitlines() if "stablehlo.convolution" in line and "bf16" in line]
+    assert count[0] == count[1] and 0 < len(in_bfloat16) < count[1] / 3
+
+
+def test_which_pictures_are_estimated_does_not_depend_on_how_the_batch_is_cut():
+    built = small("objective.estimate_share=0.5", "objective.estimate_pick=heaviest", "batch_size=8")
+    losses, params = losses_of(built), weights(built)
+    with tiny.quick_compiles():
+        run = jax.jit(lambda batch: losses(params, batch, jnp.int32(3), True))
+        whole = run(batch_of(range(8)))
+        # All of one shape, so that one program serves them.
+        for rows in ([0, 1], [4, 5], [6, 7]):
+            part = run(batch_of(rows))
+            for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+                np.testing.assert_allclose(a, b[np.array(rows)], rtol=1e-5)
+    assert np.count_nonzero(whole[1]["lam"]) == 4
+
+
+def test_steps_that_rectify():
+    def steps(*changes, count=12):
+        config = tiny.tiny_config(*changes)
+        return [step for step in range(count) if rectifies(config, step, EPOCH)]
+
+    assert steps() == list(range(12))
+    assert steps("objective.estimate_every=4") == [0, 4, 8]
+    assert steps("objective.start_step=7") == [7, 8, 9, 10, 11]
+    assert steps("objective.start_step=7", "objective.start_epoch=2") == [10, 11]
+    assert steps("objective.start_epoch=1", "objective.estimate_every=3") == [6, 9]
+
+
+def make_stepper():
+    """(train_step, start, batch): a train step of two microbatches, and what to feed it."""
+    built = small("accumulation=2", "optimizer.learning_rate=0.01", "ema_decay=0.5")
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    optimizer = make_optimizer(built.config.optimizer)
+    state = train_state.start(weights(built), optimizer)
+    specs = sharding.state_specs(state, mesh)
+    state = jax.device_put(state, sharding.named(specs, mesh))
+    train_step = make_train_step(built, optimizer, mesh, specs, EPOCH)
+    batch = jax.device_put(batch_of(range(BATCH)), NamedSharding(mesh, sharding.BATCH))
+    return train_step, lambda: jax.tree.map(jnp.copy, state), batch
+
+
+@pytest.fixture(scope="module")
+def stepper():
+    with tiny.quick_compiles():
+        yield make_stepper()
+
+
+def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
+    train_step, make, batch = stepper
+
+    def names(jaxpr, within=False):
+        for equation in jaxpr.eqns:
+            if within:
+                yield equation.primitive.name
+            inner = within or equation.primitive.name in ("scan", "while")
+            for value in equation.params.values():
+                for sub in value if isinstance(value, (tuple, list)) else [value]:
+                    sub = getattr(sub, "jaxpr", sub)
+                    if hasattr(sub, "eqns"):
+                        yield from names(sub, inner)
+
+    looped = set(names(train_step.trace(make(), batch, True).jaxpr.jaxpr))
+    assert "conv_general_dilated" in looped
+    assert not [name for name in looped if name.startswith(("psum", "all_", "reduce_scatter", "ppermute"))]
+
+
+def test_the_network_is_traced_once_for_the_estimate_and_once_for_the_gradient(monkeypatch):
+    traced, predict = [], experiment.Experiment.predict
+    monkeypatch.setattr(experiment.Experiment, "predict", lambda *given: traced.append(None) or predict(*given))
+    train_step, make, batch = make_stepper()
+    train_step.trace(make(), batch, True)
+    assert len(traced) == 2
+
+
+def test_a_step_donates_its_state(stepper):
+    train_step, make, batch = stepper
+    state = make()
+    train_step(state, batch, True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_the_average_starts_as_a_copy_and_follows_the_weights(stepper):
+    train_step, make, batch = stepper
+    state = make()
+    expected = jax.tree.map(np.asarray, state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, expected)
+    for step in range(8):
+        state, _ = train_step(state, batch, True)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p), expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, expected)
+    assert int(state.step) == 8
+
+
+def test_a_step_that_is_not_finite_is_not_applied(stepper):
+    train_step, make, batch = stepper
+    state, metrics = train_step(make(), batch, True)
+    poisoned = state.replace(
+        params=state.params | {"conv_in": jax.tree.map(lambda a: a * 1e38, state.params["conv_in"])}
+    )
+    before = jax.tree.map(np.asarray, poisoned)
+    after, bad = train_step(poisoned, batch, True)
+    assert not np.isfinite(bad["gradient_norm"])
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
+    assert int(after.step) == int(before.step) + 1
+    metrics, bad = jax.device_get((metrics, bad))
+    assert loop.summarise([metrics, bad, None, metrics], last=13) == (
+        loop.summarise([metrics] * 2, last=2) | {"skipped": 2, "skipped_steps": [11, 12]}
+    )
+
+
+@pytest.mark.parametrize("place", ["gradient", "loss", "picture"])
+def test_a_nan_in_one_place_is_not_applied(place):
+    with bad_numbers.wrong(place, step=1), tiny.quick_compiles():
+        train_step, make, batch = make_stepper()
+        if place == "picture":
+            batch = batches.Batches(np.asarray(batch["image"]).repeat(3, 0), BATCH, batch["image"].sharding)(0)
+        state, metrics = train_step(make(), batch, True)
+    before = jax.tree.map(np.asarray, make())
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
+    assert np.isfinite(metrics["loss"]) == (place == "gradient")
+    assert np.isfinite(metrics["gradient_norm"]) == (place == "loss")
+    assert not watch.is_finite(jax.device_get(metrics))

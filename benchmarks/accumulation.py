@@ -26,9 +26,9 @@ from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment
 from dream_jax.networks import layers
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import train_state
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import make_train_step
 
 BOUND = 1.3

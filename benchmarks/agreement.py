@@ -32,9 +32,9 @@ from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment
 from dream_jax.data import batches
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import train_state
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import make_train_step
 
 STEPS, BATCH, SIZE = 20, 32, 16

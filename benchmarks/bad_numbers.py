@@ -28,7 +28,7 @@ from benchmarks import report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment
-from dream_jax.data import batches
+from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
 from dream_jax.training import loop, train_step, watch
@@ -104,7 +104,7 @@ def run(config, workdir):
     said = []
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        built, source = experiment.build(config), experiment.make_source(config, "train")
+        built, source = experiment.build(config), sources.open_source(config, "train")
         training = runs.Run(built, source, sharding.make_mesh(), workdir, said.append)
         loop.loop(training, lambda params: np.zeros((8, 8, 3), np.uint8), Console(quiet=True))
         return training.state, None, said

@@ -27,7 +27,6 @@ from jax.sharding import NamedSharding
 
 from benchmarks import report, scaling
 from dream_jax import config as configs
-from dream_jax import experiment
 from dream_jax.data import batches, sources
 from dream_jax.files import images
 from dream_jax.runtime import sharding
@@ -59,7 +58,7 @@ def write_photographs(folder: Path) -> None:
 
 def make_timers(config):
     """({what: () -> (seconds, pictures)}, what ends the threads, parameters of the network)."""
-    source = experiment.make_source(config, "train")
+    source = sources.open_source(config, "train")
     pictures = batches.train_pictures(source, config.seed, config.image_size, config.data.resize)
     mesh = sharding.make_mesh()
     layout = NamedSharding(mesh, sharding.BATCH)

@@ -1,4 +1,4 @@
-"""Quality per second of the standard objective, of DREAM and of its cheaper forms, trained side by side on CPU.
+"""Quality per second of the standard objective, of DREAM and of DREAM on some steps only, trained side by side on CPU.
 
     python -m benchmarks.quality_per_second --train PHOTOS --eval OTHER_PHOTOS --minutes 30 --output study/cheaper.json
 
@@ -28,21 +28,19 @@ from rich.console import Console
 from benchmarks import report
 from configs import photos_4x_cpu
 from dream_jax import config as configs
-from dream_jax import experiment, metrics
-from dream_jax.data import batches, sources
+from dream_jax import experiment, metrics, objectives
+from dream_jax.data import batches, held_out, sources
 from dream_jax.evaluation import gap
 from dream_jax.files import results
 from dream_jax.inference import drawing
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training.optimizer import make_optimizer
-from dream_jax.training.train_step import make_train_step, rectifies, start_state
+from dream_jax.training.train_step import make_train_step, start_state
 
 # name: changes of config.objective
 WAYS = {
     "standard": {"p": None},
     "DREAM": {},
-    "1/2 of the pictures": {"estimate_share": 0.5},
-    "1/4, the heaviest": {"estimate_share": 0.25, "estimate_pick": "heaviest"},
     "every 2nd step": {"estimate_every": 2},
     "from step 300": {"start_step": 300},
 }
@@ -82,8 +80,7 @@ class Way:
         train_step = make_train_step(self.experiment, optimizer, mesh, specs, self.steps_per_epoch)
         # The ways share most of their programs.
         c = config.objective
-        rectified = "standard" if c.p is None else (c.estimate_share, c.estimate_pick, c.estimate_dtype)
-        programs = {False: "standard", True: rectified}
+        programs = {False: "standard", True: objectives.chosen(c).title}
         for rectify, program in programs.items():
             if program not in compiled:
                 compiled[program] = train_step.lower(self.state, self.batches(0), rectify).compile()
@@ -92,7 +89,10 @@ class Way:
     def train(self, seconds: float) -> None:
         """Trains until its clock shows this much."""
         while self.seconds < seconds:
-            batch, rectify = self.batches(self.steps), rectifies(self.config, self.steps, self.steps_per_epoch)
+            batch, rectify = (
+                self.batches(self.steps),
+                objectives.rectifies(self.config.objective, self.steps, self.steps_per_epoch),
+            )
             begun = time.perf_counter(), time.process_time()
             self.state, values = self.programs[rectify](self.state, batch)
             loss = float(values["loss"])
@@ -134,12 +134,12 @@ def in_memory(source) -> sources.Source:
 def study(options, console) -> dict:
     mesh = sharding.make_mesh()
     first = setup(options, {})
-    source, held_out = in_memory(experiment.make_source(first, "train")), experiment.eval_pictures(first)
+    source, pictures = in_memory(sources.open_source(first, "train")), held_out.eval_pictures(first)
     compiled = {}
     init, _ = start_state(experiment.build(first), make_optimizer(first.optimizer), mesh)
     state = init()
     ways = [Way(name, setup(options, way), source, mesh, state, compiled) for name, way in WAYS.items()]
-    measure, baseline = make_measure(ways[0].experiment, mesh, held_out)
+    measure, baseline = make_measure(ways[0].experiment, mesh, pictures)
     measure(ways[0].state.ema)
     begun = time.perf_counter()
     measure(ways[0].state.ema)
@@ -167,7 +167,7 @@ def study(options, console) -> dict:
     minutes = (time.perf_counter() - start) / 60
 
     models = {way.name: drawing.Model(way.experiment, way.state.ema, way.steps, mesh, way.name) for way in ways}
-    gaps = gap.measure(models, held_out, Console(quiet=True))
+    gaps = gap.measure(models, pictures, Console(quiet=True))
     for way in ways:
         way.batches.close()
     versions = report.versions("jax", "jaxlib", "flax", "optax", "numpy")
@@ -178,7 +178,7 @@ def study(options, console) -> dict:
         "config": first.to_dict() | {"data": {}},
         "ways": WAYS,
         "minutes": minutes,
-        "pictures": {"train": len(source), "held out": len(held_out)},
+        "pictures": {"train": len(source), "held out": len(pictures)},
         "baseline": baseline,
         "rows": rows,
         "gap": {name: model["gap"] for name, model in gaps["models"].items()},

@@ -34,9 +34,9 @@ from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import train_state
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import make_train_step
 from launch import local
 

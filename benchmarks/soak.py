@@ -235,9 +235,9 @@ def make_restore(workdir):
     import jax
 
     from dream_jax import config, experiment
+    from dream_jax.optimizers import make_optimizer
     from dream_jax.runtime import sharding
     from dream_jax.training import checkpoint
-    from dream_jax.training.optimizer import make_optimizer
     from dream_jax.training.train_step import start_state
 
     built = experiment.build(config.read(workdir / "config.json"))

@@ -84,9 +84,9 @@ def work(spec: dict) -> None:
 
     from benchmarks import agreement
     from dream_jax import experiment
+    from dream_jax.optimizers import make_optimizer
     from dream_jax.runtime import sharding
     from dream_jax.training import train_state
-    from dream_jax.training.optimizer import make_optimizer
     from dream_jax.training.train_step import make_train_step, start_state
 
     for name in spec["without"]:

@@ -7,11 +7,11 @@ Needs a folder of aligned face crops (the study: 50,000 of CelebA), or `--config
 54,846,979 parameters. The standard loss until epoch 10, then the mix. Training time and final quality: not measured.
 """
 
-from configs import base
+from dream_jax.config import keys
 
 
 def get_config():
-    config = base.get_config()
+    config = keys.defaults()
     config.epochs = 100
     config.batch_size = 128
     config.image_size = 64

@@ -8,11 +8,11 @@ time, jax 0.10.2) 20 validation photographs are 1.10 dB over bicubic at 1 step o
 16: docs/few_steps.md.
 """
 
-from configs import base
+from dream_jax.config import keys
 
 
 def get_config():
-    config = base.get_config()
+    config = keys.defaults()
     config.steps = 6000
     config.batch_size = 16
     config.image_size = 64

@@ -8,11 +8,11 @@ Needs a folder of aligned face crops of at least 128 pixels (the paper: FFHQ to 
 (weights, EMA, Adam's two moments, gradients) takes 2 GB. Training time and final quality: not measured.
 """
 
-from configs import base
+from dream_jax.config import keys
 
 
 def get_config():
-    config = base.get_config()
+    config = keys.defaults()
     config.steps = 1_000_000
     config.batch_size = 32
     config.image_size = 128

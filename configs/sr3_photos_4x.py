@@ -8,11 +8,11 @@ Needs a folder of photographs (DIV2K, BSDS500, ...; large ones are cut into tile
 24,478,595 parameters that predicts eps, as in the paper. Training time and final quality: not measured.
 """
 
-from configs import base
+from dream_jax.config import keys
 
 
 def get_config():
-    config = base.get_config()
+    config = keys.defaults()
     config.steps = 200_000
     config.batch_size = 64
     config.image_size = 64

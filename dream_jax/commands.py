@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dream_jax import config as configs
 from dream_jax import experiment as experiments
-from dream_jax.data import sources
+from dream_jax.data import held_out, sources
 from dream_jax.errors import UserError
 from dream_jax.evaluation import measuring
 from dream_jax.files import grids
@@ -36,7 +36,6 @@ def train(options, rest, console):
 
 
 def evaluate(options, rest, console):
-    from dream_jax import experiment
     from dream_jax.evaluation import gap, measuring
     from dream_jax.files import results
     from dream_jax.inference import trained
@@ -54,7 +53,7 @@ def evaluate(options, rest, console):
     model = next(iter(models.values()))
     if finding:
         return _find_start(options, model, output, console)
-    pictures = experiment.eval_pictures(model.experiment.config)
+    pictures = held_out.eval_pictures(model.experiment.config)
     if options.gap:
         record = gap.measure(models, pictures, console)
         gap.show(record, console)
@@ -79,12 +78,11 @@ def _names(workdirs):
 
 
 def _find_start(options, model, output, console):
-    from dream_jax import experiment
     from dream_jax.evaluation import measuring
     from dream_jax.files import results
 
     config = model.experiment.config
-    pictures = experiment.eval_pictures(config, "train")
+    pictures = held_out.eval_pictures(config, "train")
     ranking = measuring.find_start(model, pictures, options.find_start, console)
     for entry in ranking[:5]:
         console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
@@ -95,7 +93,7 @@ def _find_start(options, model, output, console):
     settings = {
         "sampler": config.evaluation.samplers[0],
         "steps": config.evaluation.steps[0],
-        "side": experiment.eval_side(config),
+        "side": held_out.side_of(config),
     }
     about = {"protocol": "find_start", "step": model.step, "pictures": len(pictures), **settings}
     results.write_json(about | {"ranking": ranking}, output)
@@ -152,8 +150,8 @@ def _train_and_evaluate(config, workdir, console):
     chief = jax.process_index() == 0
     sharding.synchronise("workdir")
     experiment = experiments.build(config)
-    source = experiments.make_source(config, "train")
-    held_out = experiments.eval_pictures(config)
+    source = sources.open_source(config, "train")
+    pictures = held_out.eval_pictures(config)
     mesh = sharding.make_mesh(config.mesh.shard)
     run = Run(experiment, source, mesh, workdir, console.print)
     if chief:
@@ -161,8 +159,8 @@ def _train_and_evaluate(config, workdir, console):
         configs.save(config, workdir / "config.json")
         run.copies.update()
     resumed, start = run.resumed, run.step
-    loop.introduce(console, run, source, held_out, mesh)
-    loop.loop(run, _make_sampler(experiment, held_out, mesh), console)
+    loop.introduce(console, run, source, pictures, mesh)
+    loop.loop(run, _make_sampler(experiment, pictures, mesh), console)
     # Only process 0 is sure to see the workdir.
     evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(chief and _is_evaluated(workdir, start))))
     if resumed and start >= run.total and evaluated:
@@ -172,7 +170,7 @@ def _train_and_evaluate(config, workdir, console):
         console.print("use `python -m dream_jax evaluate`")
     else:
         model = drawing.Model(experiment, run.state.ema, run.step, mesh, str(workdir))
-        record, columns = measuring.evaluate({workdir.name: model}, held_out, console)
+        record, columns = measuring.evaluate({workdir.name: model}, pictures, console)
         if chief:
             measuring.show(record, console)
             measuring.write(record, columns, workdir / "evaluation.json", overwrite=False)
@@ -191,21 +189,21 @@ def _is_evaluated(workdir, step):
         return False
 
 
-def _make_sampler(experiment, held_out, mesh):
+def _make_sampler(experiment, pictures, mesh):
     """`sampler(params) -> grid`: the pictures that training shows, always of the same inputs and noise."""
     config = experiment.config
     draw, key = drawing.make_draw(experiment, mesh), drawing.make_key(config.evaluation.seeds[0])
     rows = drawing.make_rows(experiment, config.samples.sampler, config.samples.steps)
-    shown, size = held_out[: config.samples.count], config.evaluation.batch_size
-    if experiment.task.degrade is None:
-        inputs = drawing.no_inputs(config.samples.count, *held_out.shape[1:3])
+    shown, size = pictures[: config.samples.count], config.evaluation.batch_size
+    if not experiment.task.paired:
+        inputs = drawing.no_inputs(config.samples.count, *pictures.shape[1:3])
     else:
         low, cond, enlarged = drawing.degraded(experiment, shown)
         inputs = drawing.inputs_of(experiment, cond, low)
 
     def sampler(params):
         drawn = drawing.draw_pictures(draw, params, inputs, rows, key, mesh, size)
-        if experiment.task.degrade is None:
+        if not experiment.task.paired:
             across = min(4, len(drawn))
             columns = {f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)}
             return grids.grid(columns)

@@ -1,4 +1,4 @@
-"""DREAM: rectification weights, the rectified training pair, and the training objectives.
+"""DREAM: rectification weights, the rectified training pair, and the losses.
 
 As a library, inside any JAX diffusion training loop:
 
@@ -8,7 +8,6 @@ As a library, inside any JAX diffusion training loop:
 """
 
 import math
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -85,37 +84,9 @@ def training_pair(predict_eps, x0, eps, alpha, sigma, lam, kind: str = "eps"):
     Returns:
       (x_t, target), both [B, H, W, C].
     """
-    x_t, target, _ = _rectified(predict_eps, x0, eps, alpha, sigma, lam, kind)
-    return x_t, target
-
-
-def _rectified(predict_eps, x0, eps, alpha, sigma, lam, kind):
-    eps_hat = None
     if lam is not None:
-        x_t = diffusion.add_noise(x0, eps, alpha, sigma)
-        eps_hat = jax.lax.stop_gradient(predict_eps(x_t))
-        eps = rectify_noise(eps, eps_hat, lam)
-    return diffusion.add_noise(x0, eps, alpha, sigma), diffusion.target(kind, x0, eps, alpha, sigma), eps_hat
-
-
-def estimated_rows(lam, share: Fraction, heaviest: bool = False):
-    """The rows of a batch that get the self-estimate: `share.numerator` of every `share.denominator` consecutive ones.
-
-    A group's rows are chosen by the group alone, so a batch may be cut anywhere between groups. As levels, noise and
-    pictures are drawn independently for each row, the first of each group are as good as any.
-
-    Args:
-      lam: the weights, [B]; B must divide by the denominator.
-      heaviest: of each group those with the largest lam instead, to which the estimate matters most.
-
-    Returns:
-      int32 [B share].
-    """
-    groups = jnp.arange(lam.size, dtype=jnp.int32).reshape(-1, share.denominator)
-    if not heaviest:
-        return groups[:, : share.numerator].reshape(-1)
-    _, places = jax.lax.top_k(lam.reshape(groups.shape), share.numerator)
-    return jnp.take_along_axis(groups, places, axis=1).reshape(-1)
+        eps = rectify_noise(eps, predict_eps(diffusion.add_noise(x0, eps, alpha, sigma)), lam)
+    return diffusion.add_noise(x0, eps, alpha, sigma), diffusion.target(kind, x0, eps, alpha, sigma)
 
 
 DISTANCES = {
@@ -133,38 +104,40 @@ def min_snr_weight(kind: str, alpha, sigma, gamma: float):
     return jnp.minimum(snr, gamma) * diffusion.x0_error_scale(kind, alpha, sigma) ** 2
 
 
-def dream(predict, estimate, x0, eps, alpha, sigma, lam, *, kind="eps", distance="l1", rows=None):
-    """Per-example losses of DREAM, or of the standard objective where lam is None.
+def standard(predict, x0, eps, alpha, sigma, *, kind="eps", distance="l1"):
+    """Per-example losses of the standard objective, `|predict(x_t) - target|`.
 
     Args:
       predict: `x_t -> output`, the network with dropout and gradient.
-      estimate: `x_t -> output`, the same weights without dropout: the first pass, of `rows` only.
-      x0, eps: [B, H, W, C]; alpha, sigma, lam: [B].
-      rows: int [R], of `estimated_rows`: others train on the standard pair. None is all.
+      x0, eps: [B, H, W, C]; alpha, sigma: [B].
 
     Returns:
-      (losses [B], |eps - eps_hat| [B]). The second is the first pass's mean error; what has no first pass reports its
-      own prediction's.
+      (losses [B], errors [B]): the second is the mean |eps - eps_hat| of the network's estimate from x_t.
     """
-
-    def estimate_eps(x_t):
-        if rows is None:
-            return diffusion.to_eps(kind, estimate(x_t), x_t, alpha, sigma)
-        eps_hat = diffusion.to_eps(kind, estimate(x_t[rows]), x_t[rows], alpha[rows], sigma[rows])
-        # A perfect estimate, the noise itself, rectifies nothing: it stands for the one that is not made.
-        return eps.astype(eps_hat.dtype).at[rows].set(eps_hat)
-
-    x_t, target, eps_hat = _rectified(estimate_eps, x0, eps, alpha, sigma, lam, kind)
+    x_t = diffusion.add_noise(x0, eps, alpha, sigma)
     output = predict(x_t)
-    if eps_hat is None or rows is not None:
-        own = jax.lax.stop_gradient(diffusion.to_eps(kind, output, x_t, alpha, sigma))
-        eps_hat = own if eps_hat is None else own.at[rows].set(eps_hat[rows])
-    return DISTANCES[distance](output, target), DISTANCES["l1"](eps, eps_hat)
+    eps_hat = jax.lax.stop_gradient(diffusion.to_eps(kind, output, x_t, alpha, sigma))
+    losses = DISTANCES[distance](output, diffusion.target(kind, x0, eps, alpha, sigma))
+    return losses, DISTANCES["l1"](eps, eps_hat)
 
 
-def standard(predict, x0, eps, alpha, sigma, *, kind="eps", distance="l1"):
-    """Per-example losses of the standard objective: `dream` with lam None."""
-    return dream(predict, predict, x0, eps, alpha, sigma, None, kind=kind, distance=distance)
+def dream(predict, estimate, x0, eps, alpha, sigma, lam, *, kind="eps", distance="l1"):
+    """Per-example losses of DREAM (arXiv 2312.00210, algorithm 2), or of `standard` where lam is None.
+
+    Args:
+      predict: `x_t -> output`, the network with dropout and gradient.
+      estimate: `x_t -> output`, the same weights without dropout: the first pass.
+      x0, eps: [B, H, W, C]; alpha, sigma, lam: [B].
+
+    Returns:
+      (losses [B], errors [B]): the second is the mean |eps - eps_hat| of the first pass.
+    """
+    if lam is None:
+        return standard(predict, x0, eps, alpha, sigma, kind=kind, distance=distance)
+    x_t = diffusion.add_noise(x0, eps, alpha, sigma)
+    eps_hat = jax.lax.stop_gradient(diffusion.to_eps(kind, estimate(x_t), x_t, alpha, sigma))
+    x_t, target = training_pair(lambda _: eps_hat, x0, eps, alpha, sigma, lam, kind)
+    return DISTANCES[distance](predict(x_t), target), DISTANCES["l1"](eps, eps_hat)
 
 
 def conservative_dream(predict, predict_rectified, x0, eps, alpha, sigma, lam, *, mix=0.7, distance="l2"):

@@ -1,5 +1,3 @@
-from fractions import Fraction
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -213,56 +211,6 @@ def test_losses_are_per_example_and_report_the_first_pass():
         np.testing.assert_allclose(error, jnp.abs(eps - eps_hat).mean((1, 2, 3)), rtol=1e-5)
         x_t = diffusion.add_noise(x0, dream.rectify_noise(eps, eps_hat, sigma), alpha, sigma)
         np.testing.assert_allclose(losses, measure(0.5 * x_t - x0).mean((1, 2, 3)), rtol=1e-5)
-
-
-def test_the_rows_that_are_estimated():
-    lam = jnp.float32([0.1, 0.9, 0.3, 0.5, 0.2, 0.2, 0.8, 0.7])
-    half, quarter = Fraction(1, 2), Fraction(1, 4)
-    np.testing.assert_array_equal(dream.estimated_rows(lam, half), [0, 2, 4, 6])
-    np.testing.assert_array_equal(dream.estimated_rows(lam, quarter), [0, 4])
-    np.testing.assert_array_equal(np.sort(dream.estimated_rows(lam, half, heaviest=True)), [1, 3, 4, 6])
-    np.testing.assert_array_equal(dream.estimated_rows(lam, quarter, heaviest=True), [1, 6])
-    np.testing.assert_array_equal(np.sort(dream.estimated_rows(lam, Fraction(3, 4), heaviest=True)), [1, 2, 3, 4, 6, 7])
-
-
-@pytest.mark.parametrize("kind", diffusion.KINDS)
-def test_rows_without_an_estimate_have_the_standard_loss_and_report_their_own_prediction(kind):
-    x0, eps, alpha, sigma = case(kind)
-    rows = jnp.int32([3, 1])
-
-    def objective(params, lam, rows):
-        def predict(x):
-            return network(params, x)
-
-        losses, error = dream.dream(predict, predict, x0, eps, alpha, sigma, lam, kind=kind, rows=rows)
-        return losses, error
-
-    (some, full, standard), (slopes, full_slopes, standard_slopes) = (
-        [function(PARAMS, *given) for given in ((sigma, rows), (sigma, None), (None, None))]
-        for function in (objective, jax.jacobian(objective))
-    )
-    for mine, theirs, chosen in ((some, full, [1, 3]), (some, standard, [0, 2])):
-        chex.assert_trees_all_close(*(jax.tree.map(lambda a, c=chosen: a[np.array(c)], x) for x in (mine, theirs)))
-    for theirs, chosen in ((full_slopes, [1, 3]), (standard_slopes, [0, 2])):
-        picked = (jax.tree.map(lambda a, c=chosen: a[np.array(c)], x) for x in (slopes, theirs))
-        chex.assert_trees_all_close(*picked, rtol=1e-5)
-
-
-def test_an_estimate_of_other_precision_does_not_lower_that_of_the_noise():
-    x0, eps, alpha, sigma = case()
-
-    def estimate(x):
-        return network(PARAMS, x).astype(jnp.float32)
-
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.float64(z)) for z in (x0, eps, alpha, sigma)]
-        seen = []
-        dream.dream(lambda x: seen.append(x) or x, estimate, *wide, wide[3], rows=jnp.int32([0]))
-    assert seen[0].dtype == jnp.float64
-    expected = (
-        np.float64(alpha)[1, None, None, None] * np.float64(x0)[1:2] + np.float64(sigma)[1] * np.float64(eps)[1:2]
-    )
-    np.testing.assert_allclose(seen[0][1:2], expected, rtol=1e-12)
 
 
 FORMULAS = {

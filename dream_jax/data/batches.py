@@ -7,8 +7,6 @@ import jax
 import numpy as np
 
 from dream_jax.data import sources
-from dream_jax.errors import UserError
-from dream_jax.files import images
 
 
 class Crop(grain.transforms.RandomMap):
@@ -28,7 +26,7 @@ def train_pictures(source, seed: int, crop: int, resize: int | None = None) -> g
     With resize, the shorter side is first made that many pixels. A picture that is smaller than the crop is a UserError
     when it is reached.
     """
-    large_enough = sources.Source(lambda index: _fit(source, index, crop, resize), len(source))
+    large_enough = sources.Source(lambda index: sources.fit(source, index, crop, resize), len(source))
     # Seeds are derived in order, so another order would be other pictures.
     return grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat().random_map(Crop(crop))
 
@@ -37,40 +35,6 @@ def batch_indices(source, seed: int, batch_size: int, k: int) -> list[int]:
     """The places in the source of the pictures of global batch k of `train_pictures`, in the order of its rows."""
     shuffled = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
     return [int(shuffled[k * batch_size + row]) for row in range(batch_size)]
-
-
-def eval_pictures(source, crop: int | None = None, count: int | None = None, multiple: int = 1, resize=None):
-    """The middle crop x crop of the first `count` pictures (default: of all), in order: uint8 [N, crop, crop, 3].
-
-    Without a crop: the largest height and width that all these pictures have, rounded down to a multiple of `multiple`.
-    """
-    chosen = range(len(source) if count is None else min(count, len(source)))
-    if crop is not None:
-        return np.stack([_middle(_fit(source, index, crop, resize), crop, crop) for index in chosen])
-    pictures = [_fit(source, index, multiple, resize) for index in chosen]
-    height, width = (min(sides) // multiple * multiple for sides in zip(*(p.shape[:2] for p in pictures), strict=True))
-    return np.stack([_middle(picture, height, width) for picture in pictures])
-
-
-def _fit(source, index, crop, resize):
-    picture = source[index]
-    if resize is not None and min(picture.shape[:2]) != resize:
-        try:
-            picture = images.resize_shorter_side(picture, resize)
-        except UserError as error:
-            raise UserError(f"picture {index} of the data: {error}; leave it out, or lower data.resize") from error
-    height, width = picture.shape[:2]
-    if min(height, width) < crop:
-        raise UserError(
-            f"picture {index} of the data is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
-            "evaluation.crop), set data.resize, or leave the picture out"
-        )
-    return picture
-
-
-def _middle(picture, height, width):
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top : top + height, left : left + width]
 
 
 def batch_rows(pictures, k: int, batch_size: int, rows, pool) -> np.ndarray:

@@ -189,3 +189,38 @@ def folder_source(
         eval_percent=eval_percent,
     )
     return _builder_source(tfds.builder_from_directory(path), split, "image")
+
+
+def open_source(config, split: str) -> Source:
+    """The pictures of split "train" or "eval" of a config."""
+    c = config.data
+    if c.folder is not None:
+        return folder_source(
+            c.folder,
+            split=split,
+            crop=config.image_size,
+            eval_folder=c.eval_folder,
+            cache_dir=c.cache_dir,
+            resize=c.resize,
+            skip_unreadable=c.skip_unreadable,
+            eval_percent=c.eval_percent,
+        )
+    if c.tfds is not None:
+        return tfds_source(c.tfds, c.train_split if split == "train" else c.eval_split, c.tfds_dir, c.image_key)
+    return bundled(split)
+
+
+def fit(source, index, crop, resize):
+    picture = source[index]
+    if resize is not None and min(picture.shape[:2]) != resize:
+        try:
+            picture = images.resize_shorter_side(picture, resize)
+        except UserError as error:
+            raise UserError(f"picture {index} of the data: {error}; leave it out, or lower data.resize") from error
+    height, width = picture.shape[:2]
+    if min(height, width) < crop:
+        raise UserError(
+            f"picture {index} of the data is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
+            "evaluation.crop), set data.resize, or leave the picture out"
+        )
+    return picture

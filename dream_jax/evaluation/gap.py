@@ -88,7 +88,7 @@ def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
         def observe(x, x0_hat, alpha, sigma):
             eps_hat = diffusion.to_eps("x0", x0_hat, x, alpha, sigma)
             facts = {"eps_hat_square": mean_square(eps_hat), "x_variance": jnp.var(x, axis=(1, 2, 3))}
-            if built.task.degrade is not None:
+            if built.task.paired:
                 eps = diffusion.to_eps("x0", x0, x, alpha, sigma)
                 facts |= {"eps_error": mean_square(eps_hat - eps), "noise_square": mean_square(eps)}
             return facts
@@ -106,7 +106,7 @@ def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
 
     parts = []
     for chosen, count in drawing.batches(len(pictures), batch_size):
-        low = None if built.task.degrade is None else drawing.degraded(built, pictures[chosen])[0]
+        low = None if not built.task.paired else drawing.degraded(built, pictures[chosen])[0]
         facts = jax.device_get(facts_of(model.params, pictures[chosen], low, chosen))
         parts.append({name: values[:, :count] for name, values in facts.items()})
         advance(count)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dream_jax import config, experiment, metrics, sampling
+from dream_jax.data import held_out
 from dream_jax.errors import UserError
 from dream_jax.evaluation import plots
 from dream_jax.files import grids, images, results
@@ -100,7 +101,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     }
     few = FEW if "inception" in settings.learned and len(pictures) <= 2048 else None
     record["notes"] = [note for note in (data_note, few) if note]
-    if first.experiment.task.degrade is not None:
+    if first.experiment.task.paired:
         record |= {"scale": config.task.scale, "kernel": config.task.kernel}
     return record, _columns(models, drawers, looked_at, rows[1:], measure, config)
 
@@ -114,9 +115,9 @@ def check_models(models: dict[str, Model]) -> str | None:
             ours, theirs = (config.flatten(c)[key] for c in (first, other))
             if ours != theirs:
                 raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
-    side = experiment.eval_side(first)
+    side = held_out.side_of(first)
     for name, model in models.items():
-        divisor = config.network_divisor(model.experiment.config)
+        divisor = model.experiment.network.divisor
         if side % divisor:
             raise UserError(f"evaluation.crop = {side}: it must divide by {divisor}, by which {name} downsamples")
         for sampler in first.evaluation.samplers:
@@ -153,7 +154,7 @@ class _Measures:
     def __init__(self, built: experiment.Experiment, pictures):
         self.settings, self.kernel = built.config.evaluation, built.config.task.kernel
         self.pictures = pictures
-        self.paired = built.task.degrade is not None
+        self.paired = built.task.paired
         if self.paired:
             self.low, cond, self.enlarged = drawing.degraded(built, pictures)
             # Models may or may not project, so that all get what projecting takes.
@@ -178,7 +179,7 @@ class _Measures:
         config = built.config
         if self.paired:
             return {"name": baseline_name(config), "model": None, "sampler": None, "steps": 0} | self([self.enlarged])
-        trained_on = experiment.eval_pictures(config, "train")[: len(self.pictures)]
+        trained_on = held_out.eval_pictures(config, "train")[: len(self.pictures)]
         return {"name": "training pictures", "model": None, "sampler": None, "steps": 0} | self([trained_on])
 
     def __call__(self, drawn: list) -> dict:
@@ -297,7 +298,7 @@ def find_start(model: Model, pictures, candidates: int, console: Console) -> lis
     `evaluation.samplers` and of `evaluation.steps`.
     """
     built, settings = model.experiment, model.experiment.config.evaluation
-    if built.task.degrade is None:
+    if not built.task.paired:
         raise UserError("a good starting noise is found for super-resolution, and this model is unconditional")
     low, cond, _ = drawing.degraded(built, pictures)
     rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])

@@ -170,7 +170,7 @@ def degraded(experiment: Experiment, pictures):
 
     @jax.jit
     def degrade(picture):
-        low = experiment.task.degrade(picture)
+        low = experiment.task.observe(None, picture)
         cond = experiment.task.condition(low)
         return low.astype(jnp.uint8), cond, value_range.to_uint8(cond)
 

@@ -44,7 +44,7 @@ def generate(
     output = Path(output)
     built = trained.open_experiment(workdir, overrides)
     chosen = built.config
-    if built.task.degrade is not None:
+    if built.task.paired:
         raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
     for name, value, most in (("count", count, 10**6), ("batch_size", batch_size, 10**6), ("seed", seed + 1, 2**32)):
         if not 1 <= value <= most:

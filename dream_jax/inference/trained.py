@@ -8,9 +8,9 @@ import jax
 from dream_jax import config, experiment
 from dream_jax.errors import UserError
 from dream_jax.inference.drawing import Model
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint, mirror
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import start_state
 
 # Keys without which weights mean nothing; others may be given for a use of them.

@@ -286,7 +286,7 @@ def network_side(side: int, divisor: int) -> int:
 
 def _align(experiment) -> int:
     """What sides of pictures and places of tiles divide by: the network's patches and the low-resolution pixels."""
-    return math.lcm(configs.network_divisor(experiment.config), experiment.task.scale)
+    return math.lcm(experiment.network.divisor, experiment.task.scale)
 
 
 def _smallest_tile(experiment) -> int:

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dream_jax import noise_schedule
+from dream_jax.errors import UserError
 from dream_jax.networks import convolution, layers
 
 # PyTorch's default: uniform within 1/sqrt(fan_in). Of a transposed convolution PyTorch takes the fan-out.
@@ -46,6 +48,10 @@ class GenerationUNet(nn.Module):
     def divisor(self) -> int:
         """What height and width must divide by."""
         return 2 ** len(self.channel_multipliers)
+
+    def told(self, schedule, alpha):
+        """The level that the network is told at alpha [B]: the time, which the face study numbers from 0."""
+        return noise_schedule.time_of(schedule, alpha) - 1
 
     @nn.compact
     def __call__(self, inputs, level, dropout_keys=None):
@@ -100,3 +106,16 @@ class GenerationUNet(nn.Module):
         types["dtype"] = jnp.promote_types(self.dtype, jnp.float32)
         x = nn.silu(layers.group_norm(x, self.norm_groups, name="norm_out", **types))
         return convolution.conv(self.out_channels, name="conv_out", kernel_init=nn.initializers.zeros, **types)(x)
+
+
+def build(config, task, dtype) -> GenerationUNet:
+    """The network of a config; raises UserError where its settings do not fit each other."""
+    c = config.network
+    network = GenerationUNet(channels=c.channels, num_heads=c.num_heads, **layers.options_of(config, task, dtype))
+    layers.check_settings(config, network.divisor)
+    if c.patch != 1:
+        raise UserError(f"network.patch = {c.patch}: the generation network takes 1 only")
+    for multiplier in c.channel_multipliers:
+        if c.channels * multiplier % c.num_heads:
+            raise UserError(f"network.num_heads = {c.num_heads}: it must divide {c.channels * multiplier}")
+    return network

@@ -219,3 +219,47 @@ def check(inputs, divisor: int, attention_levels, num_levels: int):
         raise UserError(
             f"attention_levels names level {missing[0]}, but the channel_multipliers make levels 0 to {num_levels - 1}"
         )
+
+
+def options_of(config, task, dtype) -> dict:
+    """The attributes that all networks have, from a config."""
+    c = config.network
+    return {
+        "channel_multipliers": c.channel_multipliers,
+        "attention_levels": tuple(i for i, side in enumerate(_sides(config)) if side in c.attention_resolutions),
+        "num_res_blocks": c.num_res_blocks,
+        "norm_groups": c.norm_groups,
+        "dropout": c.dropout,
+        "out_channels": task.channels,
+        "remat": c.remat,
+        "dtype": dtype,
+        "param_dtype": jnp.promote_types(dtype, jnp.float32),
+    }
+
+
+def check_settings(config, divisor: int) -> None:
+    """Raises UserError where `config.network` does not fit itself or the pictures that are trained on."""
+    c = config.network
+    if c.channels % 2:
+        raise UserError(f"network.channels = {c.channels}: it must be even, for the noise-level embedding")
+    channels = [c.channels * multiplier for multiplier in c.channel_multipliers]
+    if any(n % c.norm_groups for n in channels):
+        raise UserError(
+            f"network.norm_groups = {c.norm_groups}: it must divide every level's channels, "
+            f"{', '.join(map(str, channels))}"
+        )
+    if config.image_size % divisor:
+        raise UserError(
+            f"image_size = {config.image_size}: it must divide by {divisor}, by which the network downsamples"
+        )
+    sides = _sides(config)
+    if not set(c.attention_resolutions) <= set(sides):
+        raise UserError(
+            f"network.attention_resolutions = {c.attention_resolutions}: at image_size = {config.image_size} the "
+            f"levels' sides are {', '.join(map(str, sides))}"
+        )
+
+
+def _sides(config):
+    c = config.network
+    return [config.image_size // c.patch >> level for level in range(len(c.channel_multipliers))]

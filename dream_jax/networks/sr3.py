@@ -48,6 +48,10 @@ class SR3UNet(nn.Module):
         """What height and width must divide by."""
         return self.patch * 2 ** (len(self.channel_multipliers) - 1)
 
+    def told(self, schedule, alpha):
+        """The level that the network is told at alpha [B]: alpha itself."""
+        return alpha
+
     @nn.compact
     def __call__(self, inputs, level, dropout_keys=None):
         """Predicts from [B, H, W, Cin] inputs (the condition, then x_t) at level [B] = alpha = sqrt(alpha_bar).
@@ -103,3 +107,16 @@ class SR3UNet(nn.Module):
         x = nn.silu(layers.group_norm(x, self.norm_groups, name="norm_out", **types))
         x = convolution.conv(self.out_channels * self.patch**2, name="conv_out", **options)(x)
         return layers.depth_to_space(x, self.patch)
+
+
+def build(config, task, dtype) -> SR3UNet:
+    """The network of a config; raises UserError where its settings do not fit each other."""
+    network = SR3UNet(
+        inner_channels=config.network.channels,
+        patch=config.network.patch,
+        # A residual's best first guess is none: training starts at the enlarged picture's quality.
+        zero_init_output=config.objective.kind == "x0" and config.task.residual,
+        **layers.options_of(config, task, dtype),
+    )
+    layers.check_settings(config, network.divisor)
+    return network

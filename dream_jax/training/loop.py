@@ -25,12 +25,6 @@ def check_devices(config, devices: int) -> None:
             f"batch_size = {config.batch_size}: it must divide by devices x accumulation = {devices} x "
             f"{config.accumulation} = {parts}"
         )
-    rows, group = config.batch_size // parts, configs.estimate_share(config).denominator
-    if rows % group:
-        raise UserError(
-            f"objective.estimate_share = {config.objective.estimate_share}: batch_size / (devices x accumulation) = "
-            f"{rows} must divide by {group}, for every device to have a whole number of these pictures"
-        )
 
 
 def check_local(workdir: Path) -> None:

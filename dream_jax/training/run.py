@@ -10,16 +10,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from dream_jax import config as configs
+from dream_jax import objectives
 from dream_jax.data import batches, sources
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import tensors
 from dream_jax.networks import pytorch
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint, mirror, skipped_steps, train_state, watch
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.run_log import RunLog
-from dream_jax.training.train_step import make_train_step, rectifies, start_state
+from dream_jax.training.train_step import make_train_step, start_state
 
 
 class Run:
@@ -106,7 +107,7 @@ class Run:
         self.step += 1
 
     def _rectifies(self, number):
-        return rectifies(self.config, number - 1, self.steps_per_epoch)
+        return objectives.rectifies(self.config.objective, number - 1, self.steps_per_epoch)
 
     def save(self, loss: float | None = None) -> None:
         """Saves the state; loss is what it may be kept for as one of the best."""

@@ -9,9 +9,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dream_jax import config as configs
-from dream_jax import dream, noise_schedule
-from dream_jax import experiment as experiments
+from dream_jax import noise_schedule, objectives
 from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
 from dream_jax.training import train_state
@@ -27,79 +25,43 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
     """`losses(params, batch, step, rectify) -> (per-example losses [B], facts {name: [B]})`, the objective of a config.
 
     Everything random about an example comes from fold_in(fold_in(key, step), row), so it is the same whatever devices,
-    processes and microbatches the batch is spread over. `rectify` (static) is `rectifies` of the step; where it is
-    False, the loss is the standard one.
+    processes and microbatches the batch is spread over. `rectify` (static) is `objectives.rectifies` of the step; where
+    it is False, the loss is the standard one.
     """
-    config, schedule, task = experiment.config, experiment.schedule, experiment.task
-    objective = config.objective
-    estimator, share = experiments.estimator(experiment), configs.estimate_share(config)
+    settings = experiment.config.objective
 
     def losses(params, batch, step, rectify):
-        step_key = jax.random.fold_in(key, step)
-        # No row ever has this number; with one t for the whole batch, every row draws it from here.
-        shared_key = None if config.schedule.per_example else jax.random.fold_in(step_key, 2**31 - 1)
-
-        def draw(row):
-            flip, task_key, level, noise, dropout = jax.random.split(jax.random.fold_in(step_key, row), 5)
-            levels = noise_schedule.draw(level, schedule, config.schedule.continuous, shared_key)
-            eps = jax.random.normal(noise, batch["image"].shape[1:], jnp.float32)
-            return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2)
-
-        flip, task_key, (t, alpha, sigma), eps, dropout = jax.vmap(draw)(batch["row"])
-        picture = batch["image"]
-        if config.data.flip:
-            picture = jnp.where(flip[:, None, None, None], picture[:, :, ::-1], picture)
-        x0, cond = task.make_pair(task_key, picture)
+        draw, cond = _draw(experiment, jax.random.fold_in(key, step), batch)
+        if settings.ramp_epochs:
+            draw = draw._replace(ramp=jnp.minimum(step // steps_per_epoch / settings.ramp_epochs, 1.0))
 
         def predict(x_t, dropout_keys=None):
-            return experiment.predict(params, x_t, cond, alpha, dropout_keys)
+            return experiment.predict(params, x_t, cond, draw.alpha, dropout_keys)
 
-        conservative = objective.name == "conservative_dream"
-        lam = None
-        if rectify and objective.name != "standard":
-            # The study counts t from 0, the paper from 1.
-            time_fraction = (t - 1 if conservative else t) / schedule.num_steps
-            ramp = 1.0
-            if objective.ramp_epochs:
-                ramp = jnp.minimum(step // steps_per_epoch / objective.ramp_epochs, 1.0)
-            lam = dream.weight(
-                "linear" if conservative else objective.weight,
-                alpha,
-                sigma,
-                time_fraction,
-                minimum=objective.minimum,
-                maximum=objective.maximum,
-                ramp=ramp,
-                p=1.0 if conservative else objective.p,
-                rate=objective.rate,
-                threshold=objective.threshold,
-            )
-        first, second = dropout[:, 0], dropout[:, 1]
-        if conservative and lam is not None:
-            loss, eps_error = dream.conservative_dream(
-                lambda x: predict(x, first), lambda x: predict(x, second), x0, eps, alpha, sigma, lam,
-                mix=objective.mix, distance=objective.distance,
-            )  # fmt: skip
-        else:
-            rows, part = None, slice(None)
-            if lam is not None and share < 1:
-                rows = part = dream.estimated_rows(lam, share, objective.estimate_pick == "heaviest")
-
-            def estimate(x_t):
-                return estimator.predict(params, x_t, cond[part], alpha[part])
-
-            loss, eps_error = dream.dream(
-                lambda x: predict(x, first), estimate, x0, eps, alpha, sigma, lam,
-                kind=objective.kind, distance=objective.distance, rows=rows,
-            )  # fmt: skip
-            if rows is not None:
-                lam = jnp.zeros_like(lam).at[rows].set(lam[rows])
-        if objective.min_snr_gamma is not None:
-            loss = loss * dream.min_snr_weight(objective.kind, alpha, sigma, objective.min_snr_gamma)
-        facts = {"eps_error": eps_error, "lam": jnp.zeros_like(sigma) if lam is None else lam, "t": t}
-        return loss, facts
+        result = objectives.losses(predict, draw, settings, rectify)
+        return result.loss, {"eps_error": result.eps_error, "lam": result.lam, "t": draw.t}
 
     return losses
+
+
+def _draw(experiment, step_key, batch):
+    """(objectives.Draw, cond) of a batch: each row's from its own key."""
+    config, schedule = experiment.config, experiment.schedule
+    # No row ever has this number; with one t for the whole batch, every row draws it from here.
+    shared_key = None if config.schedule.per_example else jax.random.fold_in(step_key, 2**31 - 1)
+
+    def draw_row(row):
+        flip, task_key, level, noise, dropout = jax.random.split(jax.random.fold_in(step_key, row), 5)
+        levels = noise_schedule.draw(level, schedule, config.schedule.continuous, shared_key)
+        eps = jax.random.normal(noise, batch["image"].shape[1:], jnp.float32)
+        return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2)
+
+    flip, task_key, (t, alpha, sigma), eps, dropout = jax.vmap(draw_row)(batch["row"])
+    picture = batch["image"]
+    if config.data.flip:
+        picture = jnp.where(flip[:, None, None, None], picture[:, :, ::-1], picture)
+    x0, cond = experiment.task.make_pair(task_key, picture)
+    return objectives.Draw(x0, eps, t, alpha, sigma, schedule.num_steps, dropout), cond
 
 
 def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):
@@ -186,13 +148,6 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         out_shardings=(layout, everywhere),
         compiler_options=compiler.options(config.deterministic),
     )
-
-
-def rectifies(config, step: int, steps_per_epoch: int) -> bool:
-    """Whether this step rectifies: its start has come, and it is one of every `estimate_every`."""
-    c = config.objective
-    started = step // steps_per_epoch >= c.start_epoch and step >= c.start_step
-    return started and step % c.estimate_every == 0
 
 
 def start_state(experiment: Experiment, optimizer, mesh):

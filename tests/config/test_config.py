@@ -44,7 +44,7 @@ def test_the_keys_that_may_be_none_are_the_placeholders(base):
             elif hasattr(value, "items"):
                 yield from placeholders(value, f"{prefix}{key}.")
 
-    assert dict(placeholders(base)) == configs._OPTIONAL
+    assert dict(placeholders(base)) == {name: key.optional for name, key in configs.KEYS.items() if key.optional}
 
 
 @pytest.mark.parametrize(
@@ -201,18 +201,8 @@ def test_what_is_not_an_override_is_refused(base, arguments):
         ("compute_dtype", "compute_dtype=float16"),
         ("checkpoint.every", "checkpoint.every=0"),
         ("objective.start_step", "objective.start_step=-1"),
-        ("objective.estimate_share", "objective.estimate_share=0"),
-        ("objective.estimate_share", "objective.estimate_share=nan"),
-        ("objective.estimate_share", "objective.estimate_share=0.001"),
-        ("objective.estimate_share", "objective.estimate_share=0.333"),
-        ("objective.estimate_share", "objective.estimate_share=0.3333"),
-        ("objective.estimate_share", "objective.estimate_share=0.25 batch_size=8 accumulation=4"),
-        ("objective.estimate_share", f"{CONSERVATIVE} objective.estimate_share=0.5"),
         ("objective.estimate_every", f"{CONSERVATIVE} objective.estimate_every=2"),
         ("objective.estimate_every", "objective.estimate_every=0"),
-        ("objective.estimate_dtype", f"{CONSERVATIVE} objective.estimate_dtype=bfloat16"),
-        ("objective.estimate_dtype", "objective.estimate_dtype=float16"),
-        ("objective.estimate_pick", "objective.estimate_pick=best"),
     ],
 )
 def test_impossible_values_are_refused_by_name(base, key, arguments):
@@ -348,7 +338,7 @@ def test_a_workdir_of_before_a_key_that_does_not_change_training_came_is_read(tm
     assert read.sampling.to_dict() == tiny.tiny_config().sampling.to_dict() | {"eta": 0.5}
     assert read.evaluation.seeds == (5,)
     assert read.evaluation.steps == (3,) and "seed" not in read.evaluation
-    for key in ("start_step", "estimate_share", "estimate_pick", "estimate_every", "estimate_dtype"):
+    for key in ("start_step", "estimate_every"):
         del old["objective"][key]
     path.write_text(json.dumps(old))
     assert configs.differences(configs.read(path), tiny.tiny_config()) == []
@@ -359,3 +349,30 @@ def test_a_workdir_of_before_a_key_that_does_not_change_training_came_is_read(tm
     path.write_text(json.dumps(old))
     with pytest.raises(UserError, match="kind"):
         configs.validate(configs.read(path))
+
+
+GONE = {"estimate_share": 1.0, "estimate_pick": "heaviest", "estimate_dtype": "same"}
+
+
+def test_keys_that_are_gone_are_left_out_where_they_did_nothing_and_refused_otherwise(tmp_path):
+    path = tmp_path / "config.json"
+    old = tiny.tiny_config().to_dict()
+    path.write_text(json.dumps(old | {"objective": old["objective"] | GONE}))
+    assert configs.flatten(configs.validate(configs.read(path))) == configs.flatten(tiny.tiny_config())
+    for key, value in (("estimate_share", 0.5), ("estimate_dtype", "bfloat16")):
+        path.write_text(json.dumps(old | {"objective": old["objective"] | GONE | {key: value}}))
+        with pytest.raises(UserError, match=f"trained with objective.{key} = {value}"):
+            configs.read(path)
+
+
+def test_no_exponent_switches_dream_off_for_the_power_weight_alone(base):
+    configs.validate(changed(base, "objective.p=None"))
+    configs.validate(changed(base, "objective.name=standard", "objective.weight=linear", "objective.p=None"))
+    with pytest.raises(UserError, match=r"^objective\.p = None: .*objective\.name = standard"):
+        configs.validate(changed(base, "objective.p=None", "objective.weight=linear"))
+
+
+def test_a_recipe_is_found_by_its_name():
+    assert configs.load("quickstart").to_dict() == configs.load(ROOT / "configs" / "quickstart.py").to_dict()
+    with pytest.raises(UserError, match=r"quikstart: .*no such recipe .*quickstart"):
+        configs.load("quikstart")

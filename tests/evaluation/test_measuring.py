@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from dream_jax import experiment, metrics
 from dream_jax.__main__ import main
+from dream_jax.data import held_out
 from dream_jax.errors import UserError
 from dream_jax.evaluation import measuring
 from dream_jax.files import images
@@ -39,7 +40,7 @@ def test_an_untrained_residual_is_worth_exactly_its_baseline(tiny_workdir):
 
 
 def test_the_baseline_is_the_low_resolution_picture_enlarged(model):
-    pictures = experiment.eval_pictures(model.experiment.config)
+    pictures = held_out.eval_pictures(model.experiment.config)
     low, cond, enlarged = drawing.degraded(model.experiment, pictures)
     assert low.shape[1:3] == (pictures.shape[1] // 2, pictures.shape[2] // 2) and low.dtype == np.uint8
     np.testing.assert_array_equal(value_range.to_uint8(cond), enlarged)
@@ -116,7 +117,7 @@ def its_input(x_t, level):
 
 
 def pictures_of(model):
-    return experiment.eval_pictures(model.experiment.config)
+    return held_out.eval_pictures(model.experiment.config)
 
 
 def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path, capsys):

@@ -124,11 +124,11 @@ def test_projection_finds_the_nearest_picture_that_shrinks_to_the_small_one(kern
 def test_a_projected_picture_is_consistent_as_a_file():
     task = tasks.super_resolution(4)
     smooth = resize.resize(np.random.default_rng(4).integers(60, 190, (1, 4, 4, 3)), 32, 32)
-    low = task.degrade(smooth)
+    low = task.observe(None, smooth)
     worse = value_range.to_float(smooth) + 0.1 * normal(5, (1, 32, 32, 3))
     file = value_range.to_uint8(task.project(worse, low))
-    assert np.abs(task.degrade(file) - low).max() <= 1
-    assert np.abs(task.degrade(value_range.to_uint8(worse)) - low).max() > 1
+    assert np.abs(task.observe(None, file) - low).max() <= 1
+    assert np.abs(task.observe(None, value_range.to_uint8(worse)) - low).max() > 1
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -187,7 +187,7 @@ def test_all_modifiers_combine_with_every_sampler():
     for sampler in sampling.SAMPLERS:
         drawn = drawing.draw_pictures(drawer, {}, inputs, drawing.make_rows(built, sampler, 6), KEY, mesh, 2)
         assert drawn.shape == (2, 16, 16, 3)
-        off = np.abs(np.asarray(built.task.degrade(drawn[:, :12])) - low.astype(int))
+        off = np.abs(np.asarray(built.task.observe(None, drawn[:, :12])) - low.astype(int))
         assert off.mean() < 1, sampler
     assert drawer._cache_size() == 1
 

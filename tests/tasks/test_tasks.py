@@ -79,7 +79,7 @@ def test_degradation_equals_files_made_with_pillow(name, scale):
     task = tasks.super_resolution(scale)
     low = hr.resize((96 // scale, 64 // scale), Image.Resampling.BICUBIC)
     enlarged = low.resize((96, 64), Image.Resampling.BICUBIC)
-    ours = task.degrade(np.asarray(hr)[None])
+    ours = task.observe(None, np.asarray(hr)[None])
     assert abs(np.asarray(ours[0]) - np.asarray(low, np.float32)).max() <= 1
     cond = task.condition(np.asarray(low)[None])
     assert abs((np.asarray(cond[0]) + 1) * 127.5 - np.asarray(enlarged, np.float32)).max() <= 1.001
@@ -88,7 +88,7 @@ def test_degradation_equals_files_made_with_pillow(name, scale):
 def test_training_and_upscaling_see_the_same_condition():
     task, hr = TASKS["picture"], photo()[None]
     _, cond = jax.jit(task.make_pair)(jax.random.key(0), hr)
-    from_file = np.asarray(task.degrade(hr)).astype(np.uint8)
+    from_file = np.asarray(task.observe(None, hr)).astype(np.uint8)
     np.testing.assert_allclose(task.condition(from_file), cond, atol=1e-6)
 
 
@@ -99,9 +99,9 @@ def test_a_scale_below_two_is_refused():
 
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(UserError, match="kernel"):
-        tasks.super_resolution(2, "bicubicc").degrade(noise(1, 8, 8, 3))
+        tasks.super_resolution(2, "bicubicc").observe(None, noise(1, 8, 8, 3))
 
 
 def test_unconditional_has_no_condition():
     task = TASKS["unconditional"]
-    assert task.degrade is None and task.condition is None and task.cond_channels == 0
+    assert not task.paired and task.columns(None, None) == {} and task.cond_channels == 0

@@ -13,10 +13,10 @@ from rich.console import Console
 from dream_jax import commands, experiment
 from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding, stopping
 from dream_jax.training import checkpoint, loop, train_state
 from dream_jax.training import run as runs
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import QUARTILES, start_state
 
 QUIET = Console(quiet=True)
@@ -125,7 +125,7 @@ def begin(monkeypatch):
         built = experiment.build(tiny.tiny_config(*SMALL, *common, *changes))
         workdir.mkdir(exist_ok=True)
         said = []
-        run = runs.Run(built, experiment.make_source(built.config, "train"), sharding.make_mesh(), workdir, said.append)
+        run = runs.Run(built, sources.open_source(built.config, "train"), sharding.make_mesh(), workdir, said.append)
         loop.loop(run, lambda params: np.zeros((8, 8, 3), np.uint8), QUIET)
         run.said = said
         return run
@@ -299,8 +299,8 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     runs.check_origin(about | {"config": config | {"objective": objective}}, about, "here")
 
 
-def test_a_share_of_pictures_that_does_not_divide_over_the_devices_is_refused():
-    config = tiny.tiny_config("objective.estimate_share=0.5", "batch_size=8", "accumulation=2")
-    loop.check_devices(config, 2)
-    with pytest.raises(UserError, match=r"objective\.estimate_share = 0\.5: .* must divide by 2"):
-        loop.check_devices(config, 4)
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    config = tiny.tiny_config("batch_size=8", "accumulation=2")
+    loop.check_devices(config, 4)
+    with pytest.raises(UserError, match=r"batch_size = 8: .* must divide"):
+        loop.check_devices(config, 3)

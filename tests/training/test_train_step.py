@@ -9,12 +9,12 @@ import tiny
 from jax.sharding import NamedSharding
 
 from benchmarks import agreement, bad_numbers
-from dream_jax import experiment
+from dream_jax import experiment, objectives
 from dream_jax.data import batches
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import loop, train_state, watch
-from dream_jax.training.optimizer import make_optimizer
-from dream_jax.training.train_step import make_losses, make_train_step, rectifies
+from dream_jax.training.train_step import make_losses, make_train_step
 
 BATCH, SIZE, EPOCH = 4, 16, 5
 SMALL = (
@@ -73,7 +73,12 @@ def test_conservative_dream_is_the_standard_objective_before_its_start():
     conservative = small(*CONSERVATIVE)
     standard = small(*CONSERVATIVE, "objective.name=standard")
     assert lowered(conservative, rectify=False).as_text() == lowered(standard).as_text()
-    assert [rectifies(conservative.config, step, EPOCH) for step in (0, 49, 50, 99)] == [False, False, True, True]
+    assert [objectives.rectifies(conservative.config.objective, step, EPOCH) for step in (0, 49, 50, 99)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 class Recorder:
@@ -146,81 +151,13 @@ def test_an_example_is_a_function_of_its_row_and_the_step_only():
     assert not np.any(np.isclose(later[0], half[0], rtol=1e-5))
 
 
-class Scaled:
-    """A network of one number that can be differentiated, and that depends on the level."""
-
-    def apply(self, variables, inputs, level, dropout_keys=None):
-        return jnp.tanh(variables["params"] * inputs[..., -3:] + level[:, None, None, None])
-
-
-def test_a_share_of_the_pictures_trains_on_the_rectified_pair_and_the_others_on_the_standard_one():
-    share, rows = 0.75, [0, 1, 2, 4, 5, 6]
-    batch, step, params = batch_of(range(8)), jnp.int32(3), jnp.float32(0.7)
-    others = np.setdiff1d(range(8), rows)
-
-    def per_example(change, rectify=True):
-        losses = losses_of(small(change, "batch_size=8")._replace(network=Scaled()))
-
-        @jax.jit
-        def both(params):
-            gradient = jax.jacobian(lambda params: losses(params, batch, step, rectify)[0])(params)
-            return losses(params, batch, step, rectify), gradient
-
-        return both(params)
-
-    ((loss, facts), gradient), full, standard = (
-        per_example(f"objective.estimate_share={share}"),
-        per_example("objective.estimate_share=1"),
-        per_example("objective.estimate_share=1", rectify=False),
-    )
-    for chosen, ((their_loss, their_facts), their_gradient) in ((rows, full), (others, standard)):
-        chosen = np.array(chosen)
-        np.testing.assert_allclose(loss[chosen], their_loss[chosen], rtol=1e-5)
-        np.testing.assert_allclose(gradient[chosen], their_gradient[chosen], rtol=1e-5)
-        for name in facts:
-            np.testing.assert_allclose(facts[name][chosen], their_facts[name][chosen], rtol=1e-5)
-    assert not np.any(np.isclose(full[0][0], standard[0][0], rtol=1e-4))
-
-
-def test_the_cheaper_self_estimates_cost_what_they_promise():
-    standard = lowered(small(), rectify=False).cost_analysis()["flops"]
-    for share, pick in ((0.25, "random"), (0.5, "heaviest")):
-        cheaper = lowered(small(f"objective.estimate_share={share}", f"objective.estimate_pick={pick}"))
-        assert cheaper.cost_analysis()["flops"] / standard == pytest.approx(1 + share / 3, rel=0.03)
-
-
-def test_at_their_defaults_the_cheaper_self_estimates_leave_the_program_as_it_is():
-    default = lowered(small()).as_text()
-    same = "objective.estimate_share=1", "objective.estimate_pick=heaviest", "objective.estimate_dtype=float32"
-    assert lowered(small(*same)).as_text() == default
-    # With it the estimate alone is computed in other precision: the program that is differentiated has no bfloat16.
-    cheaper = lowered(small("objective.estimate_dtype=bfloat16")).as_text()
-    assert "bf16" in cheaper and "bf16" not in default
-    count = cheaper.count("stablehlo.convolution"), default.count("stablehlo.convolution")
-    in_bfloat16 = [line for line in cheaper.splitlines() if "stablehlo.convolution" in line and "bf16" in line]
-    assert count[0] == count[1] and 0 < len(in_bfloat16) < count[1] / 3
-
-
-def test_which_pictures_are_estimated_does_not_depend_on_how_the_batch_is_cut():
-    built = small("objective.estimate_share=0.5", "objective.estimate_pick=heaviest", "batch_size=8")
-    losses, params = losses_of(built), weights(built)
-    with tiny.quick_compiles():
-        run = jax.jit(lambda batch: losses(params, batch, jnp.int32(3), True))
-        whole = run(batch_of(range(8)))
-        # All of one shape, so that one program serves them.
-        for rows in ([0, 1], [4, 5], [6, 7]):
-            part = run(batch_of(rows))
-            for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
-                np.testing.assert_allclose(a, b[np.array(rows)], rtol=1e-5)
-    assert np.count_nonzero(whole[1]["lam"]) == 4
-
-
 def test_steps_that_rectify():
     def steps(*changes, count=12):
         config = tiny.tiny_config(*changes)
-        return [step for step in range(count) if rectifies(config, step, EPOCH)]
+        return [step for step in range(count) if objectives.rectifies(config.objective, step, EPOCH)]
 
     assert steps() == list(range(12))
+    assert steps("objective.p=None") == steps("objective.name=standard") == []
     assert steps("objective.estimate_every=4") == [0, 4, 8]
     assert steps("objective.start_step=7") == [7, 8, 9, 10, 11]
     assert steps("objective.start_step=7", "objective.start_epoch=2") == [10, 11]

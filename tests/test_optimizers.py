@@ -8,8 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dream_jax.errors import UserError
+from dream_jax.optimizers import OPTIMIZERS, make_optimizer
 from dream_jax.training import train_state
-from dream_jax.training.optimizer import OPTIMIZERS, make_optimizer
 
 PARAMS = {"w": jnp.array([3.0, -4.0]), "b": jnp.array(2.0)}
 GRADIENT = {"w": jnp.array([0.3, -0.6]), "b": jnp.array(0.0)}

@@ -1,0 +1,158 @@
+"""Whether a config makes sense: each key by itself, and keys that must fit each other."""
+
+import difflib
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from dream_jax import objectives
+from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
+from dream_jax.diffusion import KINDS
+from dream_jax.errors import UserError
+from dream_jax.networks import NETWORKS
+from dream_jax.noise_schedule import SCHEDULES
+from dream_jax.tasks import TASKS
+
+_KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    tuple: "a list like 1,2,4",
+}
+
+
+def validate(config: ConfigDict) -> FrozenConfigDict:
+    """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
+    try:
+        check_types(config)
+        _check_each(config)
+        for check in (_check_batch, _check_data, _check_families, _check_sizes, _check_sampling, _check_evaluation):
+            check(config)
+    except RecursionError as error:
+        raise UserError("the config holds a section within itself") from error
+    return FrozenConfigDict(config)
+
+
+def check_types(config) -> None:
+    """Raises UserError for a key that the table does not have, and for a value of another type than there."""
+    for key, value in flatten(config).items():
+        if key not in KEYS:
+            raise unknown(key, KEYS)
+        kind = KEYS[key].kind
+        fits = isinstance(value, (int, float) if kind is float else kind) and (type(value) is not bool or kind is bool)
+        if value is not None and not fits:
+            raise UserError(f"config key {key!r} takes {kind_name(kind)}, not {cut(value)}")
+
+
+def unknown(key, known) -> UserError:
+    """What to say of a key that is not among the known ones."""
+    inside = [name for name in known if name.startswith(key + ".")]
+    near = inside[:3] or difflib.get_close_matches(key[:200], known, n=1, cutoff=0)
+    return UserError(f"config key {cut(key)} is unknown; did you mean {' or '.join(map(repr, near))}?")
+
+
+def kind_name(kind: type) -> str:
+    """What values of a type are called."""
+    return _KIND_NAMES.get(kind, kind.__name__)
+
+
+def cut(value) -> str:
+    """A value for a message, not longer than a few lines."""
+    said = repr(value)
+    return said if len(said) <= 200 else f"{said[:200]}..."
+
+
+def _require(condition, config, key, allowed):
+    if not condition:
+        raise UserError(f"{key} = {cut(flatten(config)[key])}: {allowed}")
+
+
+def _check_each(config):
+    flat = flatten(config)
+    if missing := [name for name in KEYS if name not in flat]:
+        raise UserError(f"the config lacks a key: {missing[0]}; build it on configs/base.py")
+    for name, key in KEYS.items():
+        value = flat[name]
+        _require(value is not None or key.optional, config, name, "it must have a value")
+        if value is None:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                most = MOST_SEED if "seed" in name else MOST
+                _require(number <= most, config, name, f"it must be at most {most}")
+                _require(number >= -MOST - 1, config, name, "it must not be negative")
+        allowed = key.allowed(value)
+        _require(allowed is None, config, name, allowed)
+        for number in value if isinstance(value, tuple) else (value,):
+            # What is finite in float32.
+            _require(not isinstance(number, float) or abs(number) < 2.0**127, config, name, "it must be finite")
+
+
+def _check_batch(config):
+    divides = config.batch_size % config.accumulation == 0
+    _require(divides, config, "batch_size", f"it must divide by accumulation = {config.accumulation}")
+
+
+def _check_data(config):
+    c = config.data
+    _require(c.folder is None or c.tfds is None, config, "data.tfds", "give data.folder or it, not both")
+    alone = c.eval_folder is None or c.folder is not None
+    _require(alone, config, "data.eval_folder", "it goes with data.folder, the pictures to train on")
+    same = c.tfds is not None and c.eval_split == c.train_split
+    _require(not same, config, "data.eval_split", "it must differ from data.train_split: it is never trained on")
+
+
+def _check_families(config):
+    """What a schedule, a task and an objective say of their settings and of each other."""
+    schedule, task = SCHEDULES[config.schedule.name](config.schedule), TASKS[config.task.name](config.task)
+    c = config.objective
+    _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
+    objectives.chosen(c).check(config, task)
+    straight = np.allclose(schedule.alpha + schedule.sigma, 1)
+    fits = KINDS[c.kind].straight == straight
+    _require(fits, config, "objective.kind", "the kind flow and the schedule flow go together")
+
+
+def _check_sizes(config):
+    task, entry = TASKS[config.task.name](config.task), NETWORKS[config.network.name]
+    network = entry.build(config, task, jnp.float32)
+    readers = [name for name, other in NETWORKS.items() if other.load]
+    known = config.network.weights is None or entry.load is not None
+    _require(known, config, "network.weights", f"they are read for the network {', '.join(readers)} only")
+    for key in ("image_size", "evaluation.crop"):
+        size = flatten(config)[key]
+        if size is None:
+            continue
+        downsampled = size % network.divisor == 0
+        _require(downsampled, config, key, f"it must divide by {network.divisor}, by which the network downsamples")
+        _require(
+            size % task.divisor == 0,
+            config,
+            key,
+            f"it must divide by {task.divisor}, by which the task shrinks pictures",
+        )
+
+
+def _check_sampling(config):
+    c, task = config.sampling, TASKS[config.task.name](config.task)
+    least = c.eps_scale + c.eps_scale_slope
+    _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
+    _require(task.project or not c.project, config, "sampling.project", "it is for super-resolution")
+    alone = c.start_seed is None or task.paired
+    _require(alone, config, "sampling.start_seed", "it is for super-resolution; all pictures would be the same one")
+    limit = config.schedule.num_steps
+    for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
+        allowed = all(value <= limit for value in steps)
+        _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
+
+
+def _check_evaluation(config):
+    c, task = config.evaluation, TASKS[config.task.name](config.task)
+    paired = task.paired or not any(name.startswith("lpips") for name in c.learned)
+    _require(paired, config, "evaluation.learned", "lpips compares with originals, which an unconditional model lacks")
+    key = "image_size" if c.crop is None else "evaluation.crop"
+    for name, least in (("lpips_alex", 31), ("lpips_squeeze", 17)):
+        large = name not in c.learned or flatten(config)[key] >= least
+        _require(large, config, key, f"{name} needs pictures of at least {least} pixels")

@@ -1,0 +1,308 @@
+"""Every key of a config, in one table: its default, what it is, and what it may be.
+
+The table is read by `defaults`, by checking, by the command line, and by docs/keys.md. To add a key, add its line.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, samplers, sampling
+from dream_jax.metrics import weights
+from dream_jax.networks import NETWORKS
+from dream_jax.tasks import TASKS, resize
+
+# Whole numbers without a bound of their own end here; seeds use all 32 bits.
+MOST = 2**31 - 1
+MOST_SEED = 2**32 - 1
+
+
+class Key(NamedTuple):
+    """One key.
+
+    Attributes:
+      default: its value where nothing is said.
+      about: what it is, for a person.
+      allowed: `value -> None, or what is allowed instead`.
+      optional: the type of its values, where None is one of them.
+    """
+
+    default: object
+    about: str
+    allowed: Callable[[object], str | None] = lambda value: None
+    optional: type | None = None
+
+    @property
+    def kind(self) -> type:
+        return self.optional or type(self.default)
+
+
+def whole(least: int = 1, most: int = MOST):
+    """Whole numbers of this range."""
+
+    def allowed(value):
+        if value < least:
+            return "it must not be negative" if least == 0 else f"it must be at least {least}"
+        return f"it must be at most {most}" if value > most else None
+
+    return allowed
+
+
+def number(test: Callable[[float], bool], said: str):
+    """Numbers that pass a test, which says what it wants."""
+    return lambda value: None if test(value) else said
+
+
+def one_of(family):
+    """A name of a family's table."""
+    return lambda value: None if value in family else f"choose one of {', '.join(family)}"
+
+
+def names_of(family, least: int = 0):
+    """A list of names of a family's table."""
+
+    def allowed(value):
+        if len(value) < least:
+            return "it must name at least one"
+        return None if all(name in family for name in value) else f"choose from {', '.join(family)}"
+
+    return allowed
+
+
+def seeds(value):
+    """A seed, or a list of different ones."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not values:
+        return "it must name at least one"
+    if len(set(values)) < len(values):
+        return "each once"
+    good = all(isinstance(seed, int) and 0 <= seed <= MOST_SEED for seed in values)
+    return None if good else "a seed is a whole number from 0 to 2^32 - 1"
+
+
+def step_counts(value):
+    """A list of sampling steps; `checks` holds them against the noise schedule."""
+    if not value:
+        return "it must name at least one"
+    good = all(isinstance(steps, int) and steps >= 1 for steps in value)
+    return None if good else "sampling steps are whole numbers, from 1 on"
+
+
+def multipliers(value):
+    """Channels by level, over network.channels."""
+    good = 0 < len(value) <= 16 and all(isinstance(m, int) and 1 <= m <= 2**10 for m in value)
+    return None if good else "a list of up to 16 whole numbers from 1 to 1024"
+
+
+def betas(value):
+    """Adam's two decay rates."""
+    good = len(value) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in value)
+    return None if good else "two numbers from 0 to 1 (excluded), like 0.9,0.999"
+
+
+POSITIVE = number(lambda value: math.isfinite(value) and value > 0, "it must be greater than 0")
+NOT_NEGATIVE = number(lambda value: math.isfinite(value) and value >= 0, "it must be finite and not negative")
+FRACTION = number(lambda value: 0 <= value <= 1, "it must lie between 0 and 1")
+LARGE_SIDE, LARGE_COUNT, LARGE_CHANNELS = 2**13, 2**20, 2**14  # what no machine has the time or memory for
+DTYPES = ("auto", "float32", "bfloat16", "float64")
+
+KEYS = {
+    "seed": Key(0, "of the weights, the order of pictures, and all training noise", seeds),
+    "steps": Key(10_000, "updates in all", whole(0)),
+    "epochs": Key(None, "instead of steps: passes over the training pictures", whole(), int),
+    "batch_size": Key(16, "pictures an update, over all devices", whole(1, LARGE_COUNT)),
+    "accumulation": Key(1, "microbatches that each update is computed in", whole(1, LARGE_COUNT)),
+    "image_size": Key(128, "side of the square training crop, pixels", whole(16, LARGE_SIDE)),
+    "compute_dtype": Key(
+        "auto", "float32, bfloat16, float64; auto is bfloat16 on GPU and TPU, float32 on CPU", one_of(DTYPES)
+    ),
+    "deterministic": Key(False, "on GPU: the same bits in every run, which CPUs give anyway; slower"),
+    "ema_decay": Key(0.9999, "of the averaged weights that are used", FRACTION),
+    "task.name": Key("super_resolution", "what is trained", one_of(TASKS)),
+    "task.scale": Key(4, "super_resolution: how many times pictures are enlarged", whole(1, LARGE_SIDE)),
+    "task.kernel": Key("pil_bicubic", "super_resolution: the kernel that shrinks and enlarges", one_of(resize.KERNELS)),
+    "task.residual": Key(False, "model the difference to the enlarged picture instead of the picture"),
+    "task.gain": Key(1.0, "the difference is multiplied by this", POSITIVE),
+    "schedule.name": Key("linear", "the noise schedule", one_of(noise_schedule.SCHEDULES)),
+    "schedule.num_steps": Key(2000, "steps of the noise schedule", whole(1, LARGE_COUNT)),
+    "schedule.beta_start": Key(1e-6, "linear"),
+    "schedule.beta_end": Key(1e-2, "linear"),
+    "schedule.beta_min": Key(1e-4, "cosine"),
+    "schedule.beta_max": Key(0.9999, "cosine"),
+    "schedule.continuous": Key(True, "draw levels between table entries, not only at them"),
+    "schedule.per_example": Key(True, "draw t for every example, not one for the batch"),
+    "objective.name": Key("dream", "what is minimised; standard is without DREAM", one_of(objectives.OBJECTIVES)),
+    "objective.kind": Key("eps", "what the network predicts", one_of(diffusion.KINDS)),
+    "objective.distance": Key("l1", "between prediction and target", one_of(dream.DISTANCES)),
+    "objective.weight": Key("power", "dream: the family of the rectification weight lam", one_of(dream.WEIGHTS)),
+    "objective.p": Key(
+        1.0,
+        "power: lam = sigma^p; None is the same as objective.name = standard",
+        number(
+            lambda p: math.isfinite(p) and p >= 0,
+            "it must be finite and not negative; to switch DREAM off use null (None)",
+        ),
+        float,
+    ),
+    # Beyond 50 the weight is a step at the last level, and its exponential leaves float32.
+    "objective.rate": Key(
+        5.0, "exponential", number(lambda rate: 0 < rate <= 50, "it must lie between 0 (excluded) and 50")
+    ),
+    "objective.threshold": Key(0.5, "step", FRACTION),
+    "objective.minimum": Key(0.0, "the weight runs from here", FRACTION),
+    "objective.maximum": Key(1.0, "to here", FRACTION),
+    "objective.start_epoch": Key(0, "the standard objective before", whole(0)),
+    "objective.start_step": Key(0, "the same in steps; the later of the two counts", whole(0)),
+    "objective.ramp_epochs": Key(0, "the weight grows over these, counted from epoch 0", whole(0)),
+    "objective.mix": Key(0.7, "conservative_dream: the share of the standard loss", FRACTION),
+    "objective.estimate_every": Key(1, "dream: all steps but every so many-th are of the standard objective", whole()),
+    "objective.min_snr_gamma": Key(
+        None, "weight losses by min(snr, gamma) on x0's error; 5.0 is usual", POSITIVE, float
+    ),
+    "network.name": Key("sr3", "the network", one_of(NETWORKS)),
+    "network.channels": Key(64, "at full resolution", whole(1, LARGE_CHANNELS)),
+    "network.channel_multipliers": Key((1, 2, 4, 8, 8), "channels of each level, over those", multipliers),
+    "network.attention_resolutions": Key((16,), "feature-map sides at the training size"),
+    "network.num_res_blocks": Key(2, "residual blocks of each level", whole(1, 64)),
+    "network.norm_groups": Key(32, "groups of every GroupNorm", whole(1, LARGE_CHANNELS)),
+    "network.num_heads": Key(8, "generation: of every attention", whole(1, LARGE_CHANNELS)),
+    "network.dropout": Key(
+        0.0, "inside the residual blocks", number(lambda rate: 0 <= rate < 1, "it must lie between 0 and 1 (excluded)")
+    ),
+    "network.weights": Key(None, "sr3: start from official PyTorch weights, .pth or .safetensors", optional=str),
+    "network.patch": Key(
+        1, "sr3: work on patches of this many pixels a side, for a cheap network", whole(1, LARGE_SIDE)
+    ),
+    "network.remat": Key(False, "recompute blocks in the backward pass to save memory"),
+    "optimizer.name": Key("adam", "the optimizer", one_of(optimizers.OPTIMIZERS)),
+    "optimizer.learning_rate": Key(1e-4, "after the warmup", NOT_NEGATIVE),
+    "optimizer.warmup_steps": Key(0, "over which the rate grows to it", whole(0)),
+    "optimizer.betas": Key((0.9, 0.999), "of adam and adamw", betas),
+    "optimizer.epsilon": Key(1e-8, "of adam and adamw", NOT_NEGATIVE),
+    "optimizer.weight_decay": Key(0.0, "adamw", NOT_NEGATIVE),
+    "optimizer.clip": Key(None, "the gradient's largest global norm", POSITIVE, float),
+    "data.folder": Key(
+        None, "of pictures to train on; else tfds; else the photographs within scikit-image", optional=str
+    ),
+    "data.eval_folder": Key(None, "of pictures to evaluate on; else a share of folder is held out", optional=str),
+    "data.eval_percent": Key(10, "that share", number(lambda share: 0 < share < 100, "it must lie between 0 and 100")),
+    "data.tfds": Key(None, "name of a prepared TensorFlow Datasets dataset", optional=str),
+    "data.tfds_dir": Key(None, "where it lies; ~/tensorflow_datasets", optional=str),
+    "data.image_key": Key(None, "the feature that holds the pictures", optional=str),
+    "data.train_split": Key("train", "tfds: the split to train on"),
+    "data.eval_split": Key("test", "tfds: the split to evaluate on"),
+    "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),
+    "data.flip": Key(True, "mirror at random"),
+    "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
+    "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),
+    "data.workers": Key(2, "threads that read", whole(1, 2**10)),
+    "mesh.shard": Key(1, "devices that each copy of the training state is spread over", whole()),
+    "log_every": Key(100, "steps between lines of the log", whole()),
+    "checkpoint.every": Key(1000, "steps", whole()),
+    "checkpoint.keep": Key(2, "the newest", whole()),
+    "checkpoint.keep_best": Key(0, "and so many with the lowest mean loss since the line of the log before", whole(0)),
+    "checkpoint.directory": Key(None, "workdir/checkpoints; may be a bucket", optional=str),
+    "supervision.hang_minutes": Key(
+        20.0, "without a step: the run says where it hangs, and ends; None is never", POSITIVE, float
+    ),
+    "supervision.first_minutes": Key(60.0, "the same for the first step, which is compiled", POSITIVE),
+    "supervision.heartbeat_seconds": Key(30, "of silence, after which a process is lost and ends the others", whole()),
+    "supervision.meet_seconds": Key(300, "that processes wait for each other at the start", whole()),
+    "watch.not_finite": Key(
+        "stop",
+        "at a loss or gradient that is not finite, which is never applied: stop; skip the step; or rollback, to go on "
+        "from the last checkpoint without that step",
+        one_of(("stop", "skip", "rollback")),
+    ),
+    "watch.rise": Key(
+        "warn",
+        "when the loss rises and stays up: off, warn, or rollback to before it",
+        one_of(("off", "warn", "rollback")),
+    ),
+    "watch.deviations": Key(
+        1.0, "what a loss may lie above its mean, in mean absolute deviations of its logarithm", NOT_NEGATIVE
+    ),
+    "watch.threshold": Key(20.0, "the sum of what is beyond that, at most 3 a step, that makes a rise", NOT_NEGATIVE),
+    "watch.memory": Key(1000, "steps that the mean goes back", whole()),
+    "watch.warmup": Key(200, "steps before the loss is watched", whole()),
+    "watch.limit": Key(
+        5, "stop at so many steps in a row that are not finite, or rollbacks to one checkpoint", whole()
+    ),
+    "sampling.spacing": Key("uniform_t", "of the sampling levels", one_of(samplers.SPACINGS)),
+    "sampling.eta": Key(0.0, "the noise that ddim adds: from 0, none, to 1, as much as ddpm", FRACTION),
+    "sampling.momentum": Key(
+        0.8,
+        "ghvb: above 0, to 1, which is none; below 1 damps its moves",
+        number(lambda beta: 0 < beta <= 1, "it must lie between 0 (excluded) and 1"),
+    ),
+    "sampling.clip": Key(
+        "range", "of predicted pictures, to [-1, 1]; or dynamic (thresholding), none", one_of(sampling.LIMITS)
+    ),
+    "sampling.percentile": Key(0.995, "dynamic: the share of values that is kept", FRACTION),
+    "sampling.eps_scale": Key(
+        1.0, "epsilon scaling: predicted noise is divided by eps_scale + eps_scale_slope t / T", POSITIVE
+    ),
+    "sampling.eps_scale_slope": Key(0.0, "see eps_scale"),
+    "sampling.shift_window": Key(
+        0.0, "time-shift: times, in steps of the schedule, to choose from; 0 is off", NOT_NEGATIVE
+    ),
+    "sampling.shift_cutoff": Key(0.0, "time-shift: only at times above it", NOT_NEGATIVE),
+    "sampling.project": Key(False, "super_resolution: pull predictions to what shrinks to the low-resolution picture"),
+    "sampling.start_seed": Key(None, "one starting noise for all pictures, instead of one for each", seeds, int),
+    "samples.every": Key(1000, "steps between the grids that are drawn during training", whole()),
+    "samples.count": Key(4, "pictures in a grid", whole(1, 2**12)),
+    "samples.sampler": Key("ddim", "of these grids", one_of(sampling.SAMPLERS)),
+    "samples.steps": Key(20, "network evaluations", whole()),
+    "evaluation.samplers": Key(("ddim", "ddpm"), "to measure", names_of(sampling.SAMPLERS, least=1)),
+    "evaluation.steps": Key((1, 5, 10, 50), "network evaluations", step_counts),
+    "evaluation.pictures": Key(100, "at most", whole()),
+    "evaluation.crop": Key(None, "side of the middle crop; image_size", whole(16, LARGE_SIDE), int),
+    "evaluation.batch_size": Key(8, "pictures at once", whole(1, LARGE_COUNT)),
+    "evaluation.seeds": Key((0,), "of the noise; with several, tables hold mean and spread", seeds),
+    "evaluation.protocol": Key(
+        "standard", "or dream_official: with the conventions of that code", one_of(("standard", "dream_official"))
+    ),
+    "evaluation.learned": Key(
+        (), "measures that need networks: lpips_alex, lpips_vgg, lpips_squeeze, inception", names_of(weights.FILES)
+    ),
+    "evaluation.weights": Key(None, "folder of these networks' weights; ~/.cache/dream_jax/weights", optional=str),
+}
+
+
+def defaults() -> ConfigDict:
+    """A config of all defaults, in sections, that takes no other keys."""
+    return nest({name: key.default for name, key in KEYS.items()}).lock()
+
+
+def flatten(config, prefix: str = "") -> dict:
+    """{"a.b": value} for every key of a config, or of nested dicts."""
+    flat = {}
+    for key, value in config.items():
+        inside = isinstance(value, ConfigDict | dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return flat
+
+
+def nest(flat: dict) -> ConfigDict:
+    """The config of {"a.b": value}; keys that may be None are placeholders, and lists become tuples."""
+    config = ConfigDict()
+    for name, value in flat.items():
+        *sections, leaf = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        if name in KEYS and KEYS[name].optional:
+            section[leaf] = placeholder(KEYS[name].optional)
+        section[leaf] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def markdown() -> str:
+    """The table as docs/keys.md holds it."""
+    rows = [f"| `{name}` | `{key.default}` | {key.about} |" for name, key in KEYS.items()]
+    return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows]) + "\n"

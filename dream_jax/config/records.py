@@ -1,0 +1,96 @@
+"""Configs of runs, as their workdirs and checkpoints record them."""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dream_jax.config import keys
+from dream_jax.config.keys import flatten
+from dream_jax.errors import UserError, shown
+
+# A run may go on with other values of these: they do not change what the steps before would have been.
+CHANGEABLE = (
+    *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best", "samples.", "sampling."),
+    *("evaluation.", "data.workers", "data.cache_dir", "supervision.", "watch.", "deterministic"),
+)
+
+# Keys of training that came later, and what runs without them did.
+_ADDED = {"objective.start_step": 0, "objective.estimate_every": 1}
+
+# Keys that are gone, and their one value that this version still does.
+_GONE = {
+    "objective.estimate_share": 1.0,
+    "objective.estimate_pick": None,
+    "objective.estimate_dtype": "same",
+}
+
+# Bytes of a config.json.
+_LONGEST = 2**20
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Writes a config as JSON, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> ConfigDict:
+    """The config of a workdir, from its config.json; keys that came after the run are filled in with what it did.
+
+    Raises UserError for a file that is missing, damaged or of another program.
+    """
+    name = shown(path)
+    try:
+        if not path.exists():
+            raise UserError(f"{name}: not found; is {shown(path.parent)} the workdir of a training run?")
+        # A named pipe would block the reader for ever.
+        if not path.is_file():
+            raise UserError(f"{name}: not a config of this program")
+        with path.open("rb") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise UserError(f"{name}: not a config of this program, which are shorter than {_LONGEST} bytes")
+        return from_record(json.loads(text))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{name}: not a config of this program ({shown(error)[:300]})") from None
+
+
+def from_record(values: dict) -> ConfigDict:
+    """The config that a run recorded, with the keys that came later and without those that are gone."""
+    kept = flatten(values)
+    if "evaluation.seed" in kept:
+        kept["evaluation.seeds"] = (kept.pop("evaluation.seed"),)
+    if "evaluation.ddim_eta" in kept:
+        kept["sampling.eta"] = kept.pop("evaluation.ddim_eta")
+    _drop_gone(kept)
+    known = {name: key.default for name, key in keys.KEYS.items()} | _ADDED
+    flat = {key: value for key, value in kept.items() if key in known or not key.startswith(CHANGEABLE)}
+    later = (*CHANGEABLE, *_ADDED)
+    flat |= {key: value for key, value in known.items() if key not in kept and key.startswith(later)}
+    return keys.nest(flat)
+
+
+def _drop_gone(flat):
+    estimates_all = flat.get("objective.estimate_share", 1.0) == 1.0
+    for key, value in _GONE.items():
+        had = flat.pop(key, value)
+        # Which pictures are estimated says nothing where all of them are.
+        if had != value and not (value is None and estimates_all):
+            raise UserError(
+                f"the run was trained with {key} = {had}, which this version does not have; use the version that "
+                "trained it, or begin anew"
+            )
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line for each key in which a run cannot be continued: `key: old -> new`."""
+    old, new = flatten(old), flatten(new)
+    names = [key for key in sorted(old.keys() | new.keys()) if not key.startswith(CHANGEABLE)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in names if old.get(key) != new.get(key)]

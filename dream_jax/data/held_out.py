@@ -1,0 +1,26 @@
+"""The pictures that models are evaluated on."""
+
+import numpy as np
+
+from dream_jax.data import sources
+
+
+def middle_crops(source, crop: int, count: int, resize: int | None = None) -> np.ndarray:
+    """The middle crop of the first `count` pictures, in order: uint8 [N, crop, crop, 3]."""
+
+    def middle(picture):
+        top, left = ((side - crop) // 2 for side in picture.shape[:2])
+        return picture[top : top + crop, left : left + crop]
+
+    return np.stack([middle(sources.fit(source, index, crop, resize)) for index in range(min(count, len(source)))])
+
+
+def side_of(config) -> int:
+    """The side of the middle crops that are evaluated."""
+    return config.image_size if config.evaluation.crop is None else config.evaluation.crop
+
+
+def eval_pictures(config, split: str = "eval") -> np.ndarray:
+    """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3]: held-out ones, or of split "train"."""
+    source = sources.open_source(config, split)
+    return middle_crops(source, side_of(config), config.evaluation.pictures, resize=config.data.resize)

@@ -101,6 +101,9 @@ def fake(residual_of, *changes, step=1):
     """A model whose network, of x0 residuals, is a plain function of (inputs [cond, x_t], level)."""
 
     class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
         def apply(self, variables, inputs, level, dropout_keys=None):
             return residual_of(inputs[..., 3:], level)
 
@@ -238,6 +241,9 @@ def test_unconditional_models_are_measured_as_sets():
     changes = "task.name=unconditional", "evaluation.pictures=2"
 
     class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
         def apply(self, variables, inputs, level, dropout_keys=None):
             return 0 * inputs
 

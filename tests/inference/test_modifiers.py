@@ -173,6 +173,9 @@ ALL = (
 
 def test_all_modifiers_combine_with_every_sampler():
     class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
         def apply(self, variables, inputs, level, dropout_keys=None):
             assert level.shape == inputs.shape[:1]
             return 0.5 * jnp.tanh(inputs[..., 3:])
@@ -194,6 +197,9 @@ def test_all_modifiers_combine_with_every_sampler():
 
 def test_every_modifier_changes_the_result():
     class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
         def apply(self, variables, inputs, level, dropout_keys=None):
             return 2 * jnp.tanh(inputs[..., 3:]) * (1 - 0.5 * level[:, None, None, None])
 

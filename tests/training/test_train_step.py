@@ -87,6 +87,9 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
+    def told(self, schedule, alpha):
+        return alpha
+
     def apply(self, variables, inputs, level, dropout_keys=None):
         # The condition comes first.
         x = inputs[..., -3:]

@@ -38,7 +38,7 @@ def train(options, rest, console):
 def evaluate(options, rest, console):
     from dream_jax import experiment
     from dream_jax.evaluation import gap, measuring
-    from dream_jax.files import results
+    from dream_jax.files.names import check_output
     from dream_jax.inference import trained
 
     finding = options.find_start is not None
@@ -50,7 +50,7 @@ def evaluate(options, rest, console):
     kind = "gap" if options.gap else "start" if finding else "evaluation"
     output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
     models = {name: trained.load(workdir, rest) for name, workdir in names.items()}
-    results.check_output(output)
+    check_output(output)
     model = next(iter(models.values()))
     if finding:
         return _find_start(options, model, output, console)
@@ -81,7 +81,8 @@ def _names(workdirs):
 def _find_start(options, model, output, console):
     from dream_jax import experiment
     from dream_jax.evaluation import measuring
-    from dream_jax.files import results
+    from dream_jax.files import atomic
+    from dream_jax.files.names import set_aside
 
     config = model.experiment.config
     pictures = experiment.eval_pictures(config, "train")
@@ -91,14 +92,14 @@ def _find_start(options, model, output, console):
     mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
     console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
     if not options.overwrite:
-        results.set_aside(output, [output])
+        set_aside(output, [output])
     settings = {
         "sampler": config.evaluation.samplers[0],
         "steps": config.evaluation.steps[0],
         "side": experiment.eval_side(config),
     }
     about = {"protocol": "find_start", "step": model.step, "pictures": len(pictures), **settings}
-    results.write_json(about | {"ranking": ranking}, output)
+    atomic.write_json(about | {"ranking": ranking}, output)
     console.print(f"ranking: {output}", markup=False)
 
 

@@ -6,7 +6,6 @@ import difflib
 import functools
 import json
 import math
-import os
 import runpy
 import sys
 from fractions import Fraction
@@ -17,6 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, noise_schedule, samplers, sampling
 from dream_jax.errors import UserError, shown
+from dream_jax.files import atomic
 from dream_jax.metrics import weights
 from dream_jax.tasks import resize
 from dream_jax.training import optimizer, watch
@@ -243,9 +243,8 @@ def _name(kind):
 
 
 def save(config: ConfigDict, path) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(temporary, path)
+    """Writes a config as the config.json of a workdir."""
+    atomic.write_json(config.to_dict(), path)
 
 
 def read(path) -> ConfigDict:

@@ -236,7 +236,7 @@ def make_restore(workdir):
 
     from dream_jax import config, experiment
     from dream_jax.runtime import sharding
-    from dream_jax.training import checkpoint
+    from dream_jax.training import checkpoint, integrity
     from dream_jax.training.optimizer import make_optimizer
     from dream_jax.training.train_step import start_state
 
@@ -248,7 +248,7 @@ def make_restore(workdir):
     def restore(directory):
         told = []
         state, _ = checkpoint.restore(directory, shapes, layout, told.append, move=True)
-        return int(state.step), checkpoint.describe(state), told
+        return int(state.step), integrity.describe(state), told
 
     return restore
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from dream_jax import config as configs
@@ -15,7 +13,7 @@ from dream_jax.errors import UserError
 from dream_jax.evaluation import measuring
 from dream_jax.files import grids
 from dream_jax.inference import drawing
-from dream_jax.runtime import lock, sharding
+from dream_jax.runtime import consensus, lock, sharding
 from dream_jax.training import loop, mirror
 from dream_jax.training.run import Run
 from dream_jax.training.train_state import TrainState
@@ -151,7 +149,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
 
 def _train_and_evaluate(config, workdir, console):
     chief = jax.process_index() == 0
-    sharding.synchronise("workdir")
+    consensus.synchronise("workdir")
     experiment = experiments.build(config)
     source = experiments.make_source(config, "train")
     held_out = experiments.eval_pictures(config)
@@ -165,7 +163,7 @@ def _train_and_evaluate(config, workdir, console):
     loop.introduce(console, run, source, held_out, mesh)
     loop.loop(run, _make_sampler(experiment, held_out, mesh), console)
     # Only process 0 is sure to see the workdir.
-    evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(chief and _is_evaluated(workdir, start))))
+    (evaluated,) = consensus.of_first([chief and _is_evaluated(workdir, start)])
     if resumed and start >= run.total and evaluated:
         console.print(
             f"this run has its {run.total} steps already; to go on give a larger --config.steps, to measure it again"

@@ -31,7 +31,8 @@ from dream_jax import config as configs
 from dream_jax import experiment, metrics, objectives
 from dream_jax.data import batches, held_out, sources
 from dream_jax.evaluation import gap
-from dream_jax.files import results
+from dream_jax.files import atomic
+from dream_jax.files.names import check_output, set_aside
 from dream_jax.inference import drawing
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
@@ -163,7 +164,7 @@ def study(options, console) -> dict:
             rows.append(row | measure(way.state.ema))
             console.print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()))
         # What a stop would lose.
-        results.write_csv(rows, options.output.with_suffix(".unfinished.csv"))
+        atomic.write_csv(rows, options.output.with_suffix(".unfinished.csv"))
     minutes = (time.perf_counter() - start) / 60
 
     models = {way.name: drawing.Model(way.experiment, way.state.ema, way.steps, mesh, way.name) for way in ways}
@@ -243,13 +244,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="the record, .json")
     parser.add_argument("--cache-dir", help="prepared pictures; ~/.cache/dream_jax")
     options = parser.parse_args()
-    results.check_output(options.output)
+    check_output(options.output)
     console = Console(width=200)
     record = study(options, console)
-    results.set_aside(options.output, [options.output.with_suffix(s) for s in (".json", ".csv", ".png")])
-    results.write_csv(record["rows"], options.output.with_suffix(".csv"))
+    set_aside(options.output, [options.output.with_suffix(s) for s in (".json", ".csv", ".png")])
+    atomic.write_csv(record["rows"], options.output.with_suffix(".csv"))
     plot(record, options.output.with_suffix(".png"))
-    results.write_json(record, options.output)
+    atomic.write_json(record, options.output)
     options.output.with_suffix(".unfinished.csv").unlink()
     print(table(record))
     return 0

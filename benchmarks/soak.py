@@ -237,7 +237,7 @@ def make_restore(workdir):
     from dream_jax import config, experiment
     from dream_jax.optimizers import make_optimizer
     from dream_jax.runtime import sharding
-    from dream_jax.training import checkpoint
+    from dream_jax.training import checkpoint, integrity
     from dream_jax.training.train_step import start_state
 
     built = experiment.build(config.read(workdir / "config.json"))
@@ -248,7 +248,7 @@ def make_restore(workdir):
     def restore(directory):
         told = []
         state, _ = checkpoint.restore(directory, shapes, layout, told.append, move=True)
-        return int(state.step), checkpoint.describe(state), told
+        return int(state.step), integrity.describe(state), told
 
     return restore
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from dream_jax import config as configs
@@ -15,7 +13,7 @@ from dream_jax.errors import UserError
 from dream_jax.evaluation import measuring
 from dream_jax.files import grids
 from dream_jax.inference import drawing
-from dream_jax.runtime import lock, sharding
+from dream_jax.runtime import consensus, lock, sharding
 from dream_jax.training import loop, mirror
 from dream_jax.training.run import Run
 from dream_jax.training.train_state import TrainState
@@ -37,7 +35,7 @@ def train(options, rest, console):
 
 def evaluate(options, rest, console):
     from dream_jax.evaluation import gap, measuring
-    from dream_jax.files import results
+    from dream_jax.files.names import check_output
     from dream_jax.inference import trained
 
     finding = options.find_start is not None
@@ -49,7 +47,7 @@ def evaluate(options, rest, console):
     kind = "gap" if options.gap else "start" if finding else "evaluation"
     output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
     models = {name: trained.load(workdir, rest) for name, workdir in names.items()}
-    results.check_output(output)
+    check_output(output)
     model = next(iter(models.values()))
     if finding:
         return _find_start(options, model, output, console)
@@ -79,7 +77,8 @@ def _names(workdirs):
 
 def _find_start(options, model, output, console):
     from dream_jax.evaluation import measuring
-    from dream_jax.files import results
+    from dream_jax.files import atomic
+    from dream_jax.files.names import set_aside
 
     config = model.experiment.config
     pictures = held_out.eval_pictures(config, "train")
@@ -89,14 +88,14 @@ def _find_start(options, model, output, console):
     mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
     console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
     if not options.overwrite:
-        results.set_aside(output, [output])
+        set_aside(output, [output])
     settings = {
         "sampler": config.evaluation.samplers[0],
         "steps": config.evaluation.steps[0],
         "side": held_out.side_of(config),
     }
     about = {"protocol": "find_start", "step": model.step, "pictures": len(pictures), **settings}
-    results.write_json(about | {"ranking": ranking}, output)
+    atomic.write_json(about | {"ranking": ranking}, output)
     console.print(f"ranking: {output}", markup=False)
 
 
@@ -148,7 +147,7 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
 
 def _train_and_evaluate(config, workdir, console):
     chief = jax.process_index() == 0
-    sharding.synchronise("workdir")
+    consensus.synchronise("workdir")
     experiment = experiments.build(config)
     source = sources.open_source(config, "train")
     pictures = held_out.eval_pictures(config)
@@ -162,7 +161,7 @@ def _train_and_evaluate(config, workdir, console):
     loop.introduce(console, run, source, pictures, mesh)
     loop.loop(run, _make_sampler(experiment, pictures, mesh), console)
     # Only process 0 is sure to see the workdir.
-    evaluated = bool(multihost_utils.broadcast_one_to_all(np.int32(chief and _is_evaluated(workdir, start))))
+    (evaluated,) = consensus.of_first([chief and _is_evaluated(workdir, start)])
     if resumed and start >= run.total and evaluated:
         console.print(
             f"this run has its {run.total} steps already; to go on give a larger --config.steps, to measure it again"

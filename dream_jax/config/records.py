@@ -1,7 +1,6 @@
 """Configs of runs, as their workdirs and checkpoints record them."""
 
 import json
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 from dream_jax.config import keys
 from dream_jax.config.keys import flatten
 from dream_jax.errors import UserError, shown
+from dream_jax.files import atomic
 
 # A run may go on with other values of these: they do not change what the steps before would have been.
 CHANGEABLE = (
@@ -32,9 +32,7 @@ _LONGEST = 2**20
 
 def save(config: ConfigDict, path: Path) -> None:
     """Writes a config as JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(temporary, path)
+    atomic.write_json(config.to_dict(), path)
 
 
 def read(path: Path) -> ConfigDict:

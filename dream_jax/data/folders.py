@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import images
+from dream_jax.files import cache, images
 
 # Pixels beyond which pictures are prepared one after the other.
 _LARGE = 2**24
@@ -66,9 +66,9 @@ def prepare_folder(
 ) -> Path:
     """Makes a folder of pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
 
-    It is made once, under cache_dir (default: DREAM_JAX_CACHE, else XDG_CACHE_HOME/dream_jax, else ~/.cache/dream_jax),
-    in a folder named after the files' names, sizes and times and these arguments, so a folder that changed is prepared
-    anew. It appears there only when complete, and the first of several processes that prepare the same one wins.
+    It is made once, under cache_dir (default: `cache.root()`), in a folder named after the files' names, sizes and
+    times and these arguments, so a folder that changed is prepared anew. It appears there only when complete, and the
+    first of several processes that prepare the same one wins.
 
     eval is all of eval_folder, whose files are then never in train, or about eval_percent of the folder: by a CRC-32 of
     each file's name, so adding files moves none. With resize, the shorter side becomes that many pixels. Evaluation
@@ -85,13 +85,13 @@ def prepare_folder(
     for split, files in splits.items():
         for name, path in files.items():
             digest.update(repr((split, name, *_size_and_time(path))).encode())
-    cache = _cache_dir(cache_dir)
-    prepared = cache / f"{shown(folder.resolve().name)}-{digest.hexdigest()[:16]}"
+    parent = Path(cache_dir).expanduser() if cache_dir else cache.root()
+    prepared = parent / f"{shown(folder.resolve().name)}-{digest.hexdigest()[:16]}"
     if not prepared.exists():
         unfinished = None
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=cache))
+            parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
             _warn_of_duplicates(splits)
             made = _write(splits, unfinished, crop, resize, skip_unreadable)
             try:
@@ -101,7 +101,7 @@ def prepare_folder(
                     raise
         except OSError as error:
             raise UserError(
-                f"data.cache_dir: prepared pictures cannot be written to {cache} ({error}); choose another folder "
+                f"data.cache_dir: prepared pictures cannot be written to {parent} ({error}); choose another folder "
                 "there or in DREAM_JAX_CACHE"
             ) from error
         finally:
@@ -119,12 +119,6 @@ def tiles(size: int, crop: int) -> list[tuple[int, int]]:
     count = -(-starts // (3 * crop + 1))
     edges = [starts * i // count for i in range(count + 1)]
     return [(a, b + crop - 1) for a, b in itertools.pairwise(edges)]
-
-
-def _cache_dir(cache_dir):
-    if cache_dir or os.environ.get("DREAM_JAX_CACHE"):
-        return Path(cache_dir or os.environ["DREAM_JAX_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dream_jax"
 
 
 def _size_and_time(path):

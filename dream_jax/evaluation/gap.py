@@ -15,7 +15,8 @@ from rich.table import Table
 
 from dream_jax import diffusion, sampling
 from dream_jax.evaluation import measuring, plots
-from dream_jax.files import results
+from dream_jax.files import atomic
+from dream_jax.files.names import set_aside
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import compiler
@@ -158,8 +159,8 @@ def write(record: dict, path: Path, overwrite: bool) -> None:
     """Writes PATH (JSON), and a table (CSV) and plot (PNG) beside it; earlier ones are kept unless overwrite."""
     table, plot = path.with_suffix(".csv"), path.with_suffix(".png")
     if not overwrite:
-        results.set_aside(path, (path, table, plot))
+        set_aside(path, (path, table, plot))
     rows = [{"model": name, **row} for name, model in record["models"].items() for row in model["rows"]]
-    results.write_csv(rows, table)
+    atomic.write_csv(rows, table)
     plots.gap(record, panels_of(record), plot)
-    results.write_json(record, path)
+    atomic.write_json(record, path)

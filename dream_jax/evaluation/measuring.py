@@ -17,7 +17,8 @@ from dream_jax import config, experiment, metrics, sampling
 from dream_jax.data import held_out
 from dream_jax.errors import UserError
 from dream_jax.evaluation import plots
-from dream_jax.files import grids, images, results
+from dream_jax.files import atomic, grids, images
+from dream_jax.files.names import set_aside
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.metrics import weights
@@ -379,12 +380,12 @@ def write(record: dict, columns: dict, path: Path, overwrite: bool) -> None:
     """Writes PATH (JSON) and the files beside it; earlier ones are kept under their step unless overwrite."""
     names = files(path)
     if not overwrite:
-        results.set_aside(path, names.values())
-    results.write_csv(record["rows"], names["csv"])
+        set_aside(path, names.values())
+    atomic.write_csv(record["rows"], names["csv"])
     images.write(names["pictures"], grids.grid(columns), overwrite=True)
     plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
     plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
-    results.write_json(record, path)
+    atomic.write_json(record, path)
 
 
 def files(path: Path) -> dict[str, Path]:

@@ -1,1 +1,1 @@
-"""Files as they lie on disk: pictures, results, and how they are written."""
+"""The disk: pictures, grids, tensor files; how files are written and named; the cache."""

@@ -1,6 +1,5 @@
 """Picture files: reading, with what is to be kept beside the pixels, and writing."""
 
-import hashlib
 import io
 import itertools
 import math
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dream_jax.errors import UserError, shown
+from dream_jax.files import atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26
@@ -337,17 +337,11 @@ def write(path, picture, overwrite=False, extras=None):
     if picture.shape[2] == 4 and not holds_alpha(path):
         raise UserError(f"{shown(path)}: {path.suffix.lower()} cannot hold transparency; use .png, .webp or .tif")
     check_size(path, *picture.shape[:2])
-    # The name tells whose it is, so that what a killed run left is replaced; it is as short as that of any picture.
-    temporary = path.parent / f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp"
     try:
         if path.exists() and not overwrite:
             raise UserError(f"{shown(path)}: exists already; name another file or pass --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(_encode(picture, image_format, extras or {}))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.write_bytes(path, _encode(picture, image_format, extras or {}))
     except (OSError, ValueError, MemoryError) as error:
         if isinstance(error, UserError):
             raise

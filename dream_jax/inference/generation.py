@@ -8,7 +8,8 @@ from rich.console import Console
 
 from dream_jax import __version__
 from dream_jax.errors import UserError
-from dream_jax.files import grids, images, results
+from dream_jax.files import atomic, grids, images
+from dream_jax.files.names import check_folder
 from dream_jax.inference import drawing, trained
 
 # What the grid shows.
@@ -51,7 +52,7 @@ def generate(
             raise UserError(f"--{name} {value}: it must lie between 1 and {most}")
     rows = drawing.make_rows(built, sampler, steps)
     pictures = output / "pictures"
-    results.check_folder(pictures)
+    check_folder(pictures)
 
     model = trained.load(workdir, overrides)
     about = {
@@ -121,4 +122,4 @@ def _check(path, about, overwrite):
             )
     if before and not changed:
         about = about | {"count": max(about["count"], before.get("count", 0))}
-    results.write_json(about, path)
+    atomic.write_json(about, path)

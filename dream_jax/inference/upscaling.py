@@ -21,7 +21,8 @@ from rich.console import Console
 from dream_jax import config as configs
 from dream_jax import experiment as experiments
 from dream_jax.errors import UserError, shown
-from dream_jax.files import images, results
+from dream_jax.files import images
+from dream_jax.files.names import check_folder
 from dream_jax.inference import drawing, tiles, trained
 from dream_jax.runtime import sharding
 
@@ -262,7 +263,7 @@ def plan(source, output, suffix=None, seeds=(0,), overwrite: bool = False) -> tu
                     f"{shown(result)}: the suffix of --output must be one of {' '.join(images.SUFFIXES)}; or end it in "
                     "/ for a folder"
                 )
-    results.check_folder(folder)
+    check_folder(folder)
     left = [job._replace(results=tuple(r for r in job.results if overwrite or not r[1].exists())) for job in jobs]
     left = [job for job in left if job.results]
     if not source.is_dir() and not left:

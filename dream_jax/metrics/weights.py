@@ -14,10 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import tensors
+from dream_jax.files import cache, tensors
 from dream_jax.metrics import features, layers, perceptual
-
-CACHE = Path("~/.cache/dream_jax/weights")
 
 
 class _File(NamedTuple):
@@ -62,7 +60,7 @@ FILES = {
 }
 
 
-def load(name, path=None, cache=CACHE, timeout=60.0):
+def load(name, path=None, cache_dir=None, timeout=60.0):
     """The weights of a metric's network, complete and checked: (PyTorch name -> float32 array, what they are).
 
     Args:
@@ -70,7 +68,7 @@ def load(name, path=None, cache=CACHE, timeout=60.0):
         path: a file with the whole network's state dict (.pth, .pt, .bin, .safetensors), or a folder that holds such a
             file named after the network (lpips_alex.pth), or the official files by their names. None takes the official
             files from the cache, and downloads those not there.
-        cache: the folder of official files, made when needed.
+        cache_dir: the folder of official files, made when needed (default: `cache.root()`/weights).
         timeout: seconds that a download may stand still.
 
     Returns:
@@ -84,7 +82,7 @@ def load(name, path=None, cache=CACHE, timeout=60.0):
     if name not in FILES:
         raise UserError(f"there are weights of {', '.join(FILES)}, not of {name!r}")
     if path is None:
-        folder = Path(cache).expanduser()
+        folder = Path(cache_dir).expanduser() if cache_dir else cache.root() / "weights"
         files = [_official(file, folder, name, timeout) for file in FILES[name]]
     else:
         files = _named(Path(path).expanduser(), name)

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from dream_jax.files import cache
+
 # Seconds. Programs that compile faster are not worth a file; a start that compiles for longer is told of.
 LEAST, LONG = 1.0, 5.0
 # Bytes. The programs that were not used for longest go first.
@@ -17,17 +19,16 @@ LIMIT = 4 * 2**30
 
 
 def folder() -> Path:
-    """Where this host's programs are kept: below DREAM_JAX_CACHE, else XDG_CACHE_HOME/dream_jax, else ~/.cache.
+    """The folder below `cache.root()` that keeps this host's programs.
 
-    One a host and processor: homes are shared, virtual machines move, and a program compiled for one processor can
-    crash on another.
+    There is one for each host and processor: several hosts may share a home, a virtual machine may move to another
+    processor, and a program that was compiled for one processor can crash on another.
     """
-    root = os.environ.get("DREAM_JAX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dream_jax"
-    processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-    return Path(root).expanduser() / "compiled" / f"{socket.gethostname()}-{processor}"
+    digest = hashlib.sha256(processor().encode()).hexdigest()[:8]
+    return cache.root() / "compiled" / f"{socket.gethostname()}-{digest}"
 
 
-def _processor():
+def processor():
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -50,7 +51,7 @@ def use(tell) -> None:
     try:
         # Programs are run as they are found: the folder is no one else's to write to.
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _trim(where)
+        trim(where)
         if not os.access(where, os.W_OK | os.X_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
@@ -60,7 +61,7 @@ def use(tell) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)
 
 
-def _trim(where):
+def trim(where):
     """Not by JAX's own limit, which cannot read a folder that it once wrote without one."""
     found = []
     for entry in os.scandir(where):

@@ -2,7 +2,6 @@
 
 import jax
 from jax import lax
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -22,12 +21,6 @@ def make_mesh(shard: int = 1, devices=None) -> jax.sharding.Mesh:
     if len(devices) % shard:
         raise UserError(f"mesh.shard = {shard}: it must divide the number of devices, {len(devices)}")
     return jax.make_mesh((len(devices) // shard, shard), AXES, (AxisType.Auto,) * 2, devices=devices)
-
-
-def synchronise(name: str) -> None:
-    """Waits for all processes; free for one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def state_specs(state, mesh, smallest: int = _SMALLEST_SPLIT):

@@ -10,6 +10,8 @@ from pathlib import Path
 from etils import epath
 
 from dream_jax.errors import UserError
+from dream_jax.files import atomic
+from dream_jax.files.names import is_bucket
 
 # What a bucket is read and written with; orbax asks the second about the bucket itself.
 _PACKAGES = {"gs": ("gcsfs", "google.cloud.storage"), "s3": ("s3fs",)}
@@ -55,7 +57,7 @@ class Mirror:
                 about = path.stat()
                 state = about.st_size, about.st_mtime_ns
                 if self._copied.get(path) != state:
-                    _copy(path, self._folder / path.relative_to(self._workdir).as_posix())
+                    copy(path, self._folder / path.relative_to(self._workdir).as_posix())
                     self._copied[path] = state
         except Exception as error:  # each kind of bucket has exceptions of its own
             self._tell(f"{self._folder}: the run's files were not copied there ({error}); tried again with the next")
@@ -75,7 +77,7 @@ def bring_back(workdir: Path, directory, accept, tell) -> None:
         accept(there)
         # The config comes last: what was interrupted is done again.
         for path in sorted(_files(there), key=lambda path: path.name == "config.json"):
-            _copy(path, epath.Path(workdir) / path.relative_to(there).as_posix())
+            copy(path, epath.Path(workdir) / path.relative_to(there).as_posix())
     except UserError:
         raise
     except Exception as error:
@@ -92,8 +94,11 @@ def _files(folder):
     ]
 
 
-def _copy(source, target):
+def copy(source, target) -> None:
+    """Copies a file from or to a bucket, or between folders; the copy appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.tmp"
-    temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
+    if is_bucket(target):
+        # A bucket itself shows a file only when all of it has arrived.
+        target.write_bytes(source.read_bytes())
+    else:
+        atomic.write_bytes(Path(target), source.read_bytes())

@@ -17,7 +17,7 @@ from dream_jax.experiment import Experiment
 from dream_jax.files import tensors
 from dream_jax.networks import pytorch
 from dream_jax.optimizers import make_optimizer
-from dream_jax.runtime import sharding
+from dream_jax.runtime import consensus, sharding
 from dream_jax.training import checkpoint, mirror, skipped_steps, train_state, watch
 from dream_jax.training.run_log import RunLog
 from dream_jax.training.train_step import make_train_step, start_state
@@ -58,8 +58,8 @@ class Run:
         self.copies = mirror.Mirror(workdir, config.checkpoint.directory, tell)
 
         skipped, rolled_back_to = skipped_steps.read(workdir) if self.chief else ([], [])
-        self.skipped = set(checkpoint.as_first_process(skipped))
-        self._rolled_back_to = checkpoint.as_first_process(rolled_back_to)
+        self.skipped = set(consensus.of_first(skipped))
+        self._rolled_back_to = consensus.of_first(rolled_back_to)
         self.resumed = self._load()
         if not self.resumed and (config.network.weights is not None or self.total == 0):
             self.save()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from dream_jax.files import images
+from dream_jax.files import atomic, images
+from dream_jax.files.names import free_name
 
 FILES = ("metrics.jsonl", "timing.jsonl")
 
@@ -30,7 +31,7 @@ class RunLog:
     def _open(self, step):
         for name in FILES:
             lines = _lines_up_to(self._workdir / name, step)
-            write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
+            atomic.write_text(self._workdir / name, "".join(json.dumps(line) + "\n" for line in lines))
             self._files[name] = open(self._workdir / name, "a", buffering=1)  # noqa: SIM115 -- closed by close()
         self._rebuild_board(self._workdir, step)
 
@@ -79,12 +80,6 @@ class RunLog:
             file.close()
 
 
-def free_name(path: Path) -> Path:
-    """The path itself, or with the first number that makes it new."""
-    names = (path.with_stem(f"{path.stem}-{n}") if n else path for n in range(10_000))
-    return next(name for name in names if not name.exists())
-
-
 def _lines_up_to(path, step):
     """The records of a JSON-lines file up to a step; a torn last line is no record."""
     kept = []
@@ -96,13 +91,3 @@ def _lines_up_to(path, step):
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return kept
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, onto the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -6,15 +6,13 @@ rollback; `bad_batches/`: the pictures of steps whose numbers were not finite. S
 
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from dream_jax.data import batches
 from dream_jax.errors import UserError
-from dream_jax.files import grids, images
-from dream_jax.training.run_log import write_text
+from dream_jax.files import atomic, grids, images
 
 # A run that skips on and on fills no disk.
 MOST_BATCHES = 100
@@ -32,14 +30,14 @@ def read(workdir: Path) -> tuple[list[int], list[int]]:
 
 
 def write(workdir: Path, skipped) -> None:
-    write_text(workdir / "skipped_steps.json", json.dumps(sorted(skipped)) + "\n")
+    atomic.write_text(workdir / "skipped_steps.json", json.dumps(sorted(skipped)) + "\n")
 
 
 def record(workdir: Path, at: int, to: int, steps: list[int], reasons: list[str]) -> None:
     """Adds a rollback from step `at` to the checkpoint of step `to` (0: the first state)."""
     path = workdir / "rollbacks.jsonl"
     line = json.dumps({"at": at, "to": to, "steps": steps, "reasons": reasons})
-    write_text(path, (path.read_text() if path.exists() else "") + line + "\n")
+    atomic.write_text(path, (path.read_text() if path.exists() else "") + line + "\n")
 
 
 def names(source, config, step: int) -> list[str]:
@@ -68,9 +66,7 @@ def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
         np.savez(file, image=batch, row=row, index=index, name=np.array(names(source, config, step)))
         if not path.with_suffix(".png").exists():
             images.write(path.with_suffix(".png"), grids.mosaic(batch))
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(file.getvalue())
-        os.replace(temporary, path)
+        atomic.write_bytes(path, file.getvalue())
     except OSError as error:
         return f"which could not be kept in {path} ({error.strerror or error})"
     return f"kept in {path}"

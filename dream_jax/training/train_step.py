@@ -14,8 +14,7 @@ from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
 from dream_jax.training import train_state
 from dream_jax.training.train_state import TrainState
-
-QUARTILES = 4
+from dream_jax.training.watch import FINITE, QUARTILES
 
 # Jitted, so that the norms of a step's three trees, which are alike, are traced once.
 _norm = jax.jit(optax.tree.norm)
@@ -131,7 +130,7 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
             "parameter_norm": _norm(params),
         }
         # An optimizer may overflow where the gradient does not.
-        watched = jnp.stack([metrics[name] for name in ("loss", "gradient_norm", "update_norm")])
+        watched = jnp.stack([metrics[name] for name in FINITE])
         finite = jnp.all(jnp.isfinite(watched))
         new = TrainState(state.step + 1, params, ema, opt_state)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)

@@ -19,6 +19,12 @@ import numpy as np
 ON_NOT_FINITE = ("stop", "skip", "rollback")
 ON_RISE = ("off", "warn", "rollback")
 
+# Noise levels are told apart by quartile, 0 the cleanest.
+QUARTILES = 4
+
+# A step is applied where all of these are finite.
+FINITE = ("loss", "gradient_norm", "update_norm")
+
 # An excess counts no more than this many deviations, and a deviation no less than this (of a log loss: 5 %).
 _MOST, _LEAST_DEVIATION = 4.0, 0.05
 
@@ -50,13 +56,14 @@ def start(rectify=None) -> dict:
     sum: Page's; since: the step at which it left 0; in_a_row: steps that were not finite; rectify: whether the
     objective's start had come.
     """
-    by_quartile = {"counts": [0] * 4, "means": [0.0] * 4}
+    by_quartile = {"counts": [0] * QUARTILES, "means": [0.0] * QUARTILES}
     return {"rectify": rectify, "seen": 0, **by_quartile, "deviation": 0.0, "sum": 0.0, "since": 0, "in_a_row": 0}
 
 
 def is_finite(metrics: dict) -> bool:
-    """Whether the step was applied: the same question as the train step's own."""
-    return all(np.isfinite(metrics[name]) for name in ("loss", "gradient_norm", "update_norm") if name in metrics)
+    """Whether the train step applied the update that these metrics are of."""
+    # Metrics that a checkpoint of an earlier version has kept may lack one.
+    return all(np.isfinite(metrics[name]) for name in FINITE if name in metrics)
 
 
 def follow(stats: dict, step: int, metrics: dict, rectify: bool, settings) -> tuple[dict, str | None]:

@@ -69,7 +69,7 @@ def internet(official, monkeypatch):
 
 
 def load(cache):
-    return weights.load(f"lpips_{NET}", cache=cache, timeout=7)
+    return weights.load(f"lpips_{NET}", cache_dir=cache, timeout=7)
 
 
 def test_downloaded_once_checked_and_joined(network, official, internet, tmp_path):
@@ -128,6 +128,16 @@ def test_what_does_not_come_whole_is_not_kept(official, internet, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [first]
     gives[second] = official[second]
     load(tmp_path)
+
+
+def test_the_cache_is_below_the_folder_that_the_environment_names(internet, official, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    for name, root in ((None, tmp_path / "xdg" / "dream_jax"), ("DREAM_JAX_CACHE", tmp_path / "chosen")):
+        monkeypatch.delenv("DREAM_JAX_CACHE", raising=False)
+        if name:
+            monkeypatch.setenv(name, str(root))
+        load(None)
+        assert sorted(path.name for path in (root / "weights").iterdir()) == sorted(official)
 
 
 def test_a_cache_that_cannot_be_one(internet, tmp_path):

@@ -5,16 +5,16 @@ import sys
 import pytest
 import tiny
 
-from dream_jax.runtime import compilation_cache as cache
+from dream_jax.runtime import compilation_cache
 
 # Compiles a program for long enough that it is kept, and says what the cache says.
 SCRIPT = """
 import sys, time
 import jax, jax.numpy as jnp
-from dream_jax.runtime import compilation_cache as cache
-cache.LEAST, cache.LONG = 0.0, {long}
-cache.use(lambda message: print("told:", message))
-with cache.compiling("the step", lambda message: print("told:", message, flush=True)) as ran:
+from dream_jax.runtime import compilation_cache
+compilation_cache.LEAST, compilation_cache.LONG = 0.0, {long}
+compilation_cache.use(lambda message: print("told:", message))
+with compilation_cache.compiling("the step", lambda message: print("told:", message, flush=True)) as ran:
     @jax.jit
     def step(x):
         time.sleep({tracing})
@@ -68,22 +68,22 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path):
 def test_the_folder_is_one_a_host_and_processor(monkeypatch, tmp_path):
     monkeypatch.delenv("DREAM_JAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    here = cache.folder()
+    here = compilation_cache.folder()
     assert here.parent == tmp_path / "dream_jax" / "compiled"
-    monkeypatch.setattr(cache.socket, "gethostname", lambda: "another")
-    assert cache.folder() != here
+    monkeypatch.setattr(compilation_cache.socket, "gethostname", lambda: "another")
+    assert compilation_cache.folder() != here
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cache, "_processor", lambda: "flags: fewer")
-    assert cache.folder() != here
+    monkeypatch.setattr(compilation_cache, "processor", lambda: "flags: fewer")
+    assert compilation_cache.folder() != here
 
 
 def test_what_was_not_used_for_longest_goes_first(monkeypatch, tmp_path):
     for number in range(4):
         (tmp_path / f"{number}-cache").write_bytes(b"x" * 10)
         os.utime(tmp_path / f"{number}-cache", (100 - number, 0))
-    monkeypatch.setattr(cache, "LIMIT", 25)
-    cache._trim(tmp_path)
+    monkeypatch.setattr(compilation_cache, "LIMIT", 25)
+    compilation_cache.trim(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-cache", "1-cache"]
 
 

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
@@ -74,37 +72,6 @@ def directory(saved, tmp_path):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
-def test_a_changed_element_changes_both_checksums(dtype):
-    values = np.asarray(jax.random.normal(jax.random.key(0), (3, 4)) * 3).astype(jnp.dtype(dtype))
-    sums = jax.jit(checksums_of := checkpoint.checksums)
-    before = np.asarray(sums(values))
-    bits = 1 if dtype == "bool" else 8 * values.dtype.itemsize
-    for element in range(0, values.size, 5):
-        for bit in range(bits):
-            flipped = values.copy()
-            raw = flipped.reshape(-1)[element : element + 1].view(np.uint8)
-            raw[bit // 8] ^= 1 << bit % 8
-            assert np.all(np.asarray(sums(flipped)) != before)
-    assert np.array_equal(before, checksums_of(jnp.asarray(values)))
-
-
-def test_checksums_know_places():
-    values = np.arange(12, dtype=np.float32).reshape(3, 4)
-    swapped = values.copy()
-    swapped[[0, 1]] = swapped[[1, 0]]
-    variants = values, swapped, values.T, np.zeros_like(values), np.zeros(11, np.float32)
-    assert len({tuple(map(int, checkpoint.checksums(jnp.asarray(v)))) for v in variants}) == len(variants)
-
-
-def test_checksums_do_not_depend_on_the_devices():
-    values = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-    mesh = sharding.make_mesh()
-    alone = checkpoint.describe({"x": jnp.asarray(values)})
-    for spec in (P(), P(("data", "shard")), P(None, "data")):
-        assert checkpoint.describe({"x": jax.device_put(values, NamedSharding(mesh, spec))}) == alone
 
 
 def test_what_was_saved_comes_back_to_the_bit(saved):
@@ -195,6 +162,20 @@ def test_a_reader_moves_nothing(directory):
     step, _, told = restore(directory)
     assert step == 1 and "step 2 is damaged" in told[0] and "passed over" in told[0]
     assert names(directory) == ["1", "2", "4.orbax-checkpoint-tmp"] and not (directory.parent / "damaged").exists()
+
+
+def test_a_rollback_moves_what_it_takes_back_to_a_folder_of_its_own(directory):
+    write(directory, (3, 4))
+    damage(directory / "2")
+    step, state, told = restore(directory, move=True, before=4)
+    assert step == 3 and same(state, make_state(3)) and len(told) == 1 and "of no use, as it holds step 4" in told[0]
+    step, _, _ = restore(directory, move=True, before=3)
+    assert step == 1 and names(directory) == ["1"]
+    assert names(directory.parent / "rolled_back") == ["3-1", "4-1"]
+    assert names(directory.parent / "damaged") == ["2-1"]
+    with pytest.raises(UserError, match="there is no whole checkpoint before step 1"):
+        restore(directory, move=True, before=1)
+    assert names(directory) == ["1"]
 
 
 def test_with_all_damaged_nothing_starts_anew(directory):

@@ -231,9 +231,10 @@ def test_a_rise_is_rolled_back_to_before_it_past_checkpoints_that_hold_it(tmp_pa
     assert record["steps"][:2] == [23, 24] and record["to"] == 22 and record["at"] > 26
     assert run.state.params["w"] < 1e6
     # They are moved aside, not lost.
-    assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "run" / "rolled_back").iterdir()) == [
         f"{step}-1" for step in range(24, record["at"], 2)
     ]
+    assert not (tmp_path / "run" / "damaged").exists()
     assert 24 in saved_steps(tmp_path / "run")
     with pytest.raises(UserError, match="no whole checkpoint before step 23"):
         begin(tmp_path / "none", *changes, "checkpoint.keep=1", breaks=23)

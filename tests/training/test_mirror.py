@@ -89,7 +89,7 @@ def test_a_workdir_with_a_run_is_left_alone_and_an_interrupted_return_is_repeate
     assert (workdir / "metrics.jsonl").read_text() == "newer"
     shutil.rmtree(workdir)
     workdir.mkdir()
-    copy, count = mirror._copy, []
+    copy, count = mirror.copy, []
 
     def interrupted(*paths):
         count.append(paths)
@@ -97,7 +97,7 @@ def test_a_workdir_with_a_run_is_left_alone_and_an_interrupted_return_is_repeate
             raise KeyboardInterrupt
         copy(*paths)
 
-    monkeypatch.setattr(mirror, "_copy", interrupted)
+    monkeypatch.setattr(mirror, "copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mirror.bring_back(workdir, remote, lambda there: None, print)
     mirror.bring_back(workdir, remote, lambda there: None, print)

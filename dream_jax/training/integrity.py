@@ -1,0 +1,116 @@
+"""Whether a restored state is what was saved: checksums of every array, and of the description that holds them.
+
+orbax restores most flipped bits without an error. So a checkpoint's description holds, for each leaf of the state, the
+shape, the dtype and two checksums, which are computed from the arrays on their devices before the save and again after
+the restore. They find damage, not forgery.
+"""
+
+import functools
+import json
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dream_jax.errors import UserError
+
+
+def seal(about: dict, tree) -> dict:
+    """A checkpoint's description with the leaves of its state, and with a checksum of the description itself."""
+    about = about | {"leaves": describe(tree)}
+    return about | {"crc32": _crc32(about)}
+
+
+def unseal(about: dict) -> dict:
+    """The description without its checksum; raises ValueError where it is not what was sealed.
+
+    A description that was never sealed, as checkpoints had at first, is returned as it is: without "leaves".
+    """
+    # Damage may hide one of the two names.
+    if "leaves" not in about and "crc32" not in about:
+        return about
+    sealed = {name: value for name, value in about.items() if name != "crc32"}
+    if about.get("crc32") != _crc32(sealed) or "leaves" not in sealed:
+        raise ValueError("its description is not what was saved")
+    return sealed
+
+
+def _crc32(about):
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def named_leaves(tree) -> dict:
+    """{name: leaf} of a tree, like {"params['conv_in']['bias']": array}."""
+    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def describe(tree) -> dict:
+    """{name: {"shape", "dtype", "sums"}} of a tree of arrays, on whatever devices they are."""
+    leaves = named_leaves(tree)
+    # One program for each shape, not one for all leaves: a network has hundreds of leaves and a dozen shapes. The host
+    # waits for each: on CPUs, programs that sum over several processes block each other when many run at once.
+    sums = {name: jax.device_get(_summing(_everywhere(leaf.sharding))(leaf)) for name, leaf in leaves.items()}
+    return {
+        name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": sums[name].tolist()}
+        for name, leaf in leaves.items()
+    }
+
+
+def check_shapes(folder, leaves: dict, target) -> None:
+    """Raises UserError where described leaves have other names, shapes or dtypes than those of a tree."""
+    wanted = {name: (leaf.dtype.name, list(leaf.shape)) for name, leaf in named_leaves(target).items()}
+    there = {name: (leaf["dtype"], leaf["shape"]) for name, leaf in leaves.items()}
+    for name in sorted(wanted.keys() | there.keys()):
+        if wanted.get(name) != there.get(name):
+            has, wants = (" ".join(map(str, side.get(name, ("nothing",)))) for side in (there, wanted))
+            raise UserError(
+                f"{folder}: this checkpoint cannot be restored: at {name} it has {has}, and {wants} is wanted"
+            )
+
+
+def difference(leaves: dict, tree) -> str | None:
+    """What says that a tree's arrays are not those described, or None."""
+    now = describe(tree)
+    changed = [name for name, leaf in leaves.items() if now[name]["sums"] != leaf["sums"]]
+    return f"{len(changed)} of {len(now)} arrays are not what was saved, {changed[0]} the first" if changed else None
+
+
+def checksums(array):
+    """uint32 [2]: the sums over all elements, modulo 2^32, of two functions of an element's bits and place; traceable.
+
+    Integers, so the sums depend neither on the order nor on the devices. A change of one element always changes both
+    sums, because each function is one-to-one; any other change is missed once in 2^64.
+    """
+    size = array.dtype.itemsize
+    if array.dtype == bool:
+        bits = array.astype(jnp.uint32)
+    elif size <= 4:
+        bits = lax.bitcast_convert_type(array, f"uint{8 * size}").astype(jnp.uint32)
+    else:
+        bits = lax.bitcast_convert_type(array, jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for dimension in range(bits.ndim):
+        stride = np.uint32(np.prod(bits.shape[dimension + 1 :], dtype=np.uint64) % 2**32)
+        place += lax.broadcasted_iota(jnp.uint32, bits.shape, dimension) * stride
+    mixed = _mix(bits ^ _mix(place)), _mix(bits + _mix(place ^ np.uint32(0x9E3779B9)))
+    return jnp.stack([jnp.sum(m, dtype=jnp.uint32) for m in mixed])
+
+
+def _mix(x):
+    """A one-to-one function of uint32 that looks random (the finaliser of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+@functools.cache
+def _summing(sharding):
+    return jax.jit(checksums, out_shardings=sharding)
+
+
+def _everywhere(sharding):
+    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding

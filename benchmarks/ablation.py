@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dream_jax.networks import layers
+from dream_jax.networks import convolution, layers
 from dream_jax.runtime import compiler
 
 
@@ -14,7 +14,7 @@ def _options():
 
 
 def _gradients():
-    layers.conv_general_dilated = lax.conv_general_dilated
+    convolution.conv_general_dilated = lax.conv_general_dilated
 
 
 def _norm():

@@ -25,7 +25,7 @@ from benchmarks import agreement, report
 from configs import base
 from dream_jax import config as configs
 from dream_jax import experiment
-from dream_jax.networks import layers
+from dream_jax.networks import convolution
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import train_state
@@ -86,8 +86,8 @@ def main() -> int:
     pictures = np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8)
     batch = {"image": pictures, "row": np.arange(BATCH, dtype=np.int32)}
     steps, parameters = {}, 0
-    for gradient, convolution in (("ours", layers.conv_general_dilated), ("JAX's own", lax.conv_general_dilated)):
-        with mock.patch.object(layers, "conv_general_dilated", convolution):
+    for gradient, chosen in (("ours", convolution.conv_general_dilated), ("JAX's own", lax.conv_general_dilated)):
+        with mock.patch.object(convolution, "conv_general_dilated", chosen):
             with mock.patch.object(lax, "scan", once):
                 steps[gradient, AT_ONCE], parameters = make_timer(1, batch)
             steps[gradient, LOOP_OF_ONE], _ = make_timer(1, batch)

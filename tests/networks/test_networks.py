@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError
-from dream_jax.networks import GenerationUNet, SR3UNet, layers
+from dream_jax.networks import GenerationUNet, SR3UNet, convolution, layers
 
 SR3 = SR3UNet(8, (1, 2), (1,), num_res_blocks=1, norm_groups=4, dropout=0.3)
 GENERATION = GenerationUNet(8, (2,), 1, (0,), num_heads=2, norm_groups=4, dropout=0.3)
@@ -91,14 +91,14 @@ def same_as_jax(x_shape, w_shape, strides, padding, lhs_dilation=(1, 1), rhs_dil
             )
             return y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
-        for ours, theirs in zip(run(layers.conv_general_dilated), run(lax.conv_general_dilated), strict=True):
+        for ours, theirs in zip(run(convolution.conv_general_dilated), run(lax.conv_general_dilated), strict=True):
             assert ours.dtype == jnp.float64
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_a_convolution_keeps_types_apart():
     x, w = jnp.ones((1, 4, 4, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 2), jnp.bfloat16)
-    conv = functools.partial(layers.conv_general_dilated, window_strides=(1, 1), padding="SAME")
+    conv = functools.partial(convolution.conv_general_dilated, window_strides=(1, 1), padding="SAME")
     y, vjp = jax.vjp(lambda x, w: conv(x, w, preferred_element_type=jnp.float32), x, w)
     assert y.dtype == jnp.float32
     assert [g.dtype for g in vjp(y)] == [jnp.bfloat16] * 2
@@ -114,24 +114,24 @@ def test_off_cpu_a_convolution_is_the_one_whose_gradients_compilers_know(monkeyp
         return str(jax.make_jaxpr(jax.grad(lambda x, w: conv(x, w, (1, 1), "SAME").sum(), (0, 1)))(x, w))
 
     own = functools.partial(lax.conv_general_dilated, dimension_numbers=NHWC)
-    assert gradient(layers.conv_general_dilated) != gradient(own)
+    assert gradient(convolution.conv_general_dilated) != gradient(own)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert gradient(layers.conv_general_dilated) == gradient(own)
+    assert gradient(convolution.conv_general_dilated) == gradient(own)
 
 
 def test_a_convolution_refuses_what_it_does_not_do():
     x, w = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
     with pytest.raises(NotImplementedError, match="grouped"):
-        layers.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=2)
+        convolution.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=2)
     with pytest.raises(NotImplementedError, match="layout"):
-        layers.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+        convolution.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
 
 
 def test_doubling_is_the_convolution_of_the_interleaved_picture():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
     w = rng.standard_normal((4, 4, 4, 3)).astype(np.float32)
-    ours = layers.double_size_conv(3, use_bias=False).apply({"params": {"kernel": w}}, x)
+    ours = convolution.double_size_conv(3, use_bias=False).apply({"params": {"kernel": w}}, x)
     theirs = lax.conv_general_dilated(x, w, (1, 1), ((2, 2), (2, 2)), (2, 2), dimension_numbers=NHWC)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dream_jax.networks import layers
+from dream_jax.networks import convolution
 from dream_jax.runtime import compiler
 
 
@@ -31,8 +31,8 @@ def test_gradients_are_those_without_options():
 
     def loss(w):
         # Twice, so that there are gradients of kernels and of pictures.
-        h = jnp.tanh(layers.conv_general_dilated(x, w, (1, 1), "SAME"))
-        return jnp.mean(layers.conv_general_dilated(h, w, (1, 1), "SAME") ** 2)
+        h = jnp.tanh(convolution.conv_general_dilated(x, w, (1, 1), "SAME"))
+        return jnp.mean(convolution.conv_general_dilated(h, w, (1, 1), "SAME") ** 2)
 
     gradient = jax.grad(loss)
     wanted = jax.jit(gradient)(w)

@@ -43,13 +43,19 @@ def open_manager(directory, keep: int = 1, keep_best: int = 0) -> ocp.Checkpoint
 
     The newest `keep` are kept, and besides the `keep_best` whose `about` has the lowest "loss".
     """
-    directory = epath.Path(directory)
+    directory = _absolute(directory)
     policy = AnyPreservationPolicy([LatestN(keep), _Best(keep_best, directory)])
     options = ocp.CheckpointManagerOptions(preservation_policy=policy)
     try:
-        return ocp.CheckpointManager(directory.resolve(), options=options)
+        return ocp.CheckpointManager(directory, options=options)
     except OSError as error:
         raise UserError(f"{directory}: cannot hold checkpoints ({error.strerror or error})") from error
+
+
+def _absolute(directory) -> epath.Path:
+    directory = epath.Path(directory)
+    # Of a bucket, resolve() makes a local folder: gs://BUCKET/x becomes gs:/BUCKET/x where the program was started.
+    return directory if "://" in str(directory) else directory.resolve()
 
 
 @dataclasses.dataclass
@@ -113,14 +119,16 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
     Raises UserError where all checkpoints are damaged, and where one cannot be read for another reason: that it was
     saved with other shapes or dtypes, or that it is not allowed.
     """
-    directory = epath.Path(directory).resolve()
+    directory = _absolute(directory)
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     try:
         # In this order: what is renamed between the two, its writing done, is half-written to neither.
         paths = list(directory.iterdir()) if directory.exists() else []
-        half_written = sorted(path.name for path in paths if ocp.utils.is_tmp_checkpoint(path))
+        # In a bucket, all that lacks orbax's mark of completeness counts as half-written, the run's files, too.
+        ours = [path for path in paths if path.name[:1].isdigit()]
+        half_written = sorted(path.name for path in ours if ocp.utils.is_tmp_checkpoint(path))
         steps = sorted(ocp.utils.checkpoint_steps(directory), reverse=True) if paths else []
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror or error})") from error

@@ -134,8 +134,11 @@ def test_missing_packages_are_named_and_unknown_places_refused(monkeypatch):
     monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gcsfs and google.cloud.storage is missing; pip install gcsfs"):
         mirror.check("gs://bucket/run")
-    with pytest.raises(UserError, match="gs://BUCKET"):
-        mirror.check("ftp://host/run")
+    for place in "ftp://host/run", "gs://bucket", "gs://bucket/", "gs:///run":
+        with pytest.raises(UserError, match=r": a local folder or gs://BUCKET/FOLDER"):
+            mirror.check(place)
+    with pytest.raises(UserError, match=r"orbax cannot save to s3://; a local folder or gs://BUCKET/FOLDER"):
+        mirror.check("s3://bucket/run")
     mirror.check(None)
     mirror.check("/a/folder")
 

@@ -44,13 +44,19 @@ def open_manager(directory, keep: int = 1, keep_best: int = 0) -> ocp.Checkpoint
 
     It keeps the newest `keep`, and the `keep_best` with the lowest "loss" in their `about`.
     """
-    directory = epath.Path(directory)
+    directory = _absolute(directory)
     policy = AnyPreservationPolicy([LatestN(keep), _Best(keep_best, directory)])
     options = ocp.CheckpointManagerOptions(preservation_policy=policy)
     try:
-        return ocp.CheckpointManager(directory.resolve(), options=options)
+        return ocp.CheckpointManager(directory, options=options)
     except OSError as error:
         raise UserError(f"{directory}: cannot hold checkpoints ({error.strerror or error})") from error
+
+
+def _absolute(directory) -> epath.Path:
+    directory = epath.Path(directory)
+    # Of a bucket, resolve() makes a local folder: gs://BUCKET/x becomes gs:/BUCKET/x where the program was started.
+    return directory if "://" in str(directory) else directory.resolve()
 
 
 @dataclasses.dataclass
@@ -115,7 +121,7 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
     Raises UserError where no checkpoint can be used, and where one cannot be read for another reason than damage: its
     shapes or dtypes are others, or the file system does not permit it.
     """
-    directory = epath.Path(directory).resolve()
+    directory = _absolute(directory)
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
@@ -146,7 +152,9 @@ def _listed(directory):
     try:
         # In this order: a checkpoint that gets its final name between the two is not taken for a half-written one.
         paths = list(directory.iterdir()) if directory.exists() else []
-        half_written = sorted(path.name for path in paths if ocp.utils.is_tmp_checkpoint(path))
+        # In a bucket, all that lacks orbax's mark of completeness counts as half-written, the run's files too.
+        ours = [path for path in paths if path.name[:1].isdigit()]
+        half_written = sorted(path.name for path in ours if ocp.utils.is_tmp_checkpoint(path))
         return sorted(ocp.utils.checkpoint_steps(directory), reverse=True) if paths else [], half_written
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror or error})") from error

@@ -14,20 +14,24 @@ from dream_jax.files import atomic
 from dream_jax.files.names import is_bucket
 
 # What a bucket is read and written with; orbax asks the second about the bucket itself.
-_PACKAGES = {"gs": ("gcsfs", "google.cloud.storage"), "s3": ("s3fs",)}
-_INSTALL = {"gs": "pip install gcsfs google-cloud-storage google-cloud-storage-control", "s3": "pip install s3fs"}
+_PACKAGES = "gcsfs", "google.cloud.storage"
+_INSTALL = "pip install gcsfs google-cloud-storage google-cloud-storage-control"
 
 
 def check(directory) -> None:
-    """Raises UserError where the packages for a bucket are missing."""
-    kind, is_bucket, _ = str(directory or "").partition("://")
+    """Raises UserError for what is no folder in a bucket of Google's, and where the packages for one are missing."""
+    kind, is_bucket, path = str(directory or "").partition("://")
     if not is_bucket:
         return
-    if kind not in _PACKAGES:
-        raise UserError(f"checkpoint.directory = {directory}: a local folder, gs://BUCKET/... or s3://BUCKET/...")
-    missing = [name for name in _PACKAGES[kind] if not _is_there(name)]
+    bucket, _, folder_in_it = path.partition("/")
+    # A folder, as damaged checkpoints are put beside it.
+    if kind != "gs" or not bucket or not folder_in_it.strip("/"):
+        # orbax writes descriptions to s3://, but no arrays: those go to local folders and gs:// alone.
+        why = "orbax cannot save to s3://; " if kind == "s3" else ""
+        raise UserError(f"checkpoint.directory = {directory}: {why}a local folder or gs://BUCKET/FOLDER")
+    missing = [name for name in _PACKAGES if not _is_there(name)]
     if missing:
-        raise UserError(f"checkpoint.directory = {directory}: {' and '.join(missing)} is missing; {_INSTALL[kind]}")
+        raise UserError(f"checkpoint.directory = {directory}: {' and '.join(missing)} is missing; {_INSTALL}")
 
 
 def _is_there(name):
@@ -59,7 +63,7 @@ class Mirror:
                 if self._copied.get(path) != state:
                     copy(path, self._folder / path.relative_to(self._workdir).as_posix())
                     self._copied[path] = state
-        except Exception as error:  # each kind of bucket has exceptions of its own
+        except Exception as error:  # a bucket has exceptions of its own
             self._tell(f"{self._folder}: the run's files were not copied there ({error}); tried again with the next")
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dream_jax import commands, config
 from dream_jax.errors import UserError
-from dream_jax.training import mirror
+from dream_jax.training import checkpoint, mirror
 
 
 class Bucket(MemoryFileSystem):
@@ -30,6 +30,20 @@ def bucket(monkeypatch):
     monkeypatch.setitem(_registry, "gcs", Bucket)
     Bucket.store.clear()
     return "gs://bucket/run"
+
+
+def test_a_bucket_is_no_local_folder_and_the_runs_files_no_checkpoint(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there, told = epath.Path(bucket), []
+    for name in "run_files/config.json", "4/state/d/0":
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("something")
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", lambda directory, options: str(directory))
+    assert checkpoint.open_manager(bucket) == bucket
+    assert checkpoint.restore(bucket, (), (), told.append, move=True) is None
+    assert told == ["the checkpoint 4 is half-written; moved to gs://bucket/damaged/4-1"]
+    assert [path.name for path in there.iterdir()] == ["run_files"]
+    assert not list(tmp_path.iterdir())
 
 
 def fill(workdir):
@@ -120,8 +134,11 @@ def test_missing_packages_are_named_and_unknown_places_refused(monkeypatch):
     monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gcsfs and google.cloud.storage is missing; pip install gcsfs"):
         mirror.check("gs://bucket/run")
-    with pytest.raises(UserError, match="gs://BUCKET"):
-        mirror.check("ftp://host/run")
+    for place in "ftp://host/run", "gs://bucket", "gs://bucket/", "gs:///run":
+        with pytest.raises(UserError, match=r": a local folder or gs://BUCKET/FOLDER"):
+            mirror.check(place)
+    with pytest.raises(UserError, match=r"orbax cannot save to s3://; a local folder or gs://BUCKET/FOLDER"):
+        mirror.check("s3://bucket/run")
     mirror.check(None)
     mirror.check("/a/folder")
 

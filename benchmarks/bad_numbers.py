@@ -32,7 +32,7 @@ from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
 from dream_jax.training import loop, train_step, watch
-from dream_jax.training import run as runs
+from dream_jax.training.run import Run, open_run
 
 STEP, STEPS = 11, 24
 CHANGES = (
@@ -105,7 +105,7 @@ def run(config, workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         built, source = experiment.build(config), sources.open_source(config, "train")
-        training = runs.Run(built, source, sharding.make_mesh(), workdir, said.append)
+        training = open_run(built, source, sharding.make_mesh(), workdir, said.append)
         loop.loop(training, lambda params: np.zeros((8, 8, 3), np.uint8), Console(quiet=True))
         return training.state, None, said
     except UserError as error:
@@ -134,7 +134,7 @@ def killed(config, workdir, step):
             raise KeyboardInterrupt
         return call(self, k)
 
-    roll_back = runs.Run.roll_back
+    roll_back = Run.roll_back
 
     def recorded(self, verdict):
         roll_back(self, verdict)
@@ -142,7 +142,7 @@ def killed(config, workdir, step):
 
     with (
         mock.patch.object(batches.Batches, "__call__", stopping),
-        mock.patch.object(runs.Run, "roll_back", recorded),
+        mock.patch.object(Run, "roll_back", recorded),
         contextlib.suppress(KeyboardInterrupt),
     ):
         run(config, workdir)

@@ -14,9 +14,10 @@ from dream_jax.evaluation import measuring
 from dream_jax.files import grids
 from dream_jax.inference import drawing
 from dream_jax.runtime import consensus, lock, sharding
-from dream_jax.training import loop, mirror
-from dream_jax.training.run import Run
+from dream_jax.training import loop, mirror, screen
+from dream_jax.training.run import open_run
 from dream_jax.training.train_state import TrainState
+from dream_jax.training.workdir import check_local, check_same, make_workdir
 
 
 def train(options, rest, console):
@@ -131,17 +132,17 @@ def train_and_evaluate(config, workdir, console: Console) -> TrainState:
       workdir: a local folder, see the README for what it holds.
     """
     config = configs.validate(config)
-    loop.check_devices(config, jax.device_count())
+    sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     mirror.check(config.checkpoint.directory)
     workdir = Path(workdir)
     if jax.process_index():
         return _train_and_evaluate(config, workdir, console)
-    loop.check_local(workdir)
+    check_local(workdir)
     directory = config.checkpoint.directory
     with lock.hold(workdir, console.print):
         if directory is not None:
-            mirror.bring_back(workdir, directory, lambda there: loop.check_same(there, config), console.print)
-        loop.open_workdir(workdir, config)
+            mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
+        make_workdir(workdir, config)
         return _train_and_evaluate(config, workdir, console)
 
 
@@ -152,13 +153,13 @@ def _train_and_evaluate(config, workdir, console):
     source = sources.open_source(config, "train")
     pictures = held_out.eval_pictures(config)
     mesh = sharding.make_mesh(config.mesh.shard)
-    run = Run(experiment, source, mesh, workdir, console.print)
+    run = open_run(experiment, source, mesh, workdir, console.print)
     if chief:
         # Only now: a run that failed at its data leaves no config that the mended one would have to agree with.
         configs.save(config, workdir / "config.json")
         run.copies.update()
     resumed, start = run.resumed, run.step
-    loop.introduce(console, run, source, pictures, mesh)
+    screen.introduce(console, run, pictures, mesh)
     loop.loop(run, _make_sampler(experiment, pictures, mesh), console)
     # Only process 0 is sure to see the workdir.
     (evaluated,) = consensus.of_first([chief and _is_evaluated(workdir, start)])

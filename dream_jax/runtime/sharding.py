@@ -23,6 +23,14 @@ def make_mesh(shard: int = 1, devices=None) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices) // shard, shard), AXES, (AxisType.Auto,) * 2, devices=devices)
 
 
+def check_batch(batch_size: int, accumulation: int, devices: int) -> None:
+    """Raises UserError where a batch cannot be cut into `accumulation` microbatches alike on all devices."""
+    parts = devices * accumulation
+    if batch_size % parts:
+        product = f"devices x accumulation = {devices} x {accumulation} = {parts}"
+        raise UserError(f"batch_size = {batch_size}: it must divide by {product}")
+
+
 def state_specs(state, mesh, smallest: int = _SMALLEST_SPLIT):
     """A PartitionSpec for every leaf: its largest dimension that divides lies over 'shard'.
 

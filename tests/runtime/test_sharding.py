@@ -32,6 +32,12 @@ def test_shards_must_divide_the_devices():
         sharding.make_mesh(3, devices=jax.devices()[:1])
 
 
+def test_a_batch_must_divide_over_devices_and_microbatches():
+    sharding.check_batch(8, 2, 4)
+    with pytest.raises(UserError, match=r"batch_size = 8: it must divide by devices x accumulation = 4 x 4 = 16"):
+        sharding.check_batch(8, 4, 4)
+
+
 STATE = {
     "kernel": jax.ShapeDtypeStruct((3, 3, 64, 256), jnp.float32),
     "first of two equal": jax.ShapeDtypeStruct((256, 256), jnp.float32),

@@ -15,9 +15,10 @@ from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding, stopping
-from dream_jax.training import checkpoint, loop, train_state
-from dream_jax.training import run as runs
-from dream_jax.training.train_step import QUARTILES, start_state
+from dream_jax.training import checkpoint, loop, skipped_steps, train_state
+from dream_jax.training.run import open_run
+from dream_jax.training.train_step import start_state
+from dream_jax.training.watch import QUARTILES
 
 QUIET = Console(quiet=True)
 BATCH, SIZE = 4, 16
@@ -118,14 +119,15 @@ def begin(monkeypatch):
         return train_step
 
     def begin(workdir, *changes, nan=(), breaks=None):
-        monkeypatch.setattr(runs, "start_state", start_state)
-        monkeypatch.setattr(runs, "make_train_step", functools.partial(make_train_step, {"nan": nan, "breaks": breaks}))
+        monkeypatch.setattr("dream_jax.training.run.start_state", start_state)
+        wrong = functools.partial(make_train_step, {"nan": nan, "breaks": breaks})
+        monkeypatch.setattr("dream_jax.training.run.make_train_step", wrong)
         common = "steps=40", "log_every=4", "checkpoint.every=6", "checkpoint.keep=9", "samples.every=100"
         common = *common, "watch.warmup=10", "watch.memory=20"
         built = experiment.build(tiny.tiny_config(*SMALL, *common, *changes))
         workdir.mkdir(exist_ok=True)
         said = []
-        run = runs.Run(built, sources.open_source(built.config, "train"), sharding.make_mesh(), workdir, said.append)
+        run = open_run(built, sources.open_source(built.config, "train"), sharding.make_mesh(), workdir, said.append)
         loop.loop(run, lambda params: np.zeros((8, 8, 3), np.uint8), QUIET)
         run.said = said
         return run
@@ -214,7 +216,7 @@ def test_a_run_that_is_killed_about_its_rollback_and_repeated_ends_the_same(tmp_
             if killed_in == "a later step":
                 patch.setattr(batches.Batches, "__call__", killed_at(16 * interruption))
             else:
-                patch.setattr(runs.rollback, killed_in, kill)
+                patch.setattr(skipped_steps, killed_in, kill)
             begin(tmp_path / "killed", *changes, **wrong)
         # The workdir's own list is lost; the checkpoints know.
         if killed_in == "a later step" and interruption == 2:
@@ -285,23 +287,3 @@ def test_a_bad_list_of_skipped_steps_is_named(tmp_path, begin):
     (tmp_path / "skipped_steps.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match=r"skipped_steps.json: must be a list"):
         begin(tmp_path)
-
-
-def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
-    config = tiny.tiny_config().to_dict()
-    about = {"config": config, "data": "2 pictures, crc32 00000001"}
-    runs.check_origin(about, about, "here")
-    runs.check_origin(about, about | {"config": config | {"steps": 9}}, "here")
-    with pytest.raises(UserError, match="training pictures"):
-        runs.check_origin(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
-    with pytest.raises(UserError, match="seed: 0 -> 1"):
-        runs.check_origin(about, about | {"config": config | {"seed": 1}}, "here")
-    objective = {key: value for key, value in config["objective"].items() if not key.startswith("estimate_")}
-    runs.check_origin(about | {"config": config | {"objective": objective}}, about, "here")
-
-
-def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
-    config = tiny.tiny_config("batch_size=8", "accumulation=2")
-    loop.check_devices(config, 4)
-    with pytest.raises(UserError, match=r"batch_size = 8: .* must divide"):
-        loop.check_devices(config, 3)

@@ -1,0 +1,28 @@
+"""Where a checkpoint comes from, so that no run goes on from another run's."""
+
+import importlib.metadata
+
+from dream_jax.config import differences, from_record
+from dream_jax.data import sources
+from dream_jax.errors import UserError
+
+_PACKAGES = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
+
+
+def facts(config, source) -> dict:
+    """What a checkpoint records of its run: the config, the versions of packages and a fingerprint of the pictures."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"config": config.to_dict(), "versions": versions, "data": sources.fingerprint(source)}
+
+
+def check(about: dict, now: dict, directory) -> None:
+    """Raises UserError where the `facts` of a checkpoint name another config or other pictures than the run's own."""
+    changed = differences(*(from_record(recorded["config"]) for recorded in (about, now)))
+    if about["data"] != now["data"]:
+        changed.append(f"the training pictures: {about['data']} -> {now['data']}")
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"the checkpoints in {directory} are of another run; choose another --workdir (and checkpoint.directory), "
+            f"or undo the difference (theirs -> given):\n  {listed}"
+        )

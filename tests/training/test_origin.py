@@ -1,0 +1,18 @@
+import pytest
+import tiny
+
+from dream_jax.errors import UserError
+from dream_jax.training import origin
+
+
+def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
+    config = tiny.tiny_config().to_dict()
+    about = {"config": config, "data": "2 pictures, crc32 00000001"}
+    origin.check(about, about, "here")
+    origin.check(about, about | {"config": config | {"steps": 9}}, "here")
+    with pytest.raises(UserError, match="training pictures"):
+        origin.check(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        origin.check(about, about | {"config": config | {"seed": 1}}, "here")
+    objective = {key: value for key, value in config["objective"].items() if not key.startswith("estimate_")}
+    origin.check(about | {"config": config | {"objective": objective}}, about, "here")

@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, noise_schedule, samplers, sampling
 from dream_jax.errors import UserError, shown
-from dream_jax.metrics import weights
+from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.tasks import resize
 from dream_jax.training import optimizer, watch
 
@@ -95,8 +95,7 @@ SCHEDULES = {
 TASKS = ("super_resolution", "unconditional")
 OBJECTIVES = ("standard", "dream", "conservative_dream")
 NETWORKS = ("sr3", "generation")
-PROTOCOLS = ("standard", "dream_official")
-LEARNED = tuple(weights.FILES)
+LEARNED = tuple(dict.fromkeys(metric.weights for metric in METRICS.values() if metric.weights))
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 PICKS = ("random", "heaviest")
 
@@ -351,7 +350,7 @@ def _validate(config):
         ("samples.sampler", tuple(sampling.SAMPLERS)),
         ("sampling.spacing", tuple(samplers.SPACINGS)),
         ("sampling.clip", tuple(sampling.LIMITS)),
-        ("evaluation.protocol", PROTOCOLS),
+        ("evaluation.protocol", tuple(PROTOCOLS)),
         ("watch.not_finite", watch.ON_NOT_FINITE),
         ("watch.rise", watch.ON_RISE),
     ):
@@ -436,8 +435,10 @@ def _validate(config):
     _require(not (unconditional and config.sampling.project), config, "sampling.project", "it is for super-resolution")
     alone = config.sampling.start_seed is None or not unconditional
     _require(alone, config, "sampling.start_seed", "it is for super-resolution; all pictures would be the same one")
-    paired = not (unconditional and any(name.startswith("lpips") for name in config.evaluation.learned))
-    _require(paired, config, "evaluation.learned", "lpips compares with originals, which an unconditional model lacks")
+    for metric in METRICS.values() if unconditional else ():
+        asked = metric.paired and metric.weights in config.evaluation.learned
+        allowed = f"{metric.weights} compares with originals, which an unconditional model lacks"
+        _require(not asked, config, "evaluation.learned", allowed)
     _validate_schedule(config)
     _validate_sizes(config)
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
@@ -510,10 +511,11 @@ def _validate_sizes(config):
         sizes["evaluation.crop"] = config.evaluation.crop
     for key, size in sizes.items():
         _require(size % divisor == 0, config, key, f"it must divide by {divisor}, by which the network downsamples")
-        _require(size >= 16, config, key, "it must be at least 16, the smallest pictures that are measured")
-        for name, least in (("lpips_alex", 31), ("lpips_squeeze", 17)):
-            asked = name in config.evaluation.learned and (key != "image_size" or config.evaluation.crop is None)
-            _require(not asked or size >= least, config, key, f"{name} needs pictures of at least {least} pixels")
+        least = max(metric.smallest for metric in METRICS.values() if metric.weights is None)
+        _require(size >= least, config, key, f"it must be at least {least}, the smallest pictures that are measured")
+        for name, metric in METRICS.items() if key != "image_size" or config.evaluation.crop is None else ():
+            fits = metric.weights not in config.evaluation.learned or size >= metric.smallest
+            _require(fits, config, key, f"{name} needs pictures of at least {metric.smallest} pixels")
         if config.task.name == "super_resolution":
             _require(size % config.task.scale == 0, config, key, f"it must divide by task.scale = {config.task.scale}")
     sides = [config.image_size // c.patch >> level for level in range(len(multipliers))]

@@ -164,7 +164,7 @@ def study(options, console) -> dict:
             rows.append(row | measure(way.state.ema))
             console.print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()))
         # What a stop would lose.
-        atomic.write_csv(rows, options.output.with_suffix(".unfinished.csv"))
+        atomic.write_csv(options.output.with_suffix(".unfinished.csv"), rows)
     minutes = (time.perf_counter() - start) / 60
 
     models = {way.name: drawing.Model(way.experiment, way.state.ema, way.steps, mesh, way.name) for way in ways}
@@ -248,9 +248,9 @@ def main() -> int:
     console = Console(width=200)
     record = study(options, console)
     set_aside(options.output, [options.output.with_suffix(s) for s in (".json", ".csv", ".png")])
-    atomic.write_csv(record["rows"], options.output.with_suffix(".csv"))
+    atomic.write_csv(options.output.with_suffix(".csv"), record["rows"])
     plot(record, options.output.with_suffix(".png"))
-    atomic.write_json(record, options.output)
+    atomic.write_json(options.output, record)
     options.output.with_suffix(".unfinished.csv").unlink()
     print(table(record))
     return 0

@@ -9,14 +9,14 @@ import traceback
 from rich.console import Console
 
 from dream_jax.errors import UserError
-from dream_jax.runtime import compilation_cache
+from dream_jax.runtime import compilation_cache, environment
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
-# Set by a launcher that starts several processes: processes.py.
-_COORDINATOR = "DREAM_JAX_COORDINATOR"
+# Commands that take no config arguments, and compile nothing.
+_PLAIN = ("prepare", "keys")
 
 # What the disk may say to any write.
 _DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
@@ -25,15 +25,61 @@ _DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done, 1 some files failed, 2 a mistake to mend, 75 a run that hangs, which may be started again. What a signal
-    stopped has 128 + the signal, as shells have it: 130 after Ctrl-C, 143 after SIGTERM; of a training run everything
-    done is saved then, and the same command goes on.
+    0 done, 1 some files failed, 2 a mistake to mend, 75 a run that hangs, which may be started again. After a signal
+    the status is 128 + the signal, as in shells: 130 after Ctrl-C, 143 after SIGTERM; a training run has then saved
+    all that it has done, and the same command goes on.
     """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command in _PLAIN:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return _run(options, rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = error.filename or getattr(options, "output", None) or getattr(options, "workdir", "")
+        print(f"error: {where}: a file cannot be written ({error.strerror}); mend it and repeat", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt as stopped:
+        return getattr(stopped, "status", 130)
+    except Exception:
+        if not environment.is_one_of_several():
+            raise
+        traceback.print_exc()
+        status = 1
+    if environment.is_one_of_several():
+        # The usual way out waits for the other processes, and they for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _run(options, rest) -> int:
+    console = Console(soft_wrap=True)
+
+    def tell(message):
+        if environment.is_first():
+            console.print(message, markup=False)
+
+    if options.command not in _PLAIN:
+        compilation_cache.use(tell)
+    # Only now: `--help` and a mistyped option are answered at once.
+    from dream_jax import commands
+
+    return getattr(commands, options.command)(options, rest, console) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dream_jax", description="Train and use diffusion models with DREAM.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train from a config file, then evaluate", epilog=CONFIG_HELP)
-    train.add_argument("--config", required=True, help="a file of configs/")
+    train.add_argument("--config", required=True, help="a recipe, like quickstart, or a config file")
     train.add_argument("--workdir", required=True, help="where the run is kept; an existing one is continued")
 
     evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
@@ -74,39 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
     prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
     prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
 
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command == "prepare":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    console = Console(soft_wrap=True)
-    try:
-        if options.command != "prepare":
-            chief = os.environ.get("DREAM_JAX_PROCESS", "0") == "0"
-            compilation_cache.use(lambda message: console.print(message, markup=False) if chief else None)
-        from dream_jax import commands
-
-        return getattr(commands, options.command)(options, rest, console) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        where = error.filename or getattr(options, "output", None) or getattr(options, "workdir", "")
-        print(f"error: {where}: a file cannot be written ({error.strerror}); mend it and repeat", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt as stopped:
-        return getattr(stopped, "status", 130)
-    except Exception:
-        if _COORDINATOR not in os.environ:
-            raise
-        traceback.print_exc()
-        status = 1
-    if _COORDINATOR in os.environ:
-        # The usual way out waits for the other processes, and they for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+    keys = commands.add_parser("keys", help="list the config keys, with their defaults")
+    keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
+    return parser
 
 
 if __name__ == "__main__":

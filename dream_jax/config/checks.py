@@ -10,6 +10,7 @@ from dream_jax import objectives
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
+from dream_jax.metrics import METRICS
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
 from dream_jax.tasks import TASKS
@@ -150,9 +151,11 @@ def _check_sampling(config):
 
 def _check_evaluation(config):
     c, task = config.evaluation, TASKS[config.task.name](config.task)
-    paired = task.paired or not any(name.startswith("lpips") for name in c.learned)
-    _require(paired, config, "evaluation.learned", "lpips compares with originals, which an unconditional model lacks")
     key = "image_size" if c.crop is None else "evaluation.crop"
-    for name, least in (("lpips_alex", 31), ("lpips_squeeze", 17)):
-        large = name not in c.learned or flatten(config)[key] >= least
-        _require(large, config, key, f"{name} needs pictures of at least {least} pixels")
+    side = flatten(config)[key]
+    for name, metric in METRICS.items():
+        asked = metric.weights in c.learned
+        original = f"{metric.weights} compares with originals, which an unconditional model lacks"
+        _require(task.paired or not metric.paired or not asked, config, "evaluation.learned", original)
+        large = side >= metric.smallest or not (asked or metric.weights is None)
+        _require(large, config, key, f"{name} needs pictures of at least {metric.smallest} pixels")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, samplers, sampling
-from dream_jax.metrics import weights
+from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
 from dream_jax.tasks import TASKS, resize
 
@@ -107,6 +107,8 @@ POSITIVE = number(lambda value: math.isfinite(value) and value > 0, "it must be 
 NOT_NEGATIVE = number(lambda value: math.isfinite(value) and value >= 0, "it must be finite and not negative")
 FRACTION = number(lambda value: 0 <= value <= 1, "it must lie between 0 and 1")
 LARGE_SIDE, LARGE_COUNT, LARGE_CHANNELS = 2**13, 2**20, 2**14  # what no machine has the time or memory for
+# The networks that metrics need.
+LEARNED = tuple(dict.fromkeys(metric.weights for metric in METRICS.values() if metric.weights))
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 KEYS = {
@@ -262,11 +264,9 @@ KEYS = {
     "evaluation.crop": Key(None, "side of the middle crop; image_size", whole(16, LARGE_SIDE), int),
     "evaluation.batch_size": Key(8, "pictures at once", whole(1, LARGE_COUNT)),
     "evaluation.seeds": Key((0,), "of the noise; with several, tables hold mean and spread", seeds),
-    "evaluation.protocol": Key(
-        "standard", "or dream_official: with the conventions of that code", one_of(("standard", "dream_official"))
-    ),
+    "evaluation.protocol": Key("standard", "or dream_official: with the conventions of that code", one_of(PROTOCOLS)),
     "evaluation.learned": Key(
-        (), "measures that need networks: lpips_alex, lpips_vgg, lpips_squeeze, inception", names_of(weights.FILES)
+        (), "measures that need networks: lpips_alex, lpips_vgg, lpips_squeeze, inception", names_of(LEARNED)
     ),
     "evaluation.weights": Key(None, "folder of these networks' weights; ~/.cache/dream_jax/weights", optional=str),
 }

@@ -32,7 +32,7 @@ _LONGEST = 2**20
 
 def save(config: ConfigDict, path: Path) -> None:
     """Writes a config as JSON, whole or not at all."""
-    atomic.write_json(config.to_dict(), path)
+    atomic.write_json(path, config.to_dict())
 
 
 def read(path: Path) -> ConfigDict:

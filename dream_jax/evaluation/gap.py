@@ -5,6 +5,7 @@ sampler shows it points that it made itself, with the errors of all evaluations 
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,37 +15,47 @@ from rich.console import Console
 from rich.table import Table
 
 from dream_jax import diffusion, sampling
-from dream_jax.evaluation import measuring, plots
+from dream_jax.evaluation import plots
+from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
+from dream_jax.evaluation.plots import Panel
 from dream_jax.files import atomic
 from dream_jax.files.names import set_aside
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import compiler
 
-# How each fact is plotted: the training value's key (None where it is a constant), the sampling value's, logarithmic.
-PANELS = {
-    "error of the predicted noise, mean square": ("eps_error_training", "eps_error_sampling", True),
-    "ratio of that error, sampling to training": (None, "eps_error_ratio", True),
-    "mean square of the noise in x_t (training: 1)": (None, "noise_square_sampling", False),
-    "mean square of the predicted noise": ("eps_hat_square_training", "eps_hat_square_sampling", False),
-    "variance of x_t over pixels": ("x_variance_training", "x_variance_sampling", True),
-}
+PANELS = (
+    Panel("error of the predicted noise, mean square", "eps_error_training", "eps_error_sampling", True),
+    Panel("ratio of that error, sampling to training", None, "eps_error_ratio", True),
+    Panel("mean square of the noise in x_t (training: 1)", None, "noise_square_sampling", False),
+    Panel("mean square of the predicted noise", "eps_hat_square_training", "eps_hat_square_sampling", False),
+    Panel("variance of x_t over pixels", "x_variance_training", "x_variance_sampling", True),
+)
+
+# Columns of the printed table and their formats, for models with originals and for others.
+_LEFT, _RIGHT = {"logsnr": ".2f"}, {"x_variance_training": ".3f", "x_variance_sampling": ".3f"}
+_OF_ERRORS = {"eps_error_training": ".4f", "eps_error_sampling": ".4f", "eps_error_ratio": ".3f"}
+_PAIRED = {**_LEFT, **_OF_ERRORS, "noise_square_sampling": ".4f", **_RIGHT}
+_UNPAIRED = {**_LEFT, "eps_hat_square_training": ".4f", "eps_hat_square_sampling": ".4f", **_RIGHT}
 
 
-def measure(models: dict[str, Model], pictures, console: Console) -> dict:
+def measure(models: dict[str, Model], pictures: np.ndarray, console: Console) -> dict:
     """Measures the gap on pictures uint8 [N, H, W, 3], along the first of `evaluation.samplers` at its most steps.
 
-    At every network evaluation, for the sampler's own x and for `alpha x0 + sigma eps` of the same pictures at the same
-    level: the mean square of `eps_hat`, the noise that the sampler's constrained x0_hat implies, and the variance of x
-    over a picture's pixels; and for
-    super-resolution, whose original x0 is known, the mean square of `eps_hat - eps` and of `eps`, where the sampler's
-    eps is `(x - alpha x0) / sigma`. All are means over pixels and pictures.
+    There is a row for each network evaluation, at whose noise level two inputs are compared: the sampler's own x
+    ("sampling"), and `alpha x0 + sigma eps` of the same picture ("training"). For both a row holds means, over pixels
+    and pictures:
+
+    - `eps_hat_square`, of the square of `eps_hat`: the noise that the sampler's constrained x0_hat implies;
+    - `x_variance`, of the variance of x over a picture's pixels;
+    - for super-resolution, whose x0 is known: `eps_error` and `noise_square`, of the squares of `eps_hat - eps` and of
+      `eps`, where the sampler's eps is `(x - alpha x0) / sigma`.
 
     Returns:
       The result file's content: for each model rows by level, and `gap`, the geometric mean of the errors' ratio over
       the levels (of the ratio of `eps_hat`'s squares for unconditional models).
     """
-    note = measuring.check_models(models)
+    note = check_models(models)
     first = next(iter(models.values())).experiment.config.evaluation
     sampler, steps, seed = first.samplers[0], max(first.steps), first.seeds[0]
     record = {
@@ -54,12 +65,14 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
         "seed": seed,
         "pictures": len(pictures),
         "crop": pictures.shape[1],
+        "notes": [note] if note else [],
+        "models": {},
     }
-    record |= {"notes": [note] if note else [], "models": {}}
+    inputs = make_inputs(next(iter(models.values())).experiment, pictures)
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("measuring the gap", total=len(models) * len(pictures))
         for name, model in models.items():
-            facts = _facts(model, pictures, sampler, steps, seed, first.batch_size, lambda n: bar.advance(job, n))
+            facts = _facts(model, inputs, sampler, steps, seed, lambda n: bar.advance(job, n))
             rows = _rows(model, facts, sampler, steps)
             key = "eps_error_ratio" if "eps_error_ratio" in rows[0] else "eps_hat_square_ratio"
             record["models"][name] = {
@@ -73,15 +86,18 @@ def measure(models: dict[str, Model], pictures, console: Console) -> dict:
     return record
 
 
-def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
+def _facts(
+    model: Model, inputs: Inputs, sampler: str, steps: int, seed: int, advance: Callable[[int], None]
+) -> dict[str, np.ndarray]:
     """{name: [steps, N]} of all pictures."""
     built, key = model.experiment, drawing.make_key(seed)
+    batch_size = built.config.evaluation.batch_size
     rows = drawing.make_rows(built, sampler, steps)
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
-    def facts_of(params, picture, low, index):
-        x0, cond = built.task.make_pair(key, picture)
-        denoise = drawing.make_denoise(built, params, {"cond": cond, "low": low})
+    def facts_of(params, picture, given, index):
+        x0, _ = built.task.make_pair(key, picture)
+        denoise = drawing.make_denoise(built, params, given)
 
         def mean_square(z):
             return jnp.mean(z**2, axis=(1, 2, 3))
@@ -106,15 +122,15 @@ def _facts(model, pictures, sampler, steps, seed, batch_size, advance):
         return {f"{name}_{where}": f[name] for where, f in (("sampling", sampled), ("training", trained)) for name in f}
 
     parts = []
-    for chosen, count in drawing.batches(len(pictures), batch_size):
-        low = None if not built.task.paired else drawing.degraded(built, pictures[chosen])[0]
-        facts = jax.device_get(facts_of(model.params, pictures[chosen], low, chosen))
+    for chosen, count in drawing.batches(len(inputs.pictures), batch_size):
+        given = {name: array[chosen] for name, array in inputs.given.items()}
+        facts = jax.device_get(facts_of(model.params, inputs.pictures[chosen], given, chosen))
         parts.append({name: values[:, :count] for name, values in facts.items()})
         advance(count)
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
-def _rows(model, facts, sampler, steps):
+def _rows(model: Model, facts: dict[str, np.ndarray], sampler: str, steps: int) -> list[dict]:
     levels = drawing.make_rows(model.experiment, sampler, steps)
     rows = []
     for number in range(steps):
@@ -128,10 +144,10 @@ def _rows(model, facts, sampler, steps):
     return rows
 
 
-def panels_of(record: dict) -> dict:
-    """The panels of PANELS that were measured."""
+def panels_of(record: dict) -> list[Panel]:
+    """Those of PANELS that were measured."""
     row = next(iter(record["models"].values()))["rows"][0]
-    return {title: panel for title, panel in PANELS.items() if panel[1] in row}
+    return [panel for panel in PANELS if panel.sampling in row]
 
 
 def show(record: dict, console: Console) -> None:
@@ -140,14 +156,7 @@ def show(record: dict, console: Console) -> None:
         rows = model["rows"]
         title = f"{name}: {record['sampler']} {record['steps']}, {record['pictures']} pictures; gap {model['gap']:.3f}"
         table = Table(title=title)
-        paired = "eps_error_ratio" in rows[0]
-        columns = {"logsnr": ".2f"}
-        if paired:
-            columns |= {"eps_error_training": ".4f", "eps_error_sampling": ".4f", "eps_error_ratio": ".3f"}
-            columns |= {"noise_square_sampling": ".4f"}
-        else:
-            columns |= {"eps_hat_square_training": ".4f", "eps_hat_square_sampling": ".4f"}
-        columns |= {"x_variance_training": ".3f", "x_variance_sampling": ".3f"}
+        columns = _PAIRED if "eps_error_ratio" in rows[0] else _UNPAIRED
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for number in sorted(set(np.linspace(0, len(rows) - 1, 12).astype(int).tolist())):
@@ -161,6 +170,6 @@ def write(record: dict, path: Path, overwrite: bool) -> None:
     if not overwrite:
         set_aside(path, (path, table, plot))
     rows = [{"model": name, **row} for name, model in record["models"].items() for row in model["rows"]]
-    atomic.write_csv(rows, table)
+    atomic.write_csv(table, rows)
     plots.gap(record, panels_of(record), plot)
-    atomic.write_json(record, path)
+    atomic.write_json(path, record)

@@ -1,13 +1,17 @@
 """Plots of evaluations as PNG files. None of them opens a window."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-_TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "mean_colour": "mean colour's error", "swd": "sliced Wasserstein x 1e3"}
+from dream_jax.metrics import METRICS, first_that_measures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v")
-
-# What measures how alike two sets of pictures look, the most telling first; swd needs no network and is always there.
-PERCEPTION = ("lpips_alex", "lpips_vgg", "lpips_squeeze", "fid", "swd")
 
 
 def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
@@ -18,7 +22,7 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
     baseline, lines = record["rows"][0], _lines(record["rows"])
     figure = _figure(len(names))
     for axes, name in zip(figure.axes, names, strict=True):
-        for (_, rows), style in zip(lines.items(), _looks(lines), strict=True):
+        for rows, style in zip(lines.values(), _looks(lines), strict=True):
             steps, values = [row["steps"] for row in rows], [row[name] for row in rows if name in row]
             if len(values) != len(steps):
                 continue
@@ -30,8 +34,8 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
         if name in baseline:
             axes.axhline(baseline[name], color="grey", linewidth=1, label=baseline["name"])
         _steps_axis(axes, sorted({row["steps"] for rows in lines.values() for row in rows}))
-        axes.set_ylabel(_TITLES.get(name, name))
-        if name == "consistency":
+        axes.set_ylabel(METRICS[name].title)
+        if METRICS[name].logarithmic:
             axes.set_yscale("log")
     _finish(figure, path)
 
@@ -39,55 +43,57 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
 def perception_against_distortion(record: dict, names: list[str], path: Path) -> None:
     """The trade between the two (Blau & Michaeli 2018): a path for each sampler of each model, from few to many steps.
 
-    Distortion is PSNR, and perception the first of PERCEPTION that was measured. For sets without originals there is
-    only perception, and no plot.
+    Each of the two is the most telling metric of it among the names. Sets without originals have no distortion, and
+    get no plot.
     """
-    perception = next((name for name in PERCEPTION if name in names), None)
-    if "psnr" not in names or perception is None:
+    distortion, perception = (first_that_measures(what, names) for what in ("distortion", "perception"))
+    if distortion is None or perception is None:
         return
     lines = _lines(record["rows"])
     figure = _figure(1, width=9, height=6)
     axes = figure.axes[0]
     for rows, style in zip(lines.values(), _looks(lines), strict=True):
-        axes.plot([row["psnr"] for row in rows], [row[perception] for row in rows], **style)
+        axes.plot([row[distortion] for row in rows], [row[perception] for row in rows], **style)
         for row in rows:
-            where = (row["psnr"], row[perception])
+            where = (row[distortion], row[perception])
             axes.annotate(str(row["steps"]), where, fontsize=7, xytext=(3, 3), textcoords="offset points")
     baseline = record["rows"][0]
-    axes.plot([baseline["psnr"]], [baseline[perception]], "*", color="grey", markersize=10, label=baseline["name"])
-    axes.set_xlabel("PSNR, dB (distortion: right is better)")
-    axes.set_ylabel(f"{_TITLES.get(perception, perception)} (perception: lower is better)")
+    axes.plot([baseline[distortion]], [baseline[perception]], "*", color="grey", markersize=10, label=baseline["name"])
+    x, y = METRICS[distortion], METRICS[perception]
+    axes.set_xlabel(f"{x.title} (distortion: {'right' if x.higher_is_better else 'left'} is better)")
+    axes.set_ylabel(f"{y.title} (perception: {'higher' if y.higher_is_better else 'lower'} is better)")
     axes.set_title("numbers are network evaluations", fontsize=9)
     _finish(figure, path)
 
 
-def gap(record: dict, panels: dict, path: Path) -> None:
-    """Training against sampling at the same noise levels.
+class Panel(NamedTuple):
+    """A panel of the gap's plot: the names of the training value (None: not plotted) and of the sampling value."""
 
-    Args:
-      record: of `gap.measure`.
-      panels: {title: (key of the training value or None, key of the sampling value, logarithmic)}.
-    """
+    title: str
+    training: str | None
+    sampling: str
+    logarithmic: bool
+
+
+def gap(record: dict, panels: list[Panel], path: Path) -> None:
+    """Training against sampling at the same noise levels, of a record of `gap.measure`."""
     figure = _figure(len(panels))
-    colours = [f"C{i}" for i in range(10)]
-    for axes, (title, (training, sampling, logarithmic)) in zip(figure.axes, panels.items(), strict=True):
+    for axes, panel in zip(figure.axes, panels, strict=True):
         for number, (name, model) in enumerate(record["models"].items()):
-            rows, colour = model["rows"], colours[number % 10]
-            logsnr = [row["logsnr"] for row in rows]
-            axes.plot(
-                logsnr, [row[sampling] for row in rows], "o-", color=colour, markersize=3, label=f"{name}, sampling"
-            )
-            if training is not None:
-                values = [row[training] for row in rows]
-                axes.plot(logsnr, values, "--", color=colour, linewidth=1, label=f"{name}, training")
+            rows, colour = model["rows"], f"C{number % 10}"
+            logsnr, sampling = [row["logsnr"] for row in rows], [row[panel.sampling] for row in rows]
+            axes.plot(logsnr, sampling, "o-", color=colour, markersize=3, label=f"{name}, sampling")
+            if panel.training is not None:
+                training = [row[panel.training] for row in rows]
+                axes.plot(logsnr, training, "--", color=colour, linewidth=1, label=f"{name}, training")
         axes.set_xlabel("log signal-to-noise ratio (sampling runs to the right)")
-        axes.set_ylabel(title)
-        if logarithmic:
+        axes.set_ylabel(panel.title)
+        if panel.logarithmic:
             axes.set_yscale("log")
     _finish(figure, path)
 
 
-def _figure(panels: int, width: float = 5.5, height: float = 4):
+def _figure(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
     # Here, as no start of training or drawing should wait the half second that this takes.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,7 +107,7 @@ def _figure(panels: int, width: float = 5.5, height: float = 4):
     return figure
 
 
-def _lines(rows):
+def _lines(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """{(model, sampler): its rows by steps}."""
     lines = {}
     for row in rows:
@@ -110,7 +116,7 @@ def _lines(rows):
     return {line: sorted(rows, key=lambda row: row["steps"]) for line, rows in lines.items()}
 
 
-def _looks(lines):
+def _looks(lines: dict[tuple[str, str], list[dict]]) -> Iterator[dict]:
     """Colour says the sampler, stroke and marker say the model."""
     models, samplers = (list(dict.fromkeys(names)) for names in zip(*lines, strict=True))
     for model, sampler in lines:
@@ -124,14 +130,14 @@ def _looks(lines):
         }
 
 
-def _steps_axis(axes, steps):
+def _steps_axis(axes: "Axes", steps: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(steps, [str(n) for n in steps])
     axes.minorticks_off()
     axes.set_xlabel("network evaluations")
 
 
-def _finish(figure, path):
+def _finish(figure: "Figure", path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=120)

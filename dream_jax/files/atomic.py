@@ -33,12 +33,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(record: dict, path: Path) -> None:
+def write_json(path: Path, record: dict) -> None:
     """Writes a record as JSON, in which numbers that are not finite are null."""
     write_text(path, json.dumps(_null_where_not_finite(record), indent=2) + "\n")
 
 
-def write_csv(rows: list[dict], path: Path) -> None:
+def write_csv(path: Path, rows: list[dict]) -> None:
     """Writes rows, which may have different keys, as a table with a column for each key."""
     file = io.StringIO(newline="")
     table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))

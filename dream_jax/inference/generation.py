@@ -122,4 +122,4 @@ def _check(path, about, overwrite):
             )
     if before and not changed:
         about = about | {"count": max(about["count"], before.get("count", 0))}
-    atomic.write_json(about, path)
+    atomic.write_json(path, about)

@@ -1,5 +1,6 @@
-"""Measures of pictures, as pure functions of arrays."""
+"""Measures of pictures, as functions of arrays, and the table of those that evaluations report."""
 
+from dream_jax.metrics.compared import Compared, PictureSet, each, in_batches, picture_set
 from dream_jax.metrics.distributions import (
     frechet_distance,
     inception_score,
@@ -9,11 +10,20 @@ from dream_jax.metrics.distributions import (
 )
 from dream_jax.metrics.features import inception, inception_features
 from dream_jax.metrics.perceptual import lpips, lpips_diversity
-from dream_jax.metrics.pixels import consistency, mean_colour_error, mean_squared_error, psnr, ssim
+from dream_jax.metrics.pixels import mean_colour_error, mean_squared_error, psnr, ssim
+from dream_jax.metrics.table import METRICS, PROTOCOLS, Metric, chosen, first_that_measures
 
 __all__ = [
-    "consistency",
+    "METRICS",
+    "PROTOCOLS",
+    "Compared",
+    "Metric",
+    "PictureSet",
+    "chosen",
+    "each",
+    "first_that_measures",
     "frechet_distance",
+    "in_batches",
     "inception",
     "inception_features",
     "inception_score",
@@ -22,6 +32,7 @@ __all__ = [
     "lpips_diversity",
     "mean_colour_error",
     "mean_squared_error",
+    "picture_set",
     "psnr",
     "sliced_wasserstein",
     "sliced_wasserstein_levels",

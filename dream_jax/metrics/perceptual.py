@@ -1,6 +1,8 @@
 """LPIPS, the learned perceptual distance of pictures (Zhang et al. 2018, arXiv 1801.03924), version 0.1."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +65,24 @@ def _squeeze(get, x):
     return [one, two, three, four, five, six, fire("net.slice7.12", six, 64)]
 
 
-# net: (layers, the smallest side of pictures that leaves a pixel at the last of them)
-NETS = {"alex": (_alex, 31), "vgg": (_vgg, 16), "squeeze": (_squeeze, 17)}
+class Net(NamedTuple):
+    """A network that LPIPS looks into.
+
+    Attributes:
+      features: `(get, pictures [B, H, W, 3]) -> [features [B, h, w, C], ...]`, of each layer that is compared.
+      smallest: the smallest side of pictures that leaves a pixel at every layer.
+    """
+
+    features: Callable
+    smallest: int
+
+
+NETS = {"alex": Net(_alex, 31), "vgg": Net(_vgg, 16), "squeeze": Net(_squeeze, 17)}
 
 
 def _features(net, get, x):
     """[(features of unit length over channels [B, h, w, C], weight of each channel [C]), ...], one for each layer."""
-    features = NETS[net][0](get, (x - _SHIFT[None, None, None]) / _SCALE[None, None, None])
+    features = NETS[net].features(get, (x - _SHIFT[None, None, None]) / _SCALE[None, None, None])
     heads = [get(f"lin{i}.model.1.weight", (1, f.shape[-1], 1, 1)) for i, f in enumerate(features)]
     lengths = [jnp.sqrt(jnp.sum(f**2, -1, keepdims=True)) for f in features]
     return [(f / (n + 1e-10), head[0, :, 0, 0]) for f, n, head in zip(features, lengths, heads, strict=True)]
@@ -83,7 +96,7 @@ def shapes(net):
     """PyTorch name -> shape of every array that `lpips` needs of the network."""
     if net not in NETS:
         raise UserError(f"net must be one of {', '.join(NETS)}, not {net!r}")
-    return layers.shapes(_NETWORKS[net], NETS[net][1])
+    return layers.shapes(_NETWORKS[net], NETS[net].smallest)
 
 
 def _distance(f, g, head):
@@ -113,8 +126,8 @@ def _inputs(weights, net, *pictures):
     first = pictures[0].shape
     if len(first) != 4 or first[-1] != 3 or any(p.shape != first for p in pictures):
         raise UserError(f"LPIPS compares pictures [B, H, W, 3], not {' and '.join(str(p.shape) for p in pictures)}")
-    if min(first[1:3]) < NETS[net][1]:
-        least = NETS[net][1]
+    least = NETS[net].smallest
+    if min(first[1:3]) < least:
         raise UserError(f"LPIPS of {net} needs at least {least} x {least} pixels, not {first[1]} x {first[2]}")
     if not all(jnp.issubdtype(p.dtype, jnp.floating) for p in pictures):
         raise UserError("LPIPS takes pictures in [-1, 1], not whole grey levels: value_range.to_float converts them")

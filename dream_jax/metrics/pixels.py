@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dream_jax.errors import UserError
-from dream_jax.tasks import resize
 
 _jit = functools.partial(jax.jit, static_argnames=("channel", "crop"))
 
@@ -121,14 +120,3 @@ def ssim(a, b, channel="rgb", crop=0):
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return _mean(luminance * (2 * cov + c2) / (var_x + var_y + c2))
-
-
-@functools.partial(jax.jit, static_argnames="kernel")
-def consistency(picture, low_resolution, kernel="pil_bicubic"):
-    """Mean squared error, of values in 0..1, between a picture shrunk to whole grey levels and the low-resolution one.
-
-    [B, H, W, C] and [B, h, w, C] -> [B]; `resize.resize` shrinks. DREAM's code reports it times 1e5.
-    """
-    picture, low_resolution = jnp.asarray(picture), jnp.asarray(low_resolution)
-    shrunk = resize.resize(picture, *low_resolution.shape[1:3], kernel)
-    return mean_squared_error(_levels(shrunk), low_resolution) / 255**2

@@ -1,6 +1,7 @@
 """Where learned metrics' weights come from: a person's files, or the official ones, downloaded once and checked."""
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,30 +33,56 @@ _TORCHVISION = "https://download.pytorch.org/models"
 _LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
 _FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 
-# An LPIPS network is ImageNet's network and then the weights of its channels.
-FILES = {
-    "lpips_alex": (
-        _File(
-            f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
-            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+
+class Network(NamedTuple):
+    """A network that metrics look into.
+
+    Attributes:
+      shapes: `() -> {PyTorch name: shape}` of every array that it needs.
+      files: the official ones. Of LPIPS they are ImageNet's network, then the weights of its channels.
+    """
+
+    shapes: Callable[[], dict[str, tuple[int, ...]]]
+    files: tuple[_File, ...]
+
+
+NETWORKS = {
+    "lpips_alex": Network(
+        functools.partial(perceptual.shapes, "alex"),
+        (
+            _File(
+                f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
+                "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            ),
+            _File(f"{_LPIPS}/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),
         ),
-        _File(f"{_LPIPS}/alex.pth", "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"),
     ),
-    "lpips_vgg": (
-        _File(f"{_TORCHVISION}/vgg16-397923af.pth", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
-        _File(f"{_LPIPS}/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
-    ),
-    "lpips_squeeze": (
-        _File(
-            f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth",
-            "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+    "lpips_vgg": Network(
+        functools.partial(perceptual.shapes, "vgg"),
+        (
+            _File(
+                f"{_TORCHVISION}/vgg16-397923af.pth", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+            ),
+            _File(f"{_LPIPS}/vgg.pth", "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
         ),
-        _File(f"{_LPIPS}/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76"),
     ),
-    "inception": (
-        _File(
-            f"{_FID}/pt_inception-2015-12-05-6726825d.pth",
-            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "lpips_squeeze": Network(
+        functools.partial(perceptual.shapes, "squeeze"),
+        (
+            _File(
+                f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth",
+                "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+            ),
+            _File(f"{_LPIPS}/squeeze.pth", "4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76"),
+        ),
+    ),
+    "inception": Network(
+        features.shapes,
+        (
+            _File(
+                f"{_FID}/pt_inception-2015-12-05-6726825d.pth",
+                "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            ),
         ),
     ),
 }
@@ -64,7 +92,7 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
     """The weights of a metric's network, complete and checked: (PyTorch name -> float32 array, what they are).
 
     Args:
-        name: "lpips_alex", "lpips_vgg", "lpips_squeeze" or "inception".
+        name: one of NETWORKS.
         path: a file with the whole network's state dict (.pth, .pt, .bin, .safetensors), or a folder that holds such a
             file named after the network (lpips_alex.pth), or the official files by their names. None takes the official
             files from the cache, and downloads those not there.
@@ -79,15 +107,16 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
         UserError: for a file that is missing and cannot be downloaded, with where it comes from and goes to; for an
             official file that is not what it should be; for weights that do not make up the network or are not finite.
     """
-    if name not in FILES:
-        raise UserError(f"there are weights of {', '.join(FILES)}, not of {name!r}")
+    if name not in NETWORKS:
+        raise UserError(f"there are weights of {', '.join(NETWORKS)}, not of {name!r}")
+    network = NETWORKS[name]
     if path is None:
         folder = Path(cache_dir).expanduser() if cache_dir else cache.root() / "weights"
-        files = [_official(file, folder, name, timeout) for file in FILES[name]]
+        files = [_official(file, folder, name, timeout) for file in network.files]
     else:
         files = _named(Path(path).expanduser(), name)
     parts = [tensors.read_weights(file) for file in files]
-    shapes = features.shapes() if name == "inception" else perceptual.shapes(name.removeprefix("lpips_"))
+    shapes = network.shapes()
     weights = parts[0] if len(parts) == 1 else _join(*parts, shapes)
     try:
         weights = layers.select(weights, shapes, name)
@@ -107,8 +136,8 @@ def _named(path, name):
     for suffix in (".safetensors", ".pth", ".pt", ".bin"):
         if (path / f"{name}{suffix}").is_file():
             return [path / f"{name}{suffix}"]
-    files = [path / file.name for file in FILES[name]]
-    for file, source in zip(files, FILES[name], strict=True):
+    files = [path / file.name for file in NETWORKS[name].files]
+    for file, source in zip(files, NETWORKS[name].files, strict=True):
         if not file.is_file():
             raise UserError(f"{shown(path)} lacks {name}.pth, or else {file.name}, which comes from {source.url}")
     return files
@@ -133,7 +162,7 @@ def _official(file, folder, name, timeout):
 def _download(file, path, name, timeout):
     """Fetches an official file; it gets its name only when it is complete and checked."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    missing = " and ".join(other.url for other in FILES[name] if not (path.parent / other.name).is_file())
+    missing = " and ".join(other.url for other in NETWORKS[name].files if not (path.parent / other.name).is_file())
     by_hand = f"download {missing} by hand into {path.parent}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,7 @@ import threading
 
 import jax
 
-from dream_jax.runtime import hang, sharding
-
-# Where the processes meet, HOST:PORT; "auto" on a TPU, whose hosts know each other.
-COORDINATOR = "DREAM_JAX_COORDINATOR"
-
-
-def several() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return COORDINATOR in os.environ
+from dream_jax.runtime import environment, hang, sharding
 
 
 def join(config) -> None:
@@ -23,14 +15,14 @@ def join(config) -> None:
 
     From then on a process that is lost ends the others, `supervision.heartbeat_seconds` later at the latest.
     """
-    if not several():
+    if not environment.is_one_of_several():
         return
     limit = config.supervision.meet_seconds
     # JAX would abort without a word to the person, so it is given more time.
     options = {"initialization_timeout": limit + 60, "heartbeat_timeout_seconds": config.supervision.heartbeat_seconds}
-    where = os.environ[COORDINATOR]
+    where = os.environ[environment.COORDINATOR]
     if where != "auto":
-        number, count = os.environ["DREAM_JAX_PROCESS"], os.environ["DREAM_JAX_PROCESSES"]
+        number, count = os.environ[environment.PROCESS], os.environ[environment.PROCESSES]
         options |= {"coordinator_address": where, "num_processes": int(count), "process_id": int(number)}
     with _patience(limit, where):
         jax.distributed.initialize(**options)

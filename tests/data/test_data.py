@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dream_jax import data
-from dream_jax.data import batches, folders, sources
+from dream_jax.data import batches, folders, held_out, sources
 from dream_jax.errors import UserError
 from launch import local
 
@@ -372,9 +372,9 @@ def test_preparing_the_catalog_without_tensorflow_or_network_is_refused(tmp_path
 def test_tensorflow_is_never_imported(folder, tmp_path):
     program = f"""
 import sys
-from dream_jax.data import batches, folders, sources
+from dream_jax.data import batches, folders, held_out, sources
 source = sources.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
-batches.train_pictures(source, 0, 8)[3], batches.eval_pictures(source, 8), sources.bundled("eval")[0]
+batches.train_pictures(source, 0, 8)[3], held_out.middle_crops(source, 8, 9), sources.bundled("eval")[0]
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
@@ -549,15 +549,13 @@ assert len(found) == 1
 
 def test_evaluation_takes_the_middle_of_the_first_pictures_in_order():
     source = [*numbered(3), noise(0, 20, 9), noise(1, 10, 30)]
-    middle = batches.eval_pictures(source, crop=4, count=2)
+    middle = held_out.middle_crops(source, crop=4, count=2)
     assert middle.shape == (2, 4, 4, 3)
     np.testing.assert_array_equal(middle[1], source[1][4:8, 4:8])
-    assert len(batches.eval_pictures(source, crop=4)) == 5 == len(batches.eval_pictures(source, crop=4, count=9))
-    assert batches.eval_pictures(source).shape == (5, 10, 9, 3)
-    assert batches.eval_pictures(source, multiple=4).shape == (5, 8, 8, 3)
-    assert batches.eval_pictures(source, crop=16, resize=16).shape == (5, 16, 16, 3)
+    assert len(held_out.middle_crops(source, crop=4, count=9)) == 5
+    assert held_out.middle_crops(source, crop=16, count=5, resize=16).shape == (5, 16, 16, 3)
     with pytest.raises(UserError, match="picture 3 of the data is 9x20"):
-        batches.eval_pictures(source, crop=10)
+        held_out.middle_crops(source, crop=10, count=5)
 
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="the photographs of ../shared/data/photos are not here")

@@ -1,30 +1,22 @@
 import hashlib
 import json
 
-import jax
 import numpy as np
 import pytest
 import tiny
 from rich.console import Console
 from safetensors.numpy import save_file
+from stand_ins import QUIET, fake, its_input, nothing, pictures_of, random_weights
 
-from dream_jax import experiment, metrics
+from dream_jax import metrics
 from dream_jax.__main__ import main
-from dream_jax.data import held_out
 from dream_jax.errors import UserError
-from dream_jax.evaluation import measuring
+from dream_jax.evaluation import measuring, tables
+from dream_jax.evaluation.inputs import make_inputs
+from dream_jax.evaluation.journal import read_rows
 from dream_jax.files import images
-from dream_jax.inference import drawing, trained
+from dream_jax.inference import drawing
 from dream_jax.metrics import perceptual
-from dream_jax.tasks import value_range
-
-QUIET = Console(quiet=True)
-KEY = jax.random.key(0, impl="threefry2x32")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_workdir):
-    return trained.load(tiny_workdir)
 
 
 def test_an_untrained_residual_is_worth_exactly_its_baseline(tiny_workdir):
@@ -39,52 +31,6 @@ def test_an_untrained_residual_is_worth_exactly_its_baseline(tiny_workdir):
     assert images.read(tiny_workdir / "evaluation.png").shape[2] == 3
 
 
-def test_the_baseline_is_the_low_resolution_picture_enlarged(model):
-    pictures = held_out.eval_pictures(model.experiment.config)
-    low, cond, enlarged = drawing.degraded(model.experiment, pictures)
-    assert low.shape[1:3] == (pictures.shape[1] // 2, pictures.shape[2] // 2) and low.dtype == np.uint8
-    np.testing.assert_array_equal(value_range.to_uint8(cond), enlarged)
-    record, _ = measuring.evaluate({"tiny": model}, pictures, QUIET)
-    assert record["rows"][0]["psnr"] == pytest.approx(float(np.mean(metrics.psnr(enlarged, pictures))), rel=1e-6)
-
-
-def test_a_picture_does_not_depend_on_its_batch():
-    built = experiment.build(tiny.tiny_config("task.residual=False", "objective.kind=eps"))
-    mesh = trained.sharding.make_mesh()
-    params = built.network.init(KEY, np.zeros(built.inputs_shape(), np.float32), np.ones(1, np.float32))["params"]
-    drawer, rows = drawing.make_draw(built, mesh), drawing.make_rows(built, "ddpm", 3)
-    inputs = {"cond": np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)}
-    alone, together = (drawing.draw_pictures(drawer, params, inputs, rows, KEY, mesh, size) for size in (1, 2))
-    assert np.ptp(alone) > 0
-    assert np.abs(alone.astype(int) - together).max() <= 1
-
-
-def test_ddim_with_all_its_noise_is_ddpm():
-    built = experiment.build(tiny.tiny_config("sampling.eta=1.0"))
-    ours, theirs = drawing.make_rows(built, "ddim", 5), drawing.make_rows(built, "ddpm", 5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
-
-
-def test_an_earlier_table_is_kept(tmp_path):
-    columns = {"black": np.zeros((1, 4, 4, 3), np.uint8)}
-    row = {"name": "ddim 1", "model": "a", "sampler": "ddim", "steps": 1, "psnr": 20.0, "swd": 1.0}
-    record = {
-        "notes": [],
-        "rows": [{"name": "bicubic", "model": None, "sampler": None, "steps": 0, "psnr": 19.0, "swd": 2.0}, row],
-    }
-    path = tmp_path / "evaluation.json"
-    for step in (1, 1, 2):
-        measuring.write({**record, "step": step}, columns, path, overwrite=False)
-    kept = {file.name for file in tmp_path.iterdir()}
-    assert {name for name in kept if name.endswith("json")} == {
-        "evaluation.json", "evaluation-1.json", "evaluation-1-1.json",
-    }  # fmt: skip
-    assert {"evaluation-1-1.csv", "evaluation-1-1.png", "evaluation-1-1-steps.png"} <= kept
-    assert json.loads(path.read_text())["step"] == 2
-    measuring.write({**record, "step": 3}, columns, path, overwrite=True)
-    assert {file.name for file in tmp_path.iterdir()} == kept
-
-
 def test_the_command_says_where_no_run_is(tmp_path, capsys):
     assert main(["evaluate", "--workdir", str(tmp_path)]) == 2
     assert "config.json" in capsys.readouterr().err
@@ -95,32 +41,6 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_work(tiny_workdir,
     for output in ("table.txt", "folder.json"):
         assert main(["evaluate", "--workdir", str(tiny_workdir), "--output", str(tmp_path / output)]) == 2
         assert output in capsys.readouterr().err
-
-
-def fake(residual_of, *changes, step=1):
-    """A model whose network, of x0 residuals, is a plain function of (inputs [cond, x_t], level)."""
-
-    class Network:
-        def told(self, schedule, alpha):
-            return alpha
-
-        def apply(self, variables, inputs, level, dropout_keys=None):
-            return residual_of(inputs[..., 3:], level)
-
-    built = experiment.build(tiny.tiny_config(*changes))._replace(network=Network())
-    return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, trained.sharding.make_mesh(), "nowhere")
-
-
-def nothing(x_t, level):
-    return 0 * x_t
-
-
-def its_input(x_t, level):
-    return 0.3 * x_t
-
-
-def pictures_of(model):
-    return held_out.eval_pictures(model.experiment.config)
 
 
 def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path, capsys):
@@ -135,32 +55,21 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
     for row in rows:
         same = row["model"] == "bicubic itself"
         assert (row["psnr"] == baseline["psnr"]) == same and (row["psnr_spread"] == 0) == same
+    enlarged = make_inputs(models["noisy"].experiment, pictures).baseline
+    assert baseline["psnr"] == pytest.approx(float(np.mean(metrics.psnr(enlarged, pictures))), rel=1e-6)
     assert record["seeds"] == [3, 4] and record["models"]["noisy"]["step"] == 2
     assert record["models"]["noisy"]["sha256"] == drawing.digest(models["noisy"].params)
 
-    measuring.show(record, Console(width=200))
+    tables.show(record, Console(width=200))
     shown = capsys.readouterr().out
     assert "noisy" in shown and "±" in shown and "bicubic" in shown
     path = tmp_path / "table.json"
-    measuring.write(record, columns, path, overwrite=False)
-    for file in measuring.files(path).values():
+    tables.write(record, columns, path, overwrite=False)
+    for file in tables.files(path).values():
         assert file.stat().st_size > 0
-    assert len(measuring.files(path)["csv"].read_text().splitlines()) == 1 + len(record["rows"])
+    assert len(tables.files(path)["csv"].read_text().splitlines()) == 1 + len(record["rows"])
     grid = images.read(tmp_path / "table.png")
     assert grid.shape[1] > 4 * 128
-
-
-def test_what_cannot_be_measured_is_refused_before_the_work(tmp_path):
-    models = {"long": fake(nothing, "evaluation.steps=1,300"), "short": fake(nothing, "schedule.num_steps=200")}
-    with pytest.raises(UserError, match="short: 300 sampling steps"):
-        measuring.check_models(models)
-    coarse = fake(nothing, "network.channel_multipliers=1,2,2,2,2,2", "image_size=64")
-    models = {"fine": fake(nothing, "evaluation.crop=48"), "coarse": coarse}
-    with pytest.raises(UserError, match=r"evaluation\.crop = 48.* 64, by which coarse"):
-        measuring.check_models(models)
-    assert measuring.check_models({"a": fake(nothing)}) is None
-    other = fake(nothing, f"data.folder={tmp_path}")
-    assert "a's; others" in measuring.check_models({"a": fake(nothing), "b": other})
 
 
 def test_models_of_other_tasks_are_not_compared():
@@ -185,7 +94,7 @@ def test_an_evaluation_goes_on_after_a_stop(tmp_path, monkeypatch):
     assert again == whole
     assert drawn[0] == 2, "the row of one step was there"
     lines = journal.read_text().splitlines()
-    assert len(lines) == 3 and measuring._Journal(journal).rows.keys() == {json.loads(lines[i])["key"] for i in (0, 2)}
+    assert len(lines) == 3 and read_rows(journal).keys() == {json.loads(lines[i])["key"] for i in (0, 2)}
     other = model._replace(params={"w": np.ones(1, np.float32)})
     drawn.clear()
     measuring.evaluate({"a": other}, pictures_of(model), QUIET, journal)
@@ -206,20 +115,8 @@ def test_learned_measures_say_which_file_is_missing(tmp_path):
         measuring.evaluate({"a": model}, pictures_of(model), QUIET)
 
 
-def random_weights(shapes, seed):
-    """He-scaled weights for a network's shapes; positive where they are variances or LPIPS's heads."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in shapes.items():
-        scale = np.sqrt(2 / max(np.prod(shape[1:]), 1))
-        value = rng.standard_normal(shape) * scale
-        positive = name.startswith("lin") or name.endswith("running_var") or len(shape) == 1
-        weights[name] = np.float32(np.abs(value) if positive else value)
-    return weights
-
-
 def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):
-    save_file(random_weights(perceptual.shapes("squeeze"), 0), tmp_path / "lpips_squeeze.safetensors")
+    save_file(random_weights(perceptual.shapes("squeeze")), tmp_path / "lpips_squeeze.safetensors")
     changes = "evaluation.learned=lpips_squeeze,", f"evaluation.weights={tmp_path}", "evaluation.seeds=0,1"
     models = {"exact": fake(nothing, *changes), "noisy": fake(its_input, *changes)}
     pictures = pictures_of(models["noisy"])
@@ -237,33 +134,40 @@ def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):
     assert theirs != pytest.approx(noisy["lpips_squeeze"], rel=1e-2), "fed with pictures in [0, 1]"
 
 
+def test_sets_of_too_few_pictures_are_refused_before_the_work():
+    model = fake(nothing, "evaluation.learned=inception,", "evaluation.pictures=1")
+    with pytest.raises(UserError, match=r"evaluation\.learned: inception .* at least 2 .* 1 held-out"):
+        measuring.evaluate({"a": model}, pictures_of(model), QUIET)
+
+
+def test_a_new_metric_is_one_entry_of_the_table(tmp_path, monkeypatch, capsys):
+    model = fake(its_input, "evaluation.seeds=0,1")
+    journal, pictures = tmp_path / "journal.jsonl", pictures_of(model)
+    measuring.evaluate({"a": model}, pictures, QUIET, journal)
+
+    def mean_absolute_error(a, b):
+        return np.abs(a.astype(np.float32) - b).mean((1, 2, 3))
+
+    function = metrics.each(mean_absolute_error)
+    entry = metrics.Metric("MAE", ".3f", False, "mean absolute difference, grey levels", function, paired=True)
+    monkeypatch.setitem(metrics.METRICS, "mae", entry)
+    record, columns = measuring.evaluate({"a": model}, pictures, QUIET, journal)
+    baseline, row = record["rows"]
+    enlarged = make_inputs(model.experiment, pictures).baseline
+    assert baseline["mae"] == pytest.approx(np.abs(enlarged.astype(float) - pictures).mean(), rel=1e-5)
+    assert row["mae"] > 0 and row["mae_spread"] > 0, "the journal's row, which lacks it, is not used"
+    assert record["about_protocol"]["mae"] == entry.about
+    tables.show(record, Console(width=200))
+    tables.write(record, columns, tmp_path / "table.json", overwrite=False)
+    assert "MAE" in capsys.readouterr().out and "mae" in (tmp_path / "table.csv").read_text().splitlines()[0]
+
+
 def test_unconditional_models_are_measured_as_sets():
-    changes = "task.name=unconditional", "evaluation.pictures=2"
-
-    class Network:
-        def told(self, schedule, alpha):
-            return alpha
-
-        def apply(self, variables, inputs, level, dropout_keys=None):
-            return 0 * inputs
-
-    model = fake(nothing, *changes)
-    model = model._replace(experiment=model.experiment._replace(network=Network()))
+    model = fake(nothing, "task.name=unconditional", "evaluation.pictures=2")
     record, columns = measuring.evaluate({"a": model}, pictures_of(model), QUIET)
     assert record["rows"][0]["name"] == "training pictures"
     assert set(record["rows"][1]) == {"name", "model", "sampler", "steps", "swd"}
     assert record["rows"][1]["swd"] > record["rows"][0]["swd"] and "held out" in columns
-
-
-def test_starting_noises_are_ranked():
-    model = fake(its_input, "evaluation.steps=1,")
-    ranking = measuring.find_start(model, pictures_of(model), 3, QUIET)
-    assert sorted(entry["start_seed"] for entry in ranking) == [0, 1, 2]
-    scores = [entry["psnr"] for entry in ranking]
-    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
-    best = fake(its_input, "evaluation.steps=1,", f"sampling.start_seed={ranking[0]['start_seed']}")
-    record, _ = measuring.evaluate({"a": best}, pictures_of(best), QUIET)
-    assert record["rows"][1]["psnr"] == pytest.approx(scores[0], rel=1e-6)
 
 
 def test_the_command_takes_several_runs(tiny_workdir, tmp_path, capsys):

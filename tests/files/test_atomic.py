@@ -49,7 +49,7 @@ def test_any_name_that_a_file_may_have(tmp_path, name):
 
 def test_json_has_null_for_what_is_not_finite(tmp_path):
     record = {"loss": float("nan"), "rows": [{"psnr": float("inf"), "ssim": 0.5}, (1, None, "a")]}
-    atomic.write_json(record, tmp_path / "a.json")
+    atomic.write_json(tmp_path / "a.json", record)
 
     def refuse(constant):
         pytest.fail(f"{constant} is not JSON")
@@ -60,6 +60,6 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
 
 
 def test_a_table_has_a_column_for_every_key(tmp_path):
-    atomic.write_csv([{"name": "a", "psnr": 1.5}, {"name": 'b, "c"', "ssim": 0.5}], tmp_path / "a.csv")
+    atomic.write_csv(tmp_path / "a.csv", [{"name": "a", "psnr": 1.5}, {"name": 'b, "c"', "ssim": 0.5}])
     with open(tmp_path / "a.csv", newline="") as file:
         assert list(csv.reader(file)) == [["name", "psnr", "ssim"], ["a", "1.5", ""], ['b, "c"', "", "0.5"]]

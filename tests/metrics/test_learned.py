@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stand_ins import random_weights
 
 from dream_jax import metrics
 from dream_jax.errors import UserError
@@ -19,19 +20,6 @@ REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "metr
 needs_reference = pytest.mark.skipif(
     not REFERENCE.is_file(), reason="the reference arrays are not at ../shared/reference beside this repository"
 )
-
-
-def random_weights(shapes, seed=0):
-    rng, weights = np.random.default_rng(seed), {}
-    for name, shape in shapes.items():
-        if len(shape) > 1:
-            spread = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-            weights[name] = np.abs(spread) if name.startswith("lin") else spread
-        elif name.endswith(("running_mean", "bias")):
-            weights[name] = 0.1 * rng.standard_normal(shape, np.float32)
-        else:
-            weights[name] = 0.5 + rng.random(shape, np.float32)
-    return weights
 
 
 @functools.cache
@@ -167,12 +155,12 @@ def test_lpips_takes_what_state_dicts_hold_and_names_what_is_wrong():
 
 @pytest.mark.parametrize("net", perceptual.NETS)
 def test_the_smallest_picture_leaves_a_pixel_everywhere(net):
-    least = perceptual.NETS[net][1]
+    least = perceptual.NETS[net].smallest
 
     def sizes(n):
         zeros = {name: jnp.zeros(shape) for name, shape in perceptual.shapes(net).items()}
         picture = jax.ShapeDtypeStruct((1, n, n, 3), jnp.float32)
-        found = jax.eval_shape(lambda x: perceptual.NETS[net][0](lambda name, shape: zeros[name], x), picture)
+        found = jax.eval_shape(lambda x: perceptual.NETS[net].features(lambda name, shape: zeros[name], x), picture)
         return min(f.shape[1] for f in found)
 
     assert sizes(least) >= 1
@@ -250,7 +238,7 @@ def test_inception_two_routes_and_batches(inception_weights):
     for parts, whole in zip(metrics.inception_features(inception_weights, mixed, 2), (pool3, logits), strict=True):
         assert isinstance(parts, np.ndarray) and len(parts) == 3
         close(parts[:2], np.asarray(whole), 1e-5)
-    assert features._run._cache_size() == 1
+    assert features.run_network._cache_size() == 1
 
 
 def test_inception_names_what_is_wrong(inception_weights):

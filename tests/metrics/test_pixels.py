@@ -10,7 +10,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from dream_jax import metrics
 from dream_jax.errors import UserError
 from dream_jax.files import images
-from dream_jax.tasks import resize
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 
@@ -106,16 +105,6 @@ def test_crop_hides_the_border():
         assert np.all(np.asarray(metric(a, framed)) < np.asarray(metric(a, b)))
 
 
-def test_consistency():
-    high, _ = pairs()
-    high = high[:, :128, :128]
-    low = resize.resize(high, 32, 32)
-    np.testing.assert_array_equal(metrics.consistency(high, low), 0)
-    shifted = jnp.where(low > 127, low - 3, low + 3)
-    np.testing.assert_allclose(metrics.consistency(high, shifted.astype(jnp.uint8)), (3 / 255) ** 2, rtol=1e-5)
-    assert np.all(np.asarray(metrics.consistency(high, low, "pil_box")[:2]) > 0)
-
-
 def test_mean_colour_error():
     a, b = pairs()
     expected = np.abs(a.mean((1, 2)) - b.mean((1, 2))).mean(1)
@@ -143,5 +132,3 @@ def test_wrong_inputs():
             metric(a, a[:, :12])
     with pytest.raises(UserError, match="3 colours"):
         metrics.psnr(a[..., :1], a[..., :1], "y")
-    with pytest.raises(UserError, match="unknown"):
-        metrics.consistency(a, a[:, :4, :4], "cubic")

@@ -37,7 +37,7 @@ def published(network, tmp_path_factory):
     zipped = save(folder / "b.pth", program, {str(i): a.tobytes() for i, a in enumerate(backbone.values())})
     program = dictionary(**{n: stream_tensor(n[3], a.shape, strides(a)) for n, a in heads.items()})
     stream = save_stream(folder / "h.pth", program, {n[3]: a for n, a in heads.items()})
-    names = [file.name for file in weights.FILES[f"lpips_{NET}"]]
+    names = [file.name for file in weights.NETWORKS[f"lpips_{NET}"].files]
     return dict(zip(names, (zipped.read_bytes(), stream.read_bytes()), strict=True))
 
 
@@ -45,9 +45,11 @@ def published(network, tmp_path_factory):
 def official(published, monkeypatch):
     """As `published`, with their checksums taken for the official ones."""
     files = [
-        file._replace(sha256=hashlib.sha256(published[file.name]).hexdigest()) for file in weights.FILES[f"lpips_{NET}"]
+        file._replace(sha256=hashlib.sha256(published[file.name]).hexdigest())
+        for file in weights.NETWORKS[f"lpips_{NET}"].files
     ]
-    monkeypatch.setitem(weights.FILES, f"lpips_{NET}", tuple(files))
+    network = weights.NETWORKS[f"lpips_{NET}"]._replace(files=tuple(files))
+    monkeypatch.setitem(weights.NETWORKS, f"lpips_{NET}", network)
     return published
 
 
@@ -117,7 +119,7 @@ def test_what_does_not_come_whole_is_not_kept(official, internet, tmp_path):
         with pytest.raises(UserError, match=message) as e:
             load(tmp_path)
         # Offline, the person is told what to put where.
-        for part in (first, *(file.url for file in weights.FILES[f"lpips_{NET}"]), str(tmp_path)):
+        for part in (first, *(file.url for file in weights.NETWORKS[f"lpips_{NET}"].files), str(tmp_path)):
             assert part in str(e.value)
         assert not list(tmp_path.iterdir())
         if isinstance(bad, urllib.error.HTTPError):
@@ -200,7 +202,8 @@ def test_a_network_is_checked_whole(network, tmp_path):
 
 def test_the_published_names_begin_as_their_checksums():
     """torchvision's and pytorch-fid's files carry the beginning of their sha256 in their names."""
-    for files in weights.FILES.values():
+    for network in weights.NETWORKS.values():
+        files = network.files
         assert files[0].name.removesuffix(".pth").rsplit("-", 1)[1] == files[0].sha256[:8]
         assert all(len(file.sha256) == 64 for file in files)
 

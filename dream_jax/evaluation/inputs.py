@@ -1,0 +1,74 @@
+"""What models draw from in an evaluation, and what their results are compared with."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dream_jax.config.keys import flatten
+from dream_jax.data import held_out
+from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment
+from dream_jax.inference import drawing
+from dream_jax.inference.drawing import Model
+
+
+class Inputs(NamedTuple):
+    """Held-out pictures and what was made of them, all on the host.
+
+    Attributes:
+      pictures: the held-out ones, uint8 [N, H, W, 3].
+      given: what `drawing.draw_pictures` takes as inputs, {name: array [N, ...]}.
+      observed: what models see of the pictures, uint8 [N, ...]; None for unconditional models.
+      baseline: what can be had of it without a model, uint8 [N, H, W, 3]; None where that is nothing.
+    """
+
+    pictures: np.ndarray
+    given: dict[str, np.ndarray]
+    observed: np.ndarray | None = None
+    baseline: np.ndarray | None = None
+
+    def first(self, count: int) -> "Inputs":
+        """Those of the first pictures."""
+        return jax.tree.map(lambda array: array[:count], self)
+
+
+def make_inputs(built: Experiment, pictures: np.ndarray) -> Inputs:
+    """Of pictures uint8 [N, H, W, 3]."""
+    if not built.task.paired:
+        return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
+    observed, cond, baseline = drawing.degraded(built, pictures)
+    # Some models project and others do not: all are given what projecting takes.
+    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline)
+
+
+def training_pictures(built: Experiment) -> np.ndarray:
+    """Pictures that were trained on, uint8 [N, H, W, 3], cropped and counted as the held-out ones are."""
+    return held_out.eval_pictures(built.config, "train")
+
+
+def check_models(models: dict[str, Model]) -> str | None:
+    """Raises UserError where models cannot be measured side by side; returns what is to be known of their data."""
+    configs = {name: model.experiment.config for name, model in models.items()}
+    (first_name, first), *others = configs.items()
+    for name, other in others:
+        for key in ("task.name", "task.scale", "task.kernel"):
+            ours, theirs = (flatten(c)[key] for c in (first, other))
+            if ours != theirs:
+                raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
+    side = held_out.side_of(first)
+    for name, model in models.items():
+        divisor = model.experiment.network.divisor
+        if side % divisor:
+            raise UserError(f"evaluation.crop = {side}: it must divide by {divisor}, by which {name} downsamples")
+        for sampler in first.evaluation.samplers:
+            for steps in first.evaluation.steps:
+                try:
+                    drawing.make_rows(model.experiment, sampler, steps)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from error
+    data = [flatten(c.data) for c in configs.values()]
+    keys = ("folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize")
+    if any(other[key] != data[0][key] for other in data for key in keys):
+        return f"the held-out pictures are {first_name}'s; others have other data, and may have been trained on these"
+    return None

@@ -1,0 +1,40 @@
+"""The pictures that training shows of what it has learnt so far."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from dream_jax.evaluation.inputs import make_inputs
+from dream_jax.evaluation.tables import label, picture_columns
+from dream_jax.experiment import Experiment
+from dream_jax.files import grids
+from dream_jax.inference import drawing
+
+
+def make_sampler(built: Experiment, held_out: np.ndarray, mesh: jax.sharding.Mesh) -> Callable[[dict], np.ndarray]:
+    """`sampler(params) -> grid` uint8 [H, W, 3], always of the same inputs and noise.
+
+    held_out: pictures uint8 [N, H, W, 3], of which the first `samples.count` are shown; an unconditional model draws as
+    many pictures of their size.
+    """
+    config = built.config
+    draw, key = drawing.make_draw(built, mesh), drawing.make_key(config.evaluation.seeds[0])
+    rows = drawing.make_rows(built, config.samples.sampler, config.samples.steps)
+    size, paired = config.evaluation.batch_size, built.task.paired
+    if paired:
+        inputs = make_inputs(built, held_out[: config.samples.count])
+        given = inputs.given
+    else:
+        given = drawing.no_inputs(config.samples.count, *held_out.shape[1:3])
+
+    def sampler(params):
+        drawn = drawing.draw_pictures(draw, params, given, rows, key, mesh, size)
+        if paired:
+            return grids.grid(
+                picture_columns(built, inputs, {label(built, config.samples.sampler, config.samples.steps): drawn})
+            )
+        across = min(4, len(drawn))
+        return grids.grid({f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)})
+
+    return sampler

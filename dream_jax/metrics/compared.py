@@ -1,0 +1,70 @@
+"""What metrics look at: results, and what they are compared with."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dream_jax.metrics import features
+
+Array = jax.Array | np.ndarray
+
+
+class PictureSet(NamedTuple):
+    """Pictures, and what Inception says of them.
+
+    Attributes:
+      pictures: uint8 [N, H, W, 3].
+      inception: `() -> (pool3 [N, 2048], logits [N, 1008])`. The first call computes it, later ones remember.
+    """
+
+    pictures: np.ndarray
+    inception: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class Compared(NamedTuple):
+    """What a metric may look at.
+
+    Attributes:
+      results: the pictures drawn, of one seed.
+      originals: held-out pictures. For paired tasks, result i should be original i.
+      observed: what was observed of the originals, uint8 [N, ...]: the results were drawn from it. None: from nothing.
+      consistency: the task's `(results [B, ...], observed [B, ...]) -> [B]`; None where it has none.
+      weights: {network: {PyTorch name: array}} of the learned networks that were asked for.
+      batch_size: pictures that are compared at once.
+      samples: the results of every seed, each uint8 [N, H, W, 3].
+    """
+
+    results: PictureSet
+    originals: PictureSet
+    observed: np.ndarray | None
+    consistency: Callable[[Array, Array], Array] | None
+    weights: Mapping[str, Mapping[str, Array]]
+    batch_size: int
+    samples: Sequence[np.ndarray] = ()
+
+
+def picture_set(pictures: np.ndarray, weights: Mapping[str, Mapping[str, Array]]) -> PictureSet:
+    """Pictures uint8 [N, H, W, 3] as metrics take them; weights as in `Compared`."""
+    return PictureSet(pictures, functools.cache(lambda: features.inception_features(weights["inception"], pictures)))
+
+
+def in_batches(measure: Callable[..., Array], *arrays: Array, size: int) -> np.ndarray:
+    """`measure(*arrays)` [N] in batches of one size, so that it is compiled once; the last batch is filled up."""
+    count, parts = len(arrays[0]), []
+    for start in range(0, count, size):
+        batch = np.minimum(np.arange(start, start + size), count - 1)
+        parts.append(np.asarray(measure(*(array[batch] for array in arrays)))[: count - start])
+    return np.concatenate(parts)
+
+
+def each(measure: Callable[[Array, Array], Array]) -> Callable[[Compared], np.ndarray]:
+    """The function of a paired metric, from one of uint8 `(results [B, ...], originals [B, ...]) -> [B]`."""
+
+    def function(compared):
+        pair = compared.results.pictures, compared.originals.pictures
+        return in_batches(measure, *pair, size=compared.batch_size)
+
+    return function

@@ -1,0 +1,244 @@
+"""The family of metrics: each says here all that tables, plots and configs need to know of it.
+
+A new metric is a function of `Compared` and its entry in METRICS.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Collection
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dream_jax.metrics import distributions, perceptual, pixels
+from dream_jax.metrics.compared import Array, Compared, each, in_batches
+
+
+class Metric(NamedTuple):
+    """A metric, and what others must know of it.
+
+    Attributes:
+      title: its name in tables and plots.
+      digits: the format of its values.
+      higher_is_better: whether larger values are better.
+      about: what it is, one line; result files hold it.
+      function: its value for each picture [N], or one of the whole set; None where the task lacks what it needs.
+      weights: the learned network that it needs, one of `weights.NETWORKS`; None: it needs none.
+      paired: it compares each result with its own original.
+      measures: "distortion" (how far from the original) or "perception" (how alike the sets look), the two axes of
+        the trade-off (Blau & Michaeli 2018). The first measured one of each kind is plotted. None: neither.
+      smallest: the smallest side of pictures that it takes.
+      fewest: the fewest pictures that it takes.
+      comparable_above: values from so many pictures or fewer compare only with values from as many.
+      logarithmic: its axis is logarithmic.
+      over_seeds: it compares the samples of several seeds, and says nothing of one.
+    """
+
+    title: str
+    digits: str
+    higher_is_better: bool
+    about: str
+    function: Callable[[Compared], Array | float | None]
+    weights: str | None = None
+    paired: bool = False
+    measures: Literal["distortion", "perception"] | None = None
+    smallest: int = 1
+    fewest: int = 1
+    comparable_above: int = 0
+    logarithmic: bool = False
+    over_seeds: bool = False
+
+
+def chosen(protocol: str, learned: Collection[str], paired: bool) -> dict[str, Metric]:
+    """The metrics of a protocol that need no other networks than the learned ones, and no originals unless paired."""
+    return {
+        name: metric
+        for name, metric in PROTOCOLS[protocol].items()
+        if (metric.weights is None or metric.weights in learned) and (paired or not metric.paired)
+    }
+
+
+def first_that_measures(what: Literal["distortion", "perception"], names: Collection[str]) -> str | None:
+    """The first of METRICS among the names that measures it: the most telling one."""
+    return next((name for name, metric in METRICS.items() if name in names and metric.measures == what), None)
+
+
+def _consistency(compared):
+    if compared.consistency is None:
+        return None
+    pair = compared.results.pictures, compared.observed
+    return in_batches(compared.consistency, *pair, size=compared.batch_size)
+
+
+def _consistency_official(compared):
+    values = _consistency(compared)
+    return None if values is None else 1e5 * values
+
+
+def _signed(levels):
+    """Grey levels to [-1, 1]."""
+    return jnp.asarray(levels, jnp.float32) / 127.5 - 1
+
+
+def _unsigned(levels):
+    """Grey levels to [0, 1]."""
+    return jnp.asarray(levels, jnp.float32) / 255
+
+
+def _lpips(net, to_float, compared):
+    weights = compared.weights[f"lpips_{net}"]
+    return each(lambda a, b: perceptual.lpips(weights, to_float(a), to_float(b), net))(compared)
+
+
+def _lpips_diversity(net, compared):
+    weights = compared.weights[f"lpips_{net}"]
+    of_picture = (np.stack(samples) for samples in zip(*compared.samples, strict=True))
+    return np.array([perceptual.lpips_diversity(weights, _signed(samples), net) for samples in of_picture])
+
+
+def _swd(compared):
+    # Sets of training pictures may be smaller than the held-out one.
+    a, b = compared.results.pictures, compared.originals.pictures
+    count = min(len(a), len(b))
+    return distributions.sliced_wasserstein(a[:count], b[:count])
+
+
+def _fid(compared):
+    with warnings.catch_warnings():
+        # The result file says it once, see `comparable_above`.
+        warnings.simplefilter("ignore", UserWarning)
+        return distributions.frechet_distance(compared.results.inception()[0], compared.originals.inception()[0])
+
+
+def _kid(compared):
+    return distributions.kernel_distance(compared.results.inception()[0], compared.originals.inception()[0])
+
+
+def _inception_score(compared):
+    _, logits = compared.results.inception()
+    return distributions.inception_score(logits, min(10, len(logits)))[0]
+
+
+def _lpips_metric(net, to_float, about):
+    name = f"lpips_{net}"
+    function = functools.partial(_lpips, net, to_float)
+    smallest = perceptual.NETS[net].smallest
+    return Metric(f"LPIPS {net}", ".4f", False, about, function, name, True, "perception", smallest)
+
+
+def _diversity_metric(net):
+    return Metric(
+        title=f"LPIPS {net} diversity",
+        digits=".4f",
+        higher_is_better=True,
+        about="mean LPIPS over pairs of samples of one input, pictures in [-1, 1]",
+        function=functools.partial(_lpips_diversity, net),
+        weights=f"lpips_{net}",
+        paired=True,
+        smallest=perceptual.NETS[net].smallest,
+        over_seeds=True,
+    )
+
+
+_ABOUT_INCEPTION = "Inception of pytorch-fid; 8-bit pictures against the held-out ones"
+_FEATURES = 2048
+
+# The most telling of a kind come first. swd needs no network, so that perception is always measured.
+METRICS = {
+    "psnr": Metric(
+        title="PSNR, dB",
+        digits=".2f",
+        higher_is_better=True,
+        about="RGB, no border crop, dB, mean over pictures",
+        function=each(pixels.psnr),
+        paired=True,
+        measures="distortion",
+    ),
+    "ssim": Metric(
+        title="SSIM",
+        digits=".4f",
+        higher_is_better=True,
+        about="RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
+        function=each(pixels.ssim),
+        paired=True,
+        measures="distortion",
+        smallest=11,
+    ),
+    "consistency": Metric(
+        title="consistency",
+        digits=".2e",
+        higher_is_better=False,
+        about="mean squared error in [0, 1] between the result, made small again, and its low-resolution picture",
+        function=_consistency,
+        paired=True,
+        logarithmic=True,
+    ),
+    "mean_colour": Metric(
+        title="colour error",
+        digits=".3f",
+        higher_is_better=False,
+        about="absolute difference of the mean colours, grey levels",
+        function=each(pixels.mean_colour_error),
+        paired=True,
+    ),
+    **{f"lpips_{net}": _lpips_metric(net, _signed, "LPIPS 0.1 of pictures in [-1, 1]") for net in perceptual.NETS},
+    "fid": Metric(
+        title="FID",
+        digits=".2f",
+        higher_is_better=False,
+        about=f"Fréchet distance; {_ABOUT_INCEPTION}",
+        function=_fid,
+        weights="inception",
+        measures="perception",
+        fewest=2,
+        comparable_above=_FEATURES,
+    ),
+    "kid": Metric(
+        title="KID",
+        digits=".4f",
+        higher_is_better=False,
+        about=f"kernel distance; {_ABOUT_INCEPTION}",
+        function=_kid,
+        weights="inception",
+        fewest=2,
+    ),
+    "is": Metric(
+        title="IS",
+        digits=".4f",
+        higher_is_better=True,
+        about="Inception Score of pytorch-fid's Inception; 8-bit pictures",
+        function=_inception_score,
+        weights="inception",
+    ),
+    "swd": Metric(
+        title="SWD, x 1e3",
+        digits=".2f",
+        higher_is_better=False,
+        about="sliced Wasserstein distance of Laplacian pyramids' patches, times 1e3; it needs no network",
+        function=_swd,
+        measures="perception",
+        smallest=16,
+    ),
+    **{f"lpips_{net}_diversity": _diversity_metric(net) for net in perceptual.NETS},
+}
+
+_CONSISTENCY, _FID = METRICS["consistency"], METRICS["fid"]
+
+# dream_official is for comparing with numbers of DREAM's own code, whose conventions it follows.
+PROTOCOLS = {
+    "standard": METRICS,
+    "dream_official": METRICS
+    | {
+        "consistency": _CONSISTENCY._replace(function=_consistency_official, about=f"{_CONSISTENCY.about}, times 1e5"),
+        "fid": _FID._replace(about=f"{_FID.about}; that code compares 100 with 100, which biases FID upwards"),
+    }
+    | {
+        f"lpips_{net}": _lpips_metric(
+            net,
+            _unsigned,
+            "LPIPS 0.1 of pictures in [0, 1] although the networks expect [-1, 1]; that code reports lpips_vgg",
+        )
+        for net in perceptual.NETS
+    },
+}

@@ -1,0 +1,114 @@
+import jax
+import numpy as np
+import pytest
+
+from dream_jax import metrics
+from dream_jax.errors import UserError
+from dream_jax.metrics import METRICS, PROTOCOLS, features, weights
+
+WITHOUT_NETWORKS = [name for name, metric in METRICS.items() if metric.weights is None]
+
+
+def compare(results, originals, **changes):
+    """What metrics look at, where a picture is observed as its mean colour."""
+
+    def consistency(results, observed):
+        return ((results.mean((1, 2)) - observed) ** 2).mean(1) / 255**2
+
+    sets = (metrics.picture_set(pictures, {}) for pictures in (results, originals))
+    compared = metrics.Compared(*sets, originals.mean((1, 2)), consistency, {}, batch_size=2)
+    return compared._replace(**changes)
+
+
+def pictures(count=3, side=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", WITHOUT_NETWORKS)
+def test_results_that_are_the_originals_are_best(name):
+    originals, metric = pictures(), METRICS[name]
+    noise = np.random.default_rng(1).integers(0, 40, originals.shape)
+    noisy = np.clip(originals // 2 + noise, 0, 255).astype(np.uint8)
+    best, worse = (np.mean(metric.function(compare(results, originals))) for results in (originals, noisy))
+    assert best > worse if metric.higher_is_better else best < worse
+
+
+@pytest.mark.parametrize("name", WITHOUT_NETWORKS)
+def test_the_smallest_side_is_taken_and_a_smaller_one_refused(name):
+    metric = METRICS[name]
+    smallest = pictures(side=metric.smallest)
+    assert not np.isnan(np.mean(metric.function(compare(smallest, smallest))))
+    if metric.smallest > 1:
+        smaller = pictures(side=metric.smallest - 1)
+        with pytest.raises(UserError, match=f"at least {metric.smallest}"):
+            metric.function(compare(smaller, smaller))
+
+
+def test_each_network_has_metrics_and_each_metric_its_network():
+    assert {metric.weights for metric in METRICS.values()} == {None, *weights.NETWORKS}
+    for metric in METRICS.values():
+        assert not metric.over_seeds or metric.paired, "samples of several seeds answer one input"
+
+
+def test_protocols_have_the_same_metrics():
+    standard, official = PROTOCOLS["standard"], PROTOCOLS["dream_official"]
+    assert list(standard) == list(official)
+    originals = pictures()
+    for name in WITHOUT_NETWORKS:
+        a, b = (np.mean(table[name].function(compare(originals[::-1], originals))) for table in (standard, official))
+        assert b == pytest.approx((1e5 if name == "consistency" else 1) * a)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_metrics_are_chosen_by_their_networks_and_by_what_a_task_has(protocol):
+    names = ["psnr", "ssim", "consistency", "mean_colour", "swd"]
+    assert list(metrics.chosen(protocol, (), paired=True)) == names
+    assert list(metrics.chosen(protocol, (), paired=False)) == ["swd"]
+    with_networks = metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=True)
+    assert set(with_networks) == {*names, "lpips_vgg", "lpips_vgg_diversity", "fid", "kid", "is"}
+    assert set(metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=False)) == {"swd", "fid", "kid", "is"}
+
+
+def test_a_task_without_a_measure_of_consistency_has_none():
+    for table in PROTOCOLS.values():
+        assert table["consistency"].function(compare(pictures(), pictures(), consistency=None)) is None
+
+
+def test_the_most_telling_metric_stands_for_its_kind():
+    names = ["psnr", "ssim", "swd", "fid", "lpips_squeeze"]
+    assert metrics.first_that_measures("distortion", names) == "psnr"
+    assert metrics.first_that_measures("perception", names) == "lpips_squeeze"
+    assert metrics.first_that_measures("perception", ["swd", "fid"]) == "fid"
+    assert metrics.first_that_measures("distortion", ["swd", "fid"]) is None
+
+
+def test_batches_are_of_one_size():
+    shapes = []
+
+    @jax.jit
+    def difference(a, b):
+        shapes.append(a.shape)
+        return (a - b).sum(1)
+
+    a, b = np.arange(15.0).reshape(5, 3), np.ones((5, 3))
+    for size in (2, 5, 8):
+        np.testing.assert_allclose(metrics.in_batches(difference, a, b, size=size), (a - b).sum(1))
+    assert shapes == [(2, 3), (5, 3), (8, 3)]
+
+
+def test_inception_looks_at_a_set_once(monkeypatch):
+    """Whatever the number of metrics, and of sets that it is compared with."""
+    looked_at = []
+
+    def inception_features(weights, pictures):
+        looked_at.append(weights)
+        return pictures.mean((1, 2)), pictures.mean((1, 2))
+
+    monkeypatch.setattr(features, "inception_features", inception_features)
+    learned = {"inception": "its weights"}
+    originals, *drawn = (metrics.picture_set(pictures(seed=seed), learned) for seed in range(3))
+    for results in drawn:
+        compared = compare(pictures(), pictures())._replace(results=results, originals=originals)
+        for name in ("fid", "kid", "is"):
+            assert np.isfinite(METRICS[name].function(compared))
+    assert looked_at == ["its weights"] * 3

@@ -1,0 +1,58 @@
+"""Stand-ins for trained models, whose networks are plain functions, and for trained weights of metrics."""
+
+import numpy as np
+import tiny
+from rich.console import Console
+
+from dream_jax import experiment
+from dream_jax.data import held_out
+from dream_jax.inference import drawing
+from dream_jax.runtime import sharding
+
+QUIET = Console(quiet=True)
+
+
+def fake(residual_of, *changes, step=1):
+    """A model whose network, of x0 residuals, is a plain function of (x_t, level).
+
+    changes are of the tiny config, given as for `tiny.tiny_config`.
+    """
+
+    class Network:
+        divisor = 1
+
+        def told(self, schedule, alpha):
+            return alpha
+
+        def apply(self, variables, inputs, level, dropout_keys=None):
+            return residual_of(inputs[..., -3:], level)
+
+    built = experiment.build(tiny.tiny_config(*changes))._replace(network=Network())
+    return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, sharding.make_mesh(), "nowhere")
+
+
+def nothing(x_t, level):
+    return 0 * x_t
+
+
+def its_input(x_t, level):
+    return 0.3 * x_t
+
+
+def pictures_of(model):
+    """The held-out pictures of a model."""
+    return held_out.eval_pictures(model.experiment.config)
+
+
+def random_weights(shapes, seed=0):
+    """Weights {name: array} of a learned metric's network {name: shape}, under which its features are of usual size."""
+    rng, weights = np.random.default_rng(seed), {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            spread = rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+            weights[name] = np.abs(spread) if name.startswith("lin") else spread
+        elif name.endswith(("running_mean", "bias")):
+            weights[name] = 0.1 * rng.standard_normal(shape, np.float32)
+        else:
+            weights[name] = 0.5 + rng.random(shape, np.float32)
+    return weights

@@ -18,8 +18,6 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 from rich.console import Console
 
-from dream_jax import config as configs
-from dream_jax import experiment as experiments
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images
 from dream_jax.files.names import check_folder
@@ -88,7 +86,9 @@ def upscale(
     the end with its reason, and the others are done. Raises UserError, before anything is loaded or compiled, where
     nothing can be done at all.
     """
-    experiment = _open_experiment(workdir, overrides)
+    experiment = trained.open_experiment(workdir, overrides, only_sampling=True)
+    if experiment.task.condition is None:
+        raise UserError(f"{workdir}: this model is unconditional, it makes pictures from nothing; choose another")
     scale, align, smallest = experiment.task.scale, _align(experiment), _smallest_tile(experiment)
     rows = drawing.make_rows(experiment, sampler, steps)
     _check_options(seed, samples, memory, tile, align, smallest)
@@ -149,7 +149,7 @@ def upscale(
                 continue
             bar.update(task, description="preparing")
             if model is None:
-                model = trained.load(workdir, overrides)
+                model = trained.load_weights(workdir, experiment)
                 way_of = make_ways(
                     model,
                     rows,
@@ -185,19 +185,6 @@ def upscale(
         return 1
     console.print(said, markup=False)
     return 0
-
-
-def _open_experiment(workdir, overrides):
-    saved = configs.read(Path(workdir) / "config.json")
-    chosen = configs.override(saved, list(overrides))
-    before, after = configs.flatten(saved), configs.flatten(chosen)
-    for key, value in after.items():
-        if value != before[key] and not key.startswith("sampling."):
-            raise UserError(f"--config.{key}: the model is trained; only --config.sampling.KEY=VALUE can be chosen")
-    experiment = experiments.build(configs.validate(chosen))
-    if experiment.task.condition is None:
-        raise UserError(f"{workdir}: this model is unconditional, it makes pictures from nothing; choose another")
-    return experiment
 
 
 def _check_options(seed, samples, memory, tile, align, smallest):

@@ -44,20 +44,20 @@ def nothing_loaded(monkeypatch):
     def load(*_):
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr(trained, "load", load)
+    monkeypatch.setattr(trained, "load_weights", load)
 
 
 @pytest.fixture
 def noisy_model(monkeypatch):
     """Makes the results depend on the noise, unlike those of a network whose output is zero."""
-    load = trained.load
+    load = trained.load_weights
 
     def load_noisy(*args):
         model = load(*args)
         last = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size).reshape(a.shape)), model.params["conv_out"])
         return model._replace(params={**model.params, "conv_out": last})
 
-    monkeypatch.setattr(trained, "load", load_noisy)
+    monkeypatch.setattr(trained, "load_weights", load_noisy)
 
 
 def picture_of(seed, height, width, channels=3):

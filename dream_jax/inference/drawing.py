@@ -36,6 +36,11 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
 
 
+def divisor(experiment: Experiment) -> int:
+    """What sides of pictures and places of tiles divide by: the network's patches and the low-resolution pixels."""
+    return math.lcm(experiment.network.divisor, experiment.task.divisor)
+
+
 def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.Rows:
     """The rows of a named sampler, re-spaced from the experiment's schedule; arrays in the default float type."""
     options = experiment.config.sampling

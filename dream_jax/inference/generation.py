@@ -54,7 +54,7 @@ def generate(
     pictures = output / "pictures"
     check_folder(pictures)
 
-    model = trained.load(workdir, overrides)
+    model = trained.load_weights(workdir, built)
     about = {
         "workdir": str(workdir),
         "step": model.step,

@@ -2,51 +2,85 @@
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from dream_jax import config, experiment
+from dream_jax import config
 from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment, build
 from dream_jax.inference.drawing import Model
-from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint, mirror
-from dream_jax.training.train_step import start_state
 
 # Keys without which weights mean nothing; others may be given for a use of them.
 _TRAINED_AS = ("task.", "schedule.", "objective.", "network.", "image_size")
 
 
-def open_experiment(workdir, overrides=()) -> experiment.Experiment:
+def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Experiment:
     """What was trained in a workdir, without its weights; overrides are `--config.KEY=VALUE` arguments.
 
-    Raises UserError where there is no run, and for overrides of what the weights were trained as.
+    Raises UserError where there is no run, and for overrides of what the weights were trained as; with only_sampling,
+    for overrides of anything but `sampling.KEY`.
     """
     saved = config.read(Path(workdir) / "config.json")
-    chosen = config.validate(config.override(saved, list(overrides)))
+    chosen = config.override(saved, list(overrides))
+    if only_sampling:
+        _check_only_sampling(saved, chosen)
+    chosen = config.validate(chosen)
     changed = [line for line in config.differences(saved, chosen) if line.startswith(_TRAINED_AS)]
     if changed:
         listed = "\n  ".join(changed)
         raise UserError(f"{workdir}: its weights were trained as they are, and these keys are theirs:\n  {listed}")
-    return experiment.build(chosen)
+    return build(chosen)
+
+
+def _check_only_sampling(saved, chosen):
+    before = config.flatten(saved)
+    for key, value in config.flatten(chosen).items():
+        if value != before[key] and not key.startswith("sampling."):
+            raise UserError(f"--config.{key}: the model is trained; only --config.sampling.KEY=VALUE can be chosen")
 
 
 def load(workdir, overrides=()) -> Model:
-    """The EMA weights of the newest checkpoint of a run; overrides are `--config.KEY=VALUE` arguments.
+    """A trained model: `open_experiment`, and its weights by `load_weights`."""
+    return load_weights(workdir, open_experiment(workdir, overrides))
 
-    A damaged checkpoint is named on stderr, left where it is, and the next older one is used. Raises UserError as
-    `open_experiment`, and where there is no checkpoint yet or none that is whole.
+
+def load_weights(workdir, experiment: Experiment) -> Model:
+    """An opened experiment with the EMA weights of the newest checkpoint of its run.
+
+    A damaged checkpoint is named on stderr, left where it is, and the next older one is used. Only the EMA weights are
+    read and checked: damage to the rest of a checkpoint, the optimizer's state for example, goes unnoticed here.
+
+    Raises UserError where there is no checkpoint yet, or none whose weights are whole.
     """
-    built = open_experiment(workdir, overrides)
-    mirror.check(built.config.checkpoint.directory)
-    directory = built.config.checkpoint.directory or Path(workdir) / "checkpoints"
+    mirror.check(experiment.config.checkpoint.directory)
+    directory = experiment.config.checkpoint.directory or Path(workdir) / "checkpoints"
     mesh = sharding.make_mesh()
-    init, specs = start_state(built, make_optimizer(built.config.optimizer), mesh)
-    restored = checkpoint.restore(directory, jax.eval_shape(init), sharding.named(specs, mesh), _say)
+    shapes = _Weights(jax.ShapeDtypeStruct((), jnp.int32), _params_shapes(experiment))
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), shapes)
+    restored = checkpoint.restore(directory, shapes, everywhere, _say, partial=True)
     if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")
-    state, _ = restored
-    return Model(built, state.ema, int(state.step), mesh, str(workdir))
+    weights, _ = restored
+    return Model(experiment, weights.ema, int(weights.step), mesh, str(workdir))
+
+
+class _Weights(NamedTuple):
+    """What is read of a checkpoint, named as in the training state."""
+
+    step: jax.Array | jax.ShapeDtypeStruct
+    ema: dict
+
+
+def _params_shapes(experiment):
+    inputs = jax.ShapeDtypeStruct(experiment.inputs_shape(), jnp.float32)
+    alpha = jax.ShapeDtypeStruct(inputs.shape[:1], jnp.float32)
+    return jax.eval_shape(experiment.network.init, jax.random.key(0), inputs, alpha)["params"]
 
 
 def _say(message):

@@ -104,7 +104,16 @@ def wait(manager) -> None:
         manager.wait_until_finished()
 
 
-def restore(directory, shapes, shardings, tell, accept=lambda about: None, move: bool = False, before=math.inf):
+def restore(
+    directory,
+    shapes,
+    shardings,
+    tell,
+    accept=lambda about: None,
+    move: bool = False,
+    before=math.inf,
+    partial: bool = False,
+):
     """The newest whole checkpoint: (state, about), laid out by `shardings` on whatever devices there are.
 
     None where there is no checkpoint. All processes call it, and use a checkpoint only if every one finds it whole.
@@ -117,6 +126,8 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
         `before` leaves out to `rolled_back`. Without a whole checkpoint nothing is moved: then the run must not start
         from zero when the command is repeated.
       before: the step to roll back to before; checkpoints of this step and later ones are not used.
+      partial: shapes has only some of a state's fields, `step` among them. Only these are read and checked: damage to
+        the others goes unnoticed.
 
     Raises UserError where no checkpoint can be used, and where one cannot be read for another reason than damage: its
     shapes or dtypes are others, or the file system does not permit it.
@@ -126,7 +137,7 @@ def restore(directory, shapes, shardings, tell, accept=lambda about: None, move:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     steps, half_written = _listed(directory)
-    found, unused = _newest_whole(directory, consensus.of_first(steps), target, accept, before)
+    found, unused = _newest_whole(directory, consensus.of_first(steps), target, accept, before, partial)
     if unused and found is None:
         listed = "\n  ".join(f"step {step}: {reason}" for step, reason in unused.items())
         what = (
@@ -160,14 +171,14 @@ def _listed(directory):
         raise UserError(f"{directory}: cannot be read ({error.strerror or error})") from error
 
 
-def _newest_whole(directory, steps, target, accept, before):
+def _newest_whole(directory, steps, target, accept, before, partial):
     """(state and about, or None; {step: why it is not used})."""
     unused = {}
     for step in steps:
         if step >= before:
             unused[step] = f"of no use, as it holds step {before}"
             continue
-        found, reason = read(directory / str(step), target, accept)
+        found, reason = read(directory / str(step), target, accept, partial)
         reason = _agreed(reason)
         if reason is None:
             reason = _agreed(_difference(*found, step))
@@ -179,13 +190,13 @@ def _newest_whole(directory, steps, target, accept, before):
     return None, unused
 
 
-def read(folder, target, accept=lambda about: None):
+def read(folder, target, accept=lambda about: None, partial: bool = False):
     """((state, about), None), or (None, reason) for a damaged checkpoint; does not compare the checksums of the state.
 
     Args:
       folder: of one checkpoint.
       target: the state as ShapeDtypeStructs with shardings.
-      accept: see `restore`.
+      accept, partial: see `restore`.
 
     Raises UserError where it holds another state, or cannot be read now.
     """
@@ -193,11 +204,12 @@ def read(folder, target, accept=lambda about: None):
     try:
         about = integrity.unseal(ocp.JsonCheckpointHandler().restore(folder / "about", args=ocp.args.JsonRestore()))
         accept(about)
+        if partial and "leaves" in about:
+            about["leaves"] = integrity.part(about["leaves"], target)
         if "leaves" in about:
             # Before the state is read: orbax would cast it to the dtype of the target.
             integrity.check_shapes(folder, about["leaves"], target)
-        state = ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(target))
-        return (state, about), None
+        return ((_read_part if partial else _read_whole)(folder / "state", target), about), None
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
@@ -205,6 +217,22 @@ def read(folder, target, accept=lambda about: None):
         if getattr(error, "errno", None) in _PASSING or any(word in reason for word in _PASSING_WORDS):
             raise UserError(f"{folder}: this checkpoint cannot be read ({reason})") from error
         return None, reason
+
+
+def _read_whole(folder, target):
+    return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(target))
+
+
+def _read_part(folder, target):
+    how = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.PyTreeRestore(target, how, partial_restore=True)
+    tree = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+    leaves = integrity.named_leaves(tree)
+    # orbax leaves the shape where it finds no array.
+    missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(leaves)} arrays are not there, {missing[0]} the first")
+    return tree
 
 
 def _difference(state, about, step):

@@ -7,6 +7,7 @@ the restore. They find damage, not forgery.
 
 import functools
 import json
+import re
 import zlib
 
 import jax
@@ -58,6 +59,16 @@ def describe(tree) -> dict:
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": sums[name].tolist()}
         for name, leaf in leaves.items()
     }
+
+
+def part(leaves: dict, target) -> dict:
+    """The described leaves of those fields of a state that a tree has, like `ema`."""
+    fields = {_field(name) for name in named_leaves(target)}
+    return {name: leaf for name, leaf in leaves.items() if _field(name) in fields}
+
+
+def _field(name):
+    return re.match(r"\w*", name)[0]
 
 
 def check_shapes(folder, leaves: dict, target) -> None:

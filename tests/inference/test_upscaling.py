@@ -11,9 +11,9 @@ from PIL import Image
 
 from dream_jax import config
 from dream_jax.__main__ import main
-from dream_jax.errors import UserError
 from dream_jax.files import images
-from dream_jax.inference import drawing, tiles, trained, upscaling
+from dream_jax.inference import drawing, trained, upscaling
+from dream_jax.inference.plans import Shape
 from dream_jax.tasks import resize
 
 SCALE = 2
@@ -27,14 +27,15 @@ def known():
 @pytest.fixture(autouse=True)
 def quick(known, monkeypatch):
     """All tests draw with the same network, so each shape needs to be compiled once only."""
-    make_ways = upscaling.make_ways
+    planner = upscaling.Planner
 
-    def make_once(model, rows, limit, tile, tick, program=0):
+    def make_once(model, rows, limit, tile, tick, program):
         key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
-        known[key] = known.get(key) or make_ways(model, rows, limit, tile, program=program)
+        known[key] = known.get(key) or planner(model, rows, limit, tile, program=program)
+        known[key].model = model
         return known[key]
 
-    monkeypatch.setattr(upscaling, "make_ways", make_once)
+    monkeypatch.setattr(upscaling, "Planner", make_once)
     with tiny.quick_compiles():
         yield
 
@@ -44,20 +45,20 @@ def nothing_loaded(monkeypatch):
     def load(*_):
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr(trained, "load", load)
+    monkeypatch.setattr(trained, "load_weights", load)
 
 
 @pytest.fixture
 def noisy_model(monkeypatch):
     """Makes the results depend on the noise, unlike those of a network whose output is zero."""
-    load = trained.load
+    load = trained.load_weights
 
     def load_noisy(*args):
         model = load(*args)
         last = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size).reshape(a.shape)), model.params["conv_out"])
         return model._replace(params={**model.params, "conv_out": last})
 
-    monkeypatch.setattr(trained, "load", load_noisy)
+    monkeypatch.setattr(trained, "load_weights", load_noisy)
 
 
 def picture_of(seed, height, width, channels=3):
@@ -182,32 +183,16 @@ def test_no_seam_shows(tiny_workdir, tmp_path):
     assert 0.95 < at_borders / between < 1.05
 
 
-@pytest.mark.usefixtures("noisy_model")
-def test_less_memory_gives_smaller_tiles_and_too_little_says_how_much_is_needed(
-    tiny_workdir, tmp_path, capsys, monkeypatch
-):
+def test_too_little_memory_says_how_much_is_needed(tiny_workdir, tmp_path, capsys, monkeypatch):
     model = trained.load(tiny_workdir)
-    rows = drawing.make_rows(model.experiment, "ddpm", 2)
-    sides = 256, 192
-    whole = upscaling.make_ways(model, rows, 2**40, None, None)(sides)
-    assert whole.tile is None
-    least = upscaling.make_ways(model, rows, 0, 32, None)(sides)
-    assert least.tile == 32 and least.used < whole.used
-    limit = (least.used + whole.used) / 2
-    tiled = upscaling.make_ways(model, rows, limit, None, None)(sides)
-    assert 32 <= tiled.tile < 256 and tiled.used <= limit
-
+    least = upscaling.Planner(model, drawing.make_rows(model.experiment, "ddpm", 2), 0, 32, None, 0)(Shape((256, 192)))
     images.write(tmp_path / "low.png", picture_of(0, 128, 96))
-    monkeypatch.setattr(tiles, "program_bytes", lambda: 2**26)
+    monkeypatch.setattr(upscaling, "program_bytes", lambda: 2**26)
     assert run(tiny_workdir, tmp_path / "low.png", tmp_path / "high.png", "--memory", 1e-4) == 1
     error = capsys.readouterr().err
     needed = float(re.search(r"low.png: .* take (.*) GiB even in the smallest tiles", error)[1])
     # The program itself is counted too.
     assert needed == pytest.approx((least.used + 2**26) / 2**30, rel=0.05)
-    with pytest.raises(UserError, match="smallest tiles"):
-        upscaling.make_ways(model, rows, limit + 1, None, None, program=limit)(sides)
-    counted = upscaling.make_ways(model, rows, limit + 2**30, None, None, program=2**30)(sides)
-    assert (counted.tile, counted.used) == (tiled.tile, tiled.used)
 
 
 @pytest.mark.usefixtures("noisy_model")
@@ -286,10 +271,10 @@ def test_a_picture_that_fails_does_not_stop_the_others(tiny_workdir, tmp_path, m
         images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
     draw_group = upscaling.draw_group
 
-    def fail_once(model, way, rows, seed, named, sides):
-        if named[0][0] == "a.png":
+    def fail_once(model, rows, group):
+        if group.items[0].job.name == "a.png":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return draw_group(model, way, rows, seed, named, sides)
+        return draw_group(model, rows, group)
 
     monkeypatch.setattr(upscaling, "draw_group", fail_once)
     assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 1
@@ -330,16 +315,6 @@ def test_names_of_any_bytes(tiny_workdir, tmp_path):
     images.write(tmp_path / "low" / os.fsdecode(b"\xff.png"), picture_of(0, 16, 16))
     assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 0
     assert os.listdir(os.fsencode(tmp_path / "high")) == [b"\xff.png"]
-
-
-@pytest.mark.parametrize("divisor", [1, 4, 12])
-def test_network_sides(divisor):
-    sides = np.arange(1, 2000)
-    filled = np.array([upscaling.network_side(int(side), divisor) for side in sides])
-    assert np.all(filled % divisor == 0) and np.all(filled >= sides)
-    assert np.all((filled - sides < divisor) | (filled <= sides * 9 / 8))
-    for start in 64, 500, 1000:
-        assert len(set(filled[(sides > start) & (sides <= 2 * start)])) <= 10
 
 
 @pytest.mark.usefixtures("nothing_loaded")

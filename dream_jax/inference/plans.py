@@ -1,0 +1,223 @@
+"""How pictures of each shape are drawn within a limit of memory: whole, or in the largest tiles that fit."""
+
+import bisect
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment
+from dream_jax.inference import drawing, memory, tiles
+from dream_jax.runtime import sharding
+from dream_jax.sampling import Rows
+
+# Tiles overlap by a quarter of their side, but by no more pixels than this: what a network draws from its surroundings
+# does not grow with the tile.
+_WIDEST_OVERLAP = 64
+
+# Beside what the compiler counts, convolutions take working space, and making cond leaves holes behind: measured on a
+# CPU, a tenth and eight whole pictures are enough.
+_SLACK, _SLACK_PICTURES = 1.1, 8
+
+
+class Shape(NamedTuple):
+    """What pictures have in common that one program draws.
+
+    sides: (H, W) that they are filled up to; low: (h, w) of the low-resolution pictures where results are projected
+    on them, None otherwise.
+    """
+
+    sides: tuple[int, int]
+    low: tuple[int, int] | None = None
+
+
+class Plan(NamedTuple):
+    """How pictures of one shape are drawn: `draw` of `drawing.make_draw`, compiled for `batch` pictures laid out so.
+
+    tile: side of the tiles, None where pictures are done whole; used: bytes that it takes on each device.
+    """
+
+    draw: jax.stages.Compiled
+    batch: int
+    layout: NamedSharding
+    tile: int | None
+    used: float
+
+
+class Planner:
+    """Finds the plan of each shape, and compiles it once.
+
+    Chosen are the largest tiles with which no more than `limit` bytes are taken on each device, `program` of them
+    before a picture is drawn, and whole pictures where these fit; `tile` overrides. What a program takes is known only
+    when it is compiled. Which tiles are worth that is told by an estimate from the jaxpr, corrected by what the program
+    compiled before really took.
+
+    tick: `share ->`, called as tiles are done with their share of a network evaluation of the picture.
+    """
+
+    def __init__(
+        self,
+        model: drawing.Model,
+        rows: Rows,
+        limit: float,
+        tile: int | None = None,
+        tick: Callable[[float], None] = lambda share: None,
+        program: float = 0,
+    ):
+        self.model, self.rows = model, rows
+        self._limit, self._program, self._tile, self._tick = limit, program, tile, tick
+        self._divisor = drawing.divisor(model.experiment)
+        self._estimate = make_estimate(model, rows)
+        self._correction = None
+        self._plans = {}
+
+    def __call__(self, shape: Shape) -> Plan:
+        """Raises UserError, which says how much is needed, where the limit is too small for the smallest tiles."""
+        if shape not in self._plans:
+            self._plans[shape] = self._find(shape)
+        return self._plans[shape]
+
+    def _find(self, shape):
+        def guess(side, each=1):
+            return self._program + self._estimate(shape, side, each) * (self._correction or 1)
+
+        choices, best = self._sides_of_tiles(shape), None
+        while choices:
+            fitting = bisect.bisect_right(choices, self._limit, key=guess)
+            if self._tile is not None or self._correction is None:
+                # The tile that was asked for is taken, and an estimate alone rules nothing out.
+                fitting = max(fitting, 1)
+            if not fitting:
+                break
+            side = choices[fitting - 1]
+            each = self._tiles_at_once(shape, side, guess)
+            plan = self._compile(shape, side, each)
+            self._correction = plan.used / self._estimate(shape, side, each)
+            if self._program + plan.used <= self._limit or self._tile is not None:
+                best, choices = plan, choices[fitting:]
+            else:
+                choices = choices[: fitting - 1]
+        if best is not None:
+            return best
+        needed = guess(choices[0]) if choices else self._program + plan.used
+        height, width = shape.sides
+        raise UserError(
+            f"{width} x {height} pixels take {needed / 2**30:.3g} GiB even in the smallest tiles; give more than "
+            f"--memory {self._limit / 2**30:.3g}, or a smaller picture"
+        )
+
+    def _sides_of_tiles(self, shape):
+        longest = max(shape.sides)
+        if self._tile is not None:
+            return [min(self._tile, longest)]
+        return tile_sides(smallest_tile(self.model.experiment), self._divisor, longest)
+
+    def _tiles_at_once(self, shape, side, guess):
+        # On a CPU one tile at a time is as fast as several.
+        each, most = 1, 1 if jax.default_backend() == "cpu" else 8
+        while (
+            2 * each <= most and self._groups_of_tiles(shape, side, each) > 1 and guess(side, 2 * each) <= self._limit
+        ):
+            each *= 2
+        return each
+
+    def _groups_of_tiles(self, shape, side, each):
+        count = tiles.count(*shape.sides, side, overlap_of(side, self._divisor), self._divisor)
+        return math.ceil(count / (each * self.model.mesh.size))
+
+    def _compile(self, shape, side, each):
+        mesh = self.model.mesh
+        tiled = side < max(shape.sides)
+        wrap = functools.partial(self._in_tiles, shape, side, each) if tiled else None
+        batch, layout = (1, NamedSharding(mesh, P())) if tiled else (mesh.size, NamedSharding(mesh, sharding.BATCH))
+        draw = drawing.make_draw(self.model.experiment, mesh, wrap)
+        compiled = draw.lower(*_arguments(self.model, self.rows, shape, batch, layout)).compile()
+        counted = memory.compiled_bytes(compiled)
+        used = self._estimate(shape, side, each) if counted is None else _with_slack(counted, shape)
+        return Plan(compiled, batch, layout, side if tiled else None, used)
+
+    def _in_tiles(self, shape, side, each, predict):
+        mesh, divisor = self.model.mesh, self._divisor
+        share = 1 / self._groups_of_tiles(shape, side, each)
+
+        def predict_and_tell(*tile_inputs):
+            jax.debug.callback(lambda: self._tick(share))
+            return predict(*tile_inputs)
+
+        spread = functools.partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, sharding.BATCH))
+        return tiles.tiled(predict_and_tell, side, overlap_of(side, divisor), divisor, each * mesh.size, spread)
+
+
+def make_estimate(model: drawing.Model, rows: Rows):
+    """`estimate(shape, side, each=1) -> bytes` on each device, for `each` tiles at once, from jaxprs alone."""
+    experiment, mesh = model.experiment, model.mesh
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+
+    @functools.cache
+    def picture_bytes(shape):
+        # All but the network.
+        draw = drawing.make_draw(experiment, mesh, lambda predict: lambda x, cond, alpha: x)
+        arguments = _arguments(model, rows, shape, 1, NamedSharding(mesh, P()))
+        return weights + memory.live_bytes(draw.trace(*arguments).jaxpr.jaxpr)
+
+    @functools.cache
+    def network_bytes(*shape):
+        x, cond = (jax.ShapeDtypeStruct((*shape, c), jnp.float32) for c in (3, experiment.task.cond_channels))
+        alpha = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+        return memory.live_bytes(jax.make_jaxpr(experiment.predict)(model.params, x, cond, alpha).jaxpr)
+
+    def estimate(shape, side, each=1):
+        network = network_bytes(each, *(min(side, length) for length in shape.sides))
+        return _with_slack(picture_bytes(shape) + network, shape)
+
+    return estimate
+
+
+def _with_slack(counted, shape):
+    return _SLACK * counted + _SLACK_PICTURES * 3 * 4 * math.prod(shape.sides)
+
+
+def _arguments(model, rows, shape, batch, layout):
+    """What `draw` is compiled for."""
+
+    def shaped(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=layout)
+
+    low = None if shape.low is None else shaped(*shape.low, 3, dtype=np.uint8)
+    inputs = drawing.inputs_of(model.experiment, shaped(*shape.sides, model.experiment.task.cond_channels), low)
+    return model.params, inputs, np.zeros(batch, np.int32), rows, drawing.make_key(0)
+
+
+def network_side(side: int, divisor: int) -> int:
+    """The side that a picture is filled up to: one that divisor divides, larger by an eighth at most.
+
+    There are eight between a side and its double, not all multiples: every shape is compiled.
+    """
+    step = divisor << max((side // divisor).bit_length() - 4, 0)
+    return math.ceil(side / step) * step
+
+
+def smallest_tile(experiment: Experiment) -> int:
+    """The side of the smallest tiles: a network knows what it was trained on, and nothing smaller."""
+    divisor = drawing.divisor(experiment)
+    return math.ceil(experiment.config.image_size / divisor) * divisor
+
+
+def tile_sides(smallest: int, divisor: int, longest: int) -> list[int]:
+    """The sides of tiles to choose from, all but the last less than longest: two between a side and its double."""
+    sides = (
+        math.ceil(smallest * factor * 2**octave / divisor) * divisor for octave in range(32) for factor in (1, 1.5)
+    )
+    return [*(side for side in sides if side < longest), longest]
+
+
+def overlap_of(tile: int, divisor: int) -> int:
+    """By how many pixels tiles overlap at least."""
+    return min(max(min(tile // 4, _WIDEST_OVERLAP) // divisor, 1) * divisor, tile - divisor)

@@ -5,13 +5,13 @@ import chex
 import jax
 import pytest
 import tiny
+from dream_jax.training.optimizer import make_optimizer
 
 from dream_jax import config
 from dream_jax.errors import UserError
 from dream_jax.inference import trained
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint
-from dream_jax.training.optimizer import make_optimizer
 from dream_jax.training.train_step import start_state
 
 # A reading that fails leaves others of orbax's unfinished, whose ends nobody waits for.

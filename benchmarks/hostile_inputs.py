@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks import hostile_files, report
 from dream_jax import config as configs
 from dream_jax import experiment
-from dream_jax.data import folders, sources
+from dream_jax.data import folders
 from dream_jax.errors import UserError
 from dream_jax.files import images, tensors
 from dream_jax.metrics import weights as metric_weights
@@ -65,7 +65,7 @@ def read_folder(path):
             folders.prepare_folder(path, crop=crop, cache_dir=cache)
         except UserError as error:
             assert "skip_unreadable" in str(error), error
-        source = sources.folder_source(
+        source = folders.folder_source(
             path, split="train", crop=crop, cache_dir=cache, skip_unreadable=True, eval_percent=50
         )
         assert len(source) and source[0].dtype == np.uint8

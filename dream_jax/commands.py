@@ -206,9 +206,9 @@ def generate(options, arguments, console: Console) -> None:
 
 def prepare(options, arguments, console: Console) -> None:
     """Prepares a dataset of the catalog."""
-    from dream_jax.data import sources
+    from dream_jax.data import catalog
 
-    console.print(f"prepared: {sources.prepare_tfds(options.tfds, options.tfds_dir)}", markup=False)
+    console.print(f"prepared: {catalog.prepare_tfds(options.tfds, options.tfds_dir)}", markup=False)
 
 
 def keys(options, arguments, console: Console) -> None:

@@ -166,7 +166,7 @@ def test_a_folder_of_what_is_no_picture_is_prepared(tmp_path, capsys):
     with pytest.raises(UserError, match=wanted):
         folders.prepare_folder(folder, crop=16, cache_dir=tmp_path / "cache", resize=64)
     options = {"crop": 16, "cache_dir": tmp_path / "cache", "skip_unreadable": True, "eval_percent": 50, "resize": 64}
-    splits = [sources.folder_source(folder, split=split, **options) for split in ("train", "eval")]
+    splits = [folders.folder_source(folder, split=split, **options) for split in ("train", "eval")]
     assert sum(map(len, splits)) >= len(hostile_files.ODD_NAMES)
     said = capsys.readouterr().err
     assert "loop.png" in said and "\x1b[2J" not in said

@@ -21,6 +21,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dream_jax.data.catalog import builder_source
+from dream_jax.data.sources import Source
 from dream_jax.errors import UserError, shown
 from dream_jax.files import cache, images
 
@@ -179,75 +181,21 @@ def _warn_of_duplicates(splits):
 
 
 def _write(splits, unfinished, crop, resize, skip_unreadable):
-    left_out = []
-
-    def tile(split, name, path):
-        try:
-            picture = images.read(path)
-        except UserError as error:
-            return [], str(error)
-        try:
-            if resize is not None:
-                picture = images.resize_shorter_side(picture, resize)
-        except UserError as error:
-            return [], f"{shown(path)}: {error}"
-        height, width = picture.shape[:2]
-        if min(height, width) < crop:
-            return [], f"{shown(path)}: {width}x{height} is smaller than the crop of {crop}"
-        whole = split == "eval"
-        rows, columns = ([(0, size)] if whole else tiles(size, crop) for size in (height, width))
-        found = []
-        for (top, bottom), (left, right) in itertools.product(rows, columns):
-            png = io.BytesIO()
-            # Level 1 is written three times faster than the default, read nearly as fast, and 2% larger.
-            Image.fromarray(picture[top:bottom, left:right]).save(png, "PNG", compress_level=1)
-            # A name may be any bytes, a text may not.
-            example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
-            found.append((f"{os.fsencode(name)!r} {top} {left}", example))
-        return found, None
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-
-    def alone(item):
-        # A large one takes up to a GiB.
-        return images.claimed_pixels(item[1]) > _LARGE
-
-    total = sum(len(files) for files in splits.values())
+    left_out, total = [], sum(len(files) for files in splits.values())
     # A few threads: decoding and encoding release the interpreter's lock, and each holds a whole picture.
     threads = min(os.cpu_count() or 1, 8)
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        task = progress.add_task("preparing pictures", total=total, rate="")
+    with _progress_bar(total) as advance, ThreadPoolExecutor(threads) as pool:
 
         def examples(split):
             some = False
-            items = splits[split].items()
-            for found, problem in _in_order(pool, lambda item: tile(split, *item), items, 2 * threads, alone):
+            make = functools.partial(_examples_of, crop=crop, resize=resize, whole=split == "eval")
+            for found, problem in _in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
                 some |= bool(found)
                 if problem:
                     left_out.append(problem)
                 yield from found
-                speed = progress.tasks[0].speed
-                progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
-            if not some and skip_unreadable:
-                raise UserError(
-                    f"no {split} picture can be used; add some, or set data.eval_folder or another data.eval_percent: "
-                    + _first(left_out)
-                )
-            if left_out and not skip_unreadable and (split == "eval" or not some):
-                raise UserError(
-                    f"{len(left_out)} of {total} pictures cannot be used; set data.skip_unreadable=True to leave them "
-                    "out: " + _first(left_out)
-                )
+                advance()
+            _check_left_out(split, some, left_out, total, skip_unreadable)
 
         builder = Pictures(
             data_dir=unfinished, file_format="array_record", examples={split: examples(split) for split in splits}
@@ -261,6 +209,65 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
     if left_out:
         _warn(f"{len(left_out)} of {total} pictures are left out: {_first(left_out)}")
     return Path(builder.data_dir)
+
+
+def _examples_of(item, crop, resize, whole):
+    """([(key, example)] of a file's tiles, None), or ([], why there are none); `whole` makes one of the picture."""
+    name, path = item
+    try:
+        picture = images.read(path)
+    except UserError as error:
+        return [], str(error)
+    try:
+        if resize is not None:
+            picture = images.resize_shorter_side(picture, resize)
+    except UserError as error:
+        return [], f"{shown(path)}: {error}"
+    height, width = picture.shape[:2]
+    if min(height, width) < crop:
+        return [], f"{shown(path)}: {width}x{height} is smaller than the crop of {crop}"
+    rows, columns = ([(0, size)] if whole else tiles(size, crop) for size in (height, width))
+    found = []
+    for (top, bottom), (left, right) in itertools.product(rows, columns):
+        png = io.BytesIO()
+        # Level 1 is written three times faster than the default, read nearly as fast, and 2% larger.
+        Image.fromarray(picture[top:bottom, left:right]).save(png, "PNG", compress_level=1)
+        # A name may be any bytes, a text may not.
+        example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
+        found.append((f"{os.fsencode(name)!r} {top} {left}", example))
+    return found, None
+
+
+def _is_large(item):
+    # A large picture takes up to a GiB.
+    return images.claimed_pixels(item[1]) > _LARGE
+
+
+def _check_left_out(split, some, left_out, total, skip_unreadable):
+    if not some and skip_unreadable:
+        raise UserError(
+            f"no {split} picture can be used; add some, or set data.eval_folder or another data.eval_percent: "
+            + _first(left_out)
+        )
+    if left_out and not skip_unreadable and (split == "eval" or not some):
+        raise UserError(
+            f"{len(left_out)} of {total} pictures cannot be used; set data.skip_unreadable=True to leave them "
+            "out: " + _first(left_out)
+        )
+
+
+@contextlib.contextmanager
+def _progress_bar(total):
+    """`advance()`: a bar of files on stderr, with their rate and the time left."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("preparing pictures", total=total, rate="")
+
+        def advance():
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance
 
 
 def _in_order(pool, function, items, ahead, alone):
@@ -284,3 +291,27 @@ def _first(lines, shown=10):
 
 def _warn(message):
     print(f"warning: {message}", file=sys.stderr)
+
+
+def folder_source(
+    folder,
+    *,
+    split: str,
+    crop: int,
+    eval_folder=None,
+    cache_dir=None,
+    resize: int | None = None,
+    skip_unreadable: bool = False,
+    eval_percent: float = 10.0,
+) -> Source:
+    """The split "train" or "eval" of a folder of pictures, prepared by prepare_folder if it is not yet."""
+    path = prepare_folder(
+        folder,
+        crop=crop,
+        eval_folder=eval_folder,
+        cache_dir=cache_dir,
+        resize=resize,
+        skip_unreadable=skip_unreadable,
+        eval_percent=eval_percent,
+    )
+    return builder_source(tfds.builder_from_directory(path), split, "image", name_key="name")

@@ -222,89 +222,109 @@ def _tensors(saved) -> dict[str, _Tensor]:
     raise UserError("holds no tensors by name: save model.state_dict()")
 
 
+class _Machine(NamedTuple):
+    """What the interpreter of a pickle works on.
+
+    dtypes: {key of a storage: its dtype}.
+    """
+
+    stack: list
+    marks: list[int]
+    memo: dict
+    dtypes: dict[str, type]
+
+    def pop_to_mark(self) -> list:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+
 def _unpickle(data, dtypes=None):
     """What the pickle describes: an interpreter of those opcodes that torch.save writes for tensors in containers.
 
     `data` are bytes, or a map of a file that is read up to the pickle's end. `dtypes`, a dict, is given each storage's.
     """
-    dtypes = {} if dtypes is None else dtypes
-    stack, marks, memo = [], [], {}
-
-    def pop_to_mark():
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def put(items):
-        target = stack[-1]
-        if type(target) is not dict or len(items) % 2:
-            raise ValueError("items set on what is no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
-
+    machine = _Machine([], [], {}, {} if dtypes is None else dtypes)
     for step, (op, arg, _) in enumerate(pickletools.genops(data)):
         if step == _MOST_STEPS:
             raise UserError("holds more than tensors: their names and shapes are never so long")
-        match op.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(op.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                stack.append(arg)
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
-                stack.append(arg)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(_pop(stack, int(op.name[-1]))))
-            case "APPEND" | "APPENDS":
-                items = _pop(stack, 1) if op.name == "APPEND" else pop_to_mark()
-                if type(stack[-1]) is not list:
-                    raise ValueError("items appended to what is no list")
-                stack[-1].extend(items)
-            case "SETITEM":
-                put(_pop(stack, 2))
-            case "SETITEMS":
-                put(pop_to_mark())
-            case "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "GLOBAL":
-                stack.append(_Global(arg.replace(" ", ".")))
-            case "STACK_GLOBAL":
-                stack.append(_Global(".".join(_pop(stack, 2))))
-            case "BINPERSID":
-                storage = _storage(stack.pop())
-                if dtypes.setdefault(storage.key, storage.dtype) is not storage.dtype:
-                    raise ValueError("one storage of two types")
-                stack.append(storage)
-            case "REDUCE" | "NEWOBJ":
-                stack.append(_reduce(*_pop(stack, 2)))
-            case "BUILD":
-                # A state dict carries its _metadata as an attribute, a parameter its hooks; nothing here needs them.
-                _, target = stack.pop(), stack[-1]
-                if type(target) not in (dict, _Tensor):
-                    raise UserError("holds more than tensors: save model.state_dict()")
-            case "STOP":
-                (result,) = stack
-                return result
-            case _:
-                raise UserError(f"holds more than tensors (the opcode {op.name}): save model.state_dict()")
+        if op.name == "STOP":
+            (result,) = machine.stack
+            return result
+        if op.name not in _OPCODES:
+            raise UserError(f"holds more than tensors (the opcode {op.name}): save model.state_dict()")
+        _OPCODES[op.name](machine, arg)
+
+
+def _push(machine, value):
+    machine.stack.append(value)
+
+
+def _push_tuple(size):
+    return lambda machine, arg: machine.stack.append(tuple(_pop(machine.stack, size)))
+
+
+def _append(machine, items):
+    if type(machine.stack[-1]) is not list:
+        raise ValueError("items appended to what is no list")
+    machine.stack[-1].extend(items)
+
+
+def _set(machine, items):
+    target = machine.stack[-1]
+    if type(target) is not dict or len(items) % 2:
+        raise ValueError("items set on what is no dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_key(key)] = value
+
+
+def _remember(machine, place):
+    machine.memo[len(machine.memo) if place is None else place] = machine.stack[-1]
+
+
+def _push_storage(machine, arg):
+    storage = _storage(machine.stack.pop())
+    if machine.dtypes.setdefault(storage.key, storage.dtype) is not storage.dtype:
+        raise ValueError("one storage of two types")
+    machine.stack.append(storage)
+
+
+def _build(machine, arg):
+    # A state dict carries its _metadata as an attribute, a parameter its hooks; nothing here needs them.
+    _, target = machine.stack.pop(), machine.stack[-1]
+    if type(target) not in (dict, _Tensor):
+        raise UserError("holds more than tensors: save model.state_dict()")
+
+
+# What each opcode does, given its argument; no other is obeyed.
+_OPCODES = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda machine, arg: None),
+    "MARK": lambda machine, arg: machine.marks.append(len(machine.stack)),
+    "NONE": _push,
+    "NEWTRUE": lambda machine, arg: _push(machine, True),
+    "NEWFALSE": lambda machine, arg: _push(machine, False),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _push),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"), _push),
+    "EMPTY_DICT": lambda machine, arg: _push(machine, {}),
+    "EMPTY_LIST": lambda machine, arg: _push(machine, []),
+    "EMPTY_TUPLE": lambda machine, arg: _push(machine, ()),
+    "TUPLE": lambda machine, arg: _push(machine, tuple(machine.pop_to_mark())),
+    "TUPLE1": _push_tuple(1),
+    "TUPLE2": _push_tuple(2),
+    "TUPLE3": _push_tuple(3),
+    "APPEND": lambda machine, arg: _append(machine, _pop(machine.stack, 1)),
+    "APPENDS": lambda machine, arg: _append(machine, machine.pop_to_mark()),
+    "SETITEM": lambda machine, arg: _set(machine, _pop(machine.stack, 2)),
+    "SETITEMS": lambda machine, arg: _set(machine, machine.pop_to_mark()),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _remember),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, arg: _push(machine, machine.memo[arg])),
+    "GLOBAL": lambda machine, arg: _push(machine, _Global(arg.replace(" ", "."))),
+    "STACK_GLOBAL": lambda machine, arg: _push(machine, _Global(".".join(_pop(machine.stack, 2)))),
+    "BINPERSID": _push_storage,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, arg: _push(machine, _reduce(*_pop(machine.stack, 2)))),
+    "BUILD": _build,
+}
 
 
 def _pop(stack, n) -> list:

@@ -75,37 +75,7 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
     nothing but the step's number.
     """
     config = experiment.config
-    key = jax.random.key(config.seed, impl="threefry2x32")
-    losses = make_losses(experiment, key, steps_per_epoch)
-
-    def local_gradient(params, batch, step, rectify):
-        # Differentiating with respect to per-device parameters keeps the all-reduce out of the loop over microbatches.
-        params = jax.tree.map(lambda p: lax.pcast(p, sharding.AXES, to="varying"), params)
-        microbatches = jax.tree.map(lambda a: a.reshape(config.accumulation, -1, *a.shape[1:]), batch)
-
-        # Jitted, it is traced once for the shapes of its results and for the loop.
-        @jax.jit
-        @functools.partial(jax.grad, has_aux=True)
-        def gradient_of(params, microbatch):
-            loss, facts = losses(params, microbatch, step, rectify)
-            quartile = (facts.pop("t") - 1) * QUARTILES // experiment.schedule.num_steps
-            member = (quartile[:, None] == jnp.arange(QUARTILES)[None]).astype(loss.dtype)
-            sums = {name: jnp.sum(value) for name, value in facts.items()}
-            return jnp.mean(loss), sums | {"losses": loss @ member, "counts": jnp.sum(member, axis=0)}
-
-        zeros = jax.tree.map(
-            lambda a: lax.pcast(jnp.zeros(a.shape, a.dtype), sharding.AXES, to="varying"),
-            jax.eval_shape(gradient_of, params, jax.tree.map(lambda a: a[0], microbatches)),
-        )
-
-        def accumulate(total, microbatch):
-            return jax.tree.map(jnp.add, total, gradient_of(params, microbatch)), None
-
-        (gradient, sums), _ = lax.scan(accumulate, zeros, microbatches)
-        parts = config.accumulation * mesh.size
-        gradient = jax.tree.map(lambda g: g / parts, gradient)
-        everywhere = jax.tree.map(lambda _: P(), sums)
-        return sharding.sum_to_specs((gradient, sums), (specs.params, everywhere))
+    local_gradient = _make_local_gradient(experiment, mesh, specs, steps_per_epoch)
 
     def train_step(state, batch, rectify):
         gradient, sums = jax.shard_map(
@@ -118,20 +88,9 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         params = optax.apply_updates(state.params, updates)
         decay = train_state.ema_decay(state.step, config.ema_decay)
         ema = jax.tree.map(lambda e, p: e + (1 - decay).astype(p.dtype) * (p - e), state.ema, params)
-        losses, counts = sums.pop("losses"), sums.pop("counts")
-        examples = jnp.sum(counts)
-        metrics = {
-            "loss": jnp.sum(losses) / examples,
-            "level_losses": losses,
-            "level_counts": counts,
-            **{name: value / examples for name, value in sums.items()},
-            "gradient_norm": _norm(gradient),
-            "update_norm": _norm(updates),
-            "parameter_norm": _norm(params),
-        }
+        metrics = _metrics(sums, gradient, updates, params)
         # An optimizer may overflow where the gradient does not.
-        watched = jnp.stack([metrics[name] for name in FINITE])
-        finite = jnp.all(jnp.isfinite(watched))
+        finite = jnp.all(jnp.isfinite(jnp.stack([metrics[name] for name in FINITE])))
         new = TrainState(state.step + 1, params, ema, opt_state)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return kept.replace(step=new.step), metrics
@@ -147,6 +106,59 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         out_shardings=(layout, everywhere),
         compiler_options=compiler.options(config.deterministic),
     )
+
+
+def _make_local_gradient(experiment, mesh, specs, steps_per_epoch):
+    """`(params, batch, step, rectify) -> (gradient, sums)` inside shard_map: of this device's rows, summed over all."""
+    accumulation, num_steps = experiment.config.accumulation, experiment.schedule.num_steps
+    key = jax.random.key(experiment.config.seed, impl="threefry2x32")
+    losses = make_losses(experiment, key, steps_per_epoch)
+
+    def varying(a):
+        return lax.pcast(a, sharding.AXES, to="varying")
+
+    def local_gradient(params, batch, step, rectify):
+        # Differentiating with respect to per-device parameters keeps the all-reduce out of the loop over microbatches.
+        params = jax.tree.map(varying, params)
+        microbatches = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), batch)
+
+        # Jitted, it is traced once for the shapes of its results and for the loop.
+        @jax.jit
+        @functools.partial(jax.grad, has_aux=True)
+        def gradient_of(params, microbatch):
+            loss, facts = losses(params, microbatch, step, rectify)
+            quartile = (facts.pop("t") - 1) * QUARTILES // num_steps
+            member = (quartile[:, None] == jnp.arange(QUARTILES)[None]).astype(loss.dtype)
+            sums = {name: jnp.sum(value) for name, value in facts.items()}
+            return jnp.mean(loss), sums | {"losses": loss @ member, "counts": jnp.sum(member, axis=0)}
+
+        shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda a: a[0], microbatches))
+        zeros = jax.tree.map(lambda a: varying(jnp.zeros(a.shape, a.dtype)), shapes)
+
+        def accumulate(total, microbatch):
+            return jax.tree.map(jnp.add, total, gradient_of(params, microbatch)), None
+
+        (gradient, sums), _ = lax.scan(accumulate, zeros, microbatches)
+        gradient = jax.tree.map(lambda g: g / (accumulation * mesh.size), gradient)
+        everywhere = jax.tree.map(lambda _: P(), sums)
+        return sharding.sum_to_specs((gradient, sums), (specs.params, everywhere))
+
+    return local_gradient
+
+
+def _metrics(sums, gradient, updates, params):
+    """What a step reports, from its sums over all examples."""
+    losses, counts = sums.pop("losses"), sums.pop("counts")
+    examples = jnp.sum(counts)
+    return {
+        "loss": jnp.sum(losses) / examples,
+        "level_losses": losses,
+        "level_counts": counts,
+        **{name: value / examples for name, value in sums.items()},
+        "gradient_norm": _norm(gradient),
+        "update_norm": _norm(updates),
+        "parameter_norm": _norm(params),
+    }
 
 
 def start_state(experiment: Experiment, optimizer, mesh):

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dream_jax import data
-from dream_jax.data import batches, folders, held_out, sources
+from dream_jax.data import batches, catalog, folders, held_out, sources
 from dream_jax.errors import UserError
 from launch import local
 
@@ -116,7 +116,7 @@ def test_what_is_computed_alone_waits_for_its_turn():
 def test_pictures_of_a_folder_come_back_as_they_were_and_in_order(folder, prepare):
     path = prepare(folder, eval_percent=40)
     for split in ("train", "eval"):
-        source = sources.folder_source(folder, split=split, crop=8, cache_dir=path.parent, eval_percent=40)
+        source = folders.folder_source(folder, split=split, crop=8, cache_dir=path.parent, eval_percent=40)
         assert len(source) == len(names(path, split)) and names(path, split) == sorted(names(path, split))
         for i, name in enumerate(names(path, split)):
             np.testing.assert_array_equal(source[i], np.asarray(Image.open(folder / name)))
@@ -327,38 +327,38 @@ def test_catalog_datasets_are_read_by_name_in_their_own_features(monkeypatch, tm
     smooth = np.add.outer(np.arange(218), np.arange(178))[..., None] // np.array([2, 3, 4])
     pictures = [(smooth + 20 * i).astype(np.uint8) for i in range(3)]
     fake(monkeypatch, name, tmp_path, pictures)
-    source = sources.tfds_source(name, "train", data_dir=tmp_path)
+    source = catalog.tfds_source(name, "train", data_dir=tmp_path)
     found = sorted((source[i] for i in range(len(source))), key=lambda picture: picture[0, 0, 0])
     for picture, written in zip(found, pictures, strict=True):
         assert picture.dtype == np.uint8 and picture.shape == (*shape, 3)
         written = written[: shape[0], : shape[1], : 1 if name == "mnist" else 3]
         np.testing.assert_allclose(picture.astype(int), written + np.zeros(3, int), atol=6 if name == "celeb_a" else 0)
-    assert len(sources.tfds_source(name, "train[:2]", data_dir=tmp_path)) == 2
-    assert sources.prepare_tfds(name, tmp_path) == Path(tfds.builder(name, data_dir=tmp_path).data_dir)
+    assert len(catalog.tfds_source(name, "train[:2]", data_dir=tmp_path)) == 2
+    assert catalog.prepare_tfds(name, tmp_path) == Path(tfds.builder(name, data_dir=tmp_path).data_dir)
 
 
 def test_what_the_catalog_does_not_have_is_said(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="cifra10"):
-        sources.tfds_source("cifra10", "train", data_dir=tmp_path)
+        catalog.tfds_source("cifra10", "train", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"python -m dream_jax prepare --tfds cifar10 .*pip install tensorflow"):
-        sources.tfds_source("cifar10", "train", data_dir=tmp_path)
+        catalog.tfds_source("cifar10", "train", data_dir=tmp_path)
     fake(monkeypatch, "cifar10", tmp_path, [noise(0, 32, 32)])
     with pytest.raises(UserError, match=r"data.train_split.*train.*valid"):
-        sources.tfds_source("cifar10", "valid", data_dir=tmp_path)
+        catalog.tfds_source("cifar10", "valid", data_dir=tmp_path)
     with pytest.raises(UserError, match=r"data.image_key.*'label'"):
-        sources.tfds_source("cifar10", "train", data_dir=tmp_path, image_key="label")
+        catalog.tfds_source("cifar10", "train", data_dir=tmp_path, image_key="label")
     # The same records, said to be in the catalog's default format.
     info = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match=r"tfrecord, which has no random access.*prepare --tfds cifar10"):
-        sources.tfds_source("cifar10", "train", data_dir=tmp_path)
+        catalog.tfds_source("cifar10", "train", data_dir=tmp_path)
 
 
 def test_preparing_the_catalog_without_tensorflow_or_network_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorflow"):
-        sources.prepare_tfds("cifar10", tmp_path)
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: name)
+        catalog.prepare_tfds("cifar10", tmp_path)
+    monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda name: name)
 
     def offline(*_, **options):
         assert options == {"file_format": "array_record"}
@@ -366,14 +366,14 @@ def test_preparing_the_catalog_without_tensorflow_or_network_is_refused(tmp_path
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
     with pytest.raises(UserError, match=r"cifar10 could not be prepared.*no route"):
-        sources.prepare_tfds("cifar10", tmp_path)
+        catalog.prepare_tfds("cifar10", tmp_path)
 
 
 def test_tensorflow_is_never_imported(folder, tmp_path):
     program = f"""
 import sys
 from dream_jax.data import batches, folders, held_out, sources
-source = sources.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
+source = folders.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
 batches.train_pictures(source, 0, 8)[3], held_out.middle_crops(source, 8, 9), sources.bundled("eval")[0]
 assert "tensorflow" not in sys.modules
 """
@@ -561,7 +561,7 @@ def test_evaluation_takes_the_middle_of_the_first_pictures_in_order():
 @pytest.mark.skipif(not PHOTOS.exists(), reason="the photographs of ../shared/data/photos are not here")
 def test_real_photographs_give_crops_of_themselves(tmp_path):
     path = folders.prepare_folder(PHOTOS / "eval", crop=64, cache_dir=tmp_path, eval_percent=10)
-    source = sources.folder_source(PHOTOS / "eval", split="train", crop=64, cache_dir=tmp_path, eval_percent=10)
+    source = folders.folder_source(PHOTOS / "eval", split="train", crop=64, cache_dir=tmp_path, eval_percent=10)
     assert not set(names(path, "train")) & set(names(path, "eval"))
     assert 3 <= len(names(path, "eval")) <= 20
     assert all(batches.train_pictures(source, 0, 64)[i].shape == (64, 64, 3) for i in range(20))

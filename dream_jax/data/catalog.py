@@ -1,0 +1,96 @@
+"""Datasets of the TensorFlow Datasets catalog, read without TensorFlow; its own builders need it while they prepare."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dream_jax.data.sources import Source
+from dream_jax.errors import UserError
+from dream_jax.files import images
+
+
+def tfds_source(name: str, split: str, data_dir: str | None = None, image_key: str | None = None) -> Source:
+    """A prepared dataset of the TensorFlow Datasets catalog, as "cifar10" or "div2k/bicubic_x4:2.0.0".
+
+    split is in the notation of TensorFlow Datasets ("train", "test[:100]"), data_dir defaults to its own
+    (~/tensorflow_datasets, or TFDS_DATA_DIR); image_key defaults to "hr", else "image", else the only picture there is.
+    Raises UserError if there is no such dataset, split or picture, or if it is not prepared for random access.
+    """
+    builder = _catalog_builder(name, data_dir)
+    if not builder.is_prepared():
+        raise UserError(f"{name} is not prepared in {builder.data_dir}. {_how_to_prepare(name, data_dir)}")
+    _need_random_access(builder, name, data_dir)
+    return builder_source(builder, split, image_key)
+
+
+def prepare_tfds(name: str, data_dir: str | None = None) -> Path:
+    """Downloads a catalog dataset and writes it as ArrayRecord; returns its folder. Needs TensorFlow, only here."""
+    builder = _catalog_builder(name, data_dir)
+    if not builder.is_prepared():
+        if importlib.util.find_spec("tensorflow") is None:
+            raise UserError(
+                f"the catalog's own code unpacks {name} with TensorFlow: pip install tensorflow (only for preparing; "
+                "training and evaluation do not import it)"
+            )
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except (OSError, AssertionError, tfds.download.DownloadError) as error:  # no network, or files to fetch by hand
+            raise UserError(f"{name} could not be prepared in {builder.data_dir}: {error}") from error
+    _need_random_access(builder, name, data_dir)
+    return Path(builder.data_dir)
+
+
+def _catalog_builder(name, data_dir):
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
+        raise UserError(f"data.tfds: TensorFlow Datasets has no {name!r}: {error}") from error
+
+
+def _how_to_prepare(name, data_dir):
+    where = f" --tfds_dir {data_dir}" if data_dir else ""
+    return (
+        f"Prepare it with: python -m dream_jax prepare --tfds {name}{where} (the catalog's own code needs TensorFlow "
+        "for that, and nothing else does: pip install tensorflow)"
+    )
+
+
+def _need_random_access(builder, name, data_dir):
+    found = sorted(file_format.value for file_format in builder.info.available_file_formats())
+    if not {"array_record", "parquet"} & set(found):
+        raise UserError(
+            f"{name} in {builder.data_dir} is in the format {', '.join(found)}, which has no random access. Delete "
+            f"that folder or choose another data.tfds_dir. {_how_to_prepare(name, data_dir)}"
+        )
+
+
+def builder_source(builder, split, image_key=None, name_key=None) -> Source:
+    """The pictures of a prepared dataset; name_key is the feature that holds their names, where one does."""
+    features = builder.info.features
+    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if image_key is None:
+        image_key = next((key for key in ("hr", "image") if key in pictures), None)
+        if image_key is None and len(pictures) == 1:
+            image_key = pictures[0]
+    if image_key not in pictures:
+        raise UserError(
+            f"data.image_key: {builder.name} has the pictures {', '.join(pictures) or '(none)'}; "
+            + (f"{image_key!r} is not one of them" if image_key else "name one of them")
+        )
+    if features[image_key].np_dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"data.image_key: {builder.name}/{image_key} holds {features[image_key].np_dtype}, not a picture"
+        )
+    # Decoded here: what TensorFlow Datasets decodes with depends on whether OpenCV is installed.
+    encoded = {key: tfds.decode.SkipDecoding() for key in pictures}
+    try:
+        records = builder.as_data_source(split=split, decoders=encoded)
+    except ValueError as error:
+        known = ", ".join(builder.info.splits)
+        raise UserError(
+            f"data.train_split, data.eval_split: {builder.name} has the splits {known}; {split!r} is refused: {error}"
+        ) from error
+    name = None if name_key is None else lambda index: records[index][name_key].decode()
+    return Source(lambda index: images.read(records[index][image_key]), len(records), name=name)

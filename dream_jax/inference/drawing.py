@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Model(NamedTuple):
     """What was trained, its EMA weights, after how many steps, the devices they lie on, and the run's folder."""
 
     experiment: Experiment
-    params: Any
+    params: dict
     step: int
     mesh: jax.sharding.Mesh
     workdir: str
@@ -101,7 +101,7 @@ def make_draw(experiment: Experiment, mesh, wrap=None):
     def draw(params, inputs, index, rows, key):
         inputs = jax.lax.with_sharding_constraint(inputs, layout)
         denoise = make_denoise(experiment, params, inputs, wrap)
-        shape = (*inputs["cond"].shape[:3], 3)
+        shape = (*inputs["cond"].shape[:3], experiment.task.channels)
         x0 = sampling.run(key, denoise, shape, rows, index, start_key)
         return value_range.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
 
@@ -170,14 +170,21 @@ def batches(count: int, size: int):
         yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
 
-def degraded(experiment: Experiment, pictures):
-    """Low-resolution pictures, conditions and enlarged pictures, all on the host, made one picture at a time."""
+def degraded(experiment: Experiment, pictures, numbers=None):
+    """What is observed of pictures uint8 [N, H, W, C]: (observed uint8, cond, baseline uint8), [N, ...] on the host.
 
-    @jax.jit
-    def degrade(picture):
-        low = experiment.task.observe(None, picture)
-        cond = experiment.task.condition(low)
-        return low.astype(jnp.uint8), cond, value_range.to_uint8(cond)
+    They are made one by one, so that one shape is compiled, once for a task.
 
-    parts = [jax.tree.map(np.asarray, degrade(picture[None])) for picture in pictures]
+    numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
+    """
+    numbers = range(len(pictures)) if numbers is None else numbers
+    keys = (jax.random.fold_in(make_key(0), number) for number in numbers)
+    parts = [jax.device_get(_degrade(experiment.task, k, p[None])) for k, p in zip(keys, pictures, strict=True)]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _degrade(task, key, pictures):
+    observed = task.observe(key, pictures)
+    baseline = value_range.to_uint8(task.baseline(observed))
+    return observed.astype(jnp.uint8), task.condition(observed), baseline

@@ -43,44 +43,21 @@ def generate(
     cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
     """
     output = Path(output)
-    built = trained.open_experiment(workdir, overrides)
-    chosen = built.config
-    if built.task.paired:
+    experiment = trained.open_experiment(workdir, overrides)
+    if experiment.task.paired:
         raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
-    for name, value, most in (("count", count, 10**6), ("batch_size", batch_size, 10**6), ("seed", seed + 1, 2**32)):
-        if not 1 <= value <= most:
-            raise UserError(f"--{name} {value}: it must lie between 1 and {most}")
-    rows = drawing.make_rows(built, sampler, steps)
+    _check_options(count, batch_size, seed)
+    rows = drawing.make_rows(experiment, sampler, steps)
     pictures = output / "pictures"
     check_folder(pictures)
 
-    model = trained.load_weights(workdir, built)
-    about = {
-        "workdir": str(workdir),
-        "step": model.step,
-        "weights": "ema",
-        "sha256": drawing.digest(model.params),
-        "sampler": sampler,
-        "steps": steps,
-        "seed": seed,
-        "count": count,
-        "sampling": chosen.sampling.to_dict(),
-        "compute_dtype": chosen.compute_dtype,
-        "size": chosen.image_size,
-        "version": __version__,
-    }
-    _check(output / "generation.json", about, overwrite)
-
+    model = trained.load_weights(workdir, experiment)
+    asked = {"sampler": sampler, "steps": steps, "seed": seed, "count": count}
+    _claim(output, _about(model, asked), overwrite)
     missing = [i for i in range(count) if overwrite or not _path(pictures, i).exists()]
-    drawer, key, side = drawing.make_draw(model.experiment, model.mesh), drawing.make_key(seed), chosen.image_size
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("generating", total=count, completed=count - len(missing))
-        for start in range(0, len(missing), batch_size):
-            numbers = np.array(missing[start : start + batch_size])
-            inputs = drawing.no_inputs(len(numbers), side, side)
-            drawn = drawing.draw_pictures(
-                drawer, model.params, inputs, rows, key, model.mesh, batch_size, numbers=numbers
-            )
+        for numbers, drawn in _draw(model, rows, seed, missing, batch_size):
             for number, picture in zip(numbers, drawn, strict=True):
                 images.write(_path(pictures, number), picture, overwrite)
             bar.advance(job, len(numbers))
@@ -91,35 +68,72 @@ def generate(
     console.print(done, markup=False)
 
 
+def _check_options(count, batch_size, seed):
+    for name, value, least, most in (
+        ("count", count, 1, 10**6),
+        ("batch_size", batch_size, 1, 10**6),
+        ("seed", seed, 0, 2**32 - 1),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"--{name} {value}: it must lie between {least} and {most}")
+
+
+def _about(model, asked) -> dict:
+    config = model.experiment.config
+    return {
+        "workdir": model.workdir,
+        "step": model.step,
+        "weights": "ema",
+        "sha256": drawing.digest(model.params),
+        **asked,
+        "sampling": config.sampling.to_dict(),
+        "compute_dtype": config.compute_dtype,
+        "size": config.image_size,
+        "version": __version__,
+    }
+
+
+def _draw(model, rows, seed, numbers, batch_size):
+    """Batches of pictures with these numbers: (numbers, uint8 [n, H, W, C])."""
+    draw, key = drawing.make_draw(model.experiment, model.mesh), drawing.make_key(seed)
+    side = model.experiment.config.image_size
+    for start in range(0, len(numbers), batch_size):
+        chosen = np.array(numbers[start : start + batch_size])
+        inputs = drawing.no_inputs(len(chosen), side, side)
+        yield (
+            chosen,
+            drawing.draw_pictures(draw, model.params, inputs, rows, key, model.mesh, batch_size, numbers=chosen),
+        )
+
+
 def _path(folder, number) -> Path:
     return folder / f"{number:06d}.png"
 
 
-def _check(path, about, overwrite):
-    """Writes what the folder's pictures are of, unless it holds others."""
+def _claim(output, about, overwrite):
+    """Writes what the output's pictures are of, unless it holds others; with overwrite, others are deleted."""
+    path, pictures = output / "generation.json", output / "pictures"
     try:
         before = json.loads(path.read_text()) if path.exists() else None
     except (ValueError, OSError):
         before = {}
-    if before is None and any((path.parent / "pictures").iterdir()) and not overwrite:
-        raise UserError(f"{path.parent}/pictures holds pictures already, of unknown origin; choose another --output")
-    ignored = ("workdir", "version", "count")
-    if before is not None:
-        changed = [
-            f"{name}: {before.get(name)} -> {about[name]}"
-            for name in about
-            if name not in ignored and before.get(name) != about[name]
-        ]
-        if changed and overwrite:
-            # Before the record says otherwise: none of the others may be taken for one of these.
-            for picture in (path.parent / "pictures").glob("[0-9]*.png"):
-                picture.unlink()
-        elif changed:
-            listed = "\n  ".join(changed)
-            raise UserError(
-                f"{path.parent} holds pictures of other settings; choose another --output, or pass --overwrite to draw "
-                f"them again (theirs -> given):\n  {listed}"
-            )
-    if before and not changed:
+    if before is None and any(pictures.iterdir()) and not overwrite:
+        raise UserError(f"{pictures} holds pictures already, of unknown origin; choose another --output")
+    changed = [
+        f"{name}: {before.get(name)} -> {value}"
+        for name, value in about.items()
+        if before is not None and name not in ("workdir", "version", "count") and before.get(name) != value
+    ]
+    if changed and not overwrite:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{output} holds pictures of other settings; choose another --output, or pass --overwrite to draw "
+            f"them again (theirs -> given):\n  {listed}"
+        )
+    if changed:
+        # Before the record changes, so that none of the others is taken for one of these.
+        for picture in pictures.glob("[0-9]*.png"):
+            picture.unlink()
+    elif before:
         about = about | {"count": max(about["count"], before.get("count", 0))}
     atomic.write_json(path, about)

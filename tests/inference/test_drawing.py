@@ -1,12 +1,87 @@
+import itertools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from dream_jax import experiment
+from dream_jax import experiment, sampling
 from dream_jax.inference import drawing
 from dream_jax.runtime import sharding
 
 KEY = jax.random.key(0, impl="threefry2x32")
+
+
+def test_what_is_observed_is_compiled_once_for_a_task():
+    built = experiment.build(tiny.tiny_config())
+    traced = []
+
+    def observe(key, picture):
+        traced.append(picture.shape)
+        return built.task.observe(key, picture) + jax.random.randint(key, (), 0, 3)
+
+    counted = built._replace(task=built.task._replace(observe=observe))
+    pictures = np.random.default_rng(0).integers(0, 250, (5, 16, 16, 3)).astype(np.uint8)
+    low, cond, enlarged = drawing.degraded(counted, pictures)
+    assert low.shape == (5, 8, 8, 3) and cond.shape == enlarged.shape == (5, 16, 16, 3)
+    assert low.dtype == enlarged.dtype == np.uint8 and cond.dtype == np.float32
+    for chosen in ([0, 1], [4, 2]):
+        parts = drawing.degraded(counted, pictures[chosen], chosen)
+        for part, whole in zip(parts, (low, cond, enlarged), strict=True):
+            np.testing.assert_array_equal(part, whole[chosen])
+    assert traced == [(1, 16, 16, 3)]
+
+
+ALL = (
+    *("sampling.clip=dynamic", "sampling.eps_scale=1.01", "sampling.eps_scale_slope=0.1", "sampling.shift_window=50"),
+    *("sampling.project=True", "sampling.start_seed=3", "sampling.eta=0.5"),
+)
+
+
+def test_all_modifiers_combine_with_every_sampler():
+    class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
+        def apply(self, variables, inputs, level, dropout_keys=None):
+            assert level.shape == inputs.shape[:1]
+            return 0.5 * jnp.tanh(inputs[..., 3:])
+
+    built = experiment.build(tiny.tiny_config(*ALL))._replace(network=Network())
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    low = np.random.default_rng(8).integers(80, 170, (2, 6, 8, 3)).astype(np.uint8)
+    cond = np.asarray(built.task.condition(low))
+    # Filled up to a side that the network divides: what is filled up is not projected.
+    inputs = drawing.inputs_of(built, np.pad(cond, [(0, 0), (0, 4), (0, 0), (0, 0)], "edge"), low)
+    drawer = drawing.make_draw(built, mesh)
+    for sampler in sampling.SAMPLERS:
+        drawn = drawing.draw_pictures(drawer, {}, inputs, drawing.make_rows(built, sampler, 6), KEY, mesh, 2)
+        assert drawn.shape == (2, 16, 16, 3)
+        off = np.abs(np.asarray(built.task.observe(None, drawn[:, :12])) - low.astype(int))
+        assert off.mean() < 1, sampler
+    assert drawer._cache_size() == 1
+
+
+def test_every_modifier_changes_the_result():
+    class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
+        def apply(self, variables, inputs, level, dropout_keys=None):
+            return 2 * jnp.tanh(inputs[..., 3:]) * (1 - 0.5 * level[:, None, None, None])
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    low = np.random.default_rng(9).integers(0, 255, (1, 6, 8, 3)).astype(np.uint8)
+
+    def drawn(*changes):
+        built = experiment.build(tiny.tiny_config("task.gain=1.0", *changes))._replace(network=Network())
+        inputs = drawing.inputs_of(built, np.asarray(built.task.condition(low)), low)
+        rows = drawing.make_rows(built, "ddim", 4)
+        return drawing.draw_pictures(drawing.make_draw(built, mesh), {}, inputs, rows, KEY, mesh, 1)
+
+    results = {change: drawn(change) for change in ("samples.steps=1", *ALL, "sampling.clip=none")}
+    for (first, a), (second, b) in itertools.combinations(results.items(), 2):
+        assert np.any(a != b), (first, second)
 
 
 def test_a_picture_does_not_depend_on_its_batch():

@@ -68,7 +68,7 @@ def test_pictures_of_other_settings_are_not_mixed(unconditional_workdir, tmp_pat
     "options, words",
     [
         (["--count", "0"], "count"),
-        (["--seed", "-1"], "seed"),
+        (["--seed", "-1"], "--seed -1: it must lie between 0 and 4294967295"),
         (["--batch_size", "0"], "batch_size"),
         (["--sampler", "magic"], "choose one of"),
         (["--steps", "1000"], "100"),

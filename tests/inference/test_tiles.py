@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -92,11 +93,10 @@ def test_no_seam_shows():
 
 def test_devices_share_a_group():
     program = """
-import jax, numpy as np, sys
+import jax, numpy as np
 from jax.sharding import NamedSharding
 from dream_jax.runtime import sharding
 from dream_jax.inference import tiles
-sys.path.insert(0, "tests")
 from test_tiles import noise, whole_tile
 mesh = sharding.make_mesh()
 spread = lambda z: jax.lax.with_sharding_constraint(z, NamedSharding(mesh, sharding.BATCH))
@@ -105,5 +105,5 @@ out = jax.jit(tiles.tiled(whole_tile, 16, 4, 4, mesh.size, spread))(*args)
 np.testing.assert_allclose(out, tiles.tiled(whole_tile, 16, 4, 4)(*args), rtol=1e-6, atol=1e-6)
 assert mesh.size == 4
 """
-    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    flags = {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{os.getcwd()}:{Path(__file__).parent}"}
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **flags})

@@ -10,6 +10,7 @@ from dream_jax.training.optimizer import make_optimizer
 from dream_jax import config
 from dream_jax.errors import UserError
 from dream_jax.inference import trained
+from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint
 from dream_jax.training.train_step import start_state

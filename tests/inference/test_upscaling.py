@@ -1,5 +1,7 @@
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -73,6 +75,19 @@ def bicubic(picture):
 def run(workdir, source, output, *options):
     named = ("--workdir", workdir, "--input", source, "--output", output, "--sampler", "ddpm", "--steps", "2")
     return main(["upscale", *map(str, (*named, "--memory", 64, *options))])
+
+
+def test_what_training_needs_is_not_imported():
+    program = """
+import sys
+from dream_jax.inference import generation, upscaling
+unneeded = "optax", "grain", "tensorflow_datasets", "tensorflow", "tensorboardX", "matplotlib", "skimage"
+unneeded += "dream_jax.data", "dream_jax.training.train_step", "dream_jax.training.run", "dream_jax.evaluation"
+sys.exit(", ".join(name for name in unneeded if name in sys.modules) or None)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (1, 5)])

@@ -106,7 +106,7 @@ class Way:
 
 def make_measure(built, mesh, pictures):
     """(measure, baseline): a function of weights to {name: value}, and the enlarged pictures' values."""
-    _, cond, enlarged = drawing.degraded(built, pictures)
+    _, cond, enlarged = drawing.observe(built, pictures)
     draw, inputs = drawing.make_draw(built, mesh), {"cond": cond}
     settings, key = built.config.evaluation, drawing.make_key(0)
 

@@ -37,7 +37,7 @@ def make_inputs(built: Experiment, pictures: np.ndarray) -> Inputs:
     """Of pictures uint8 [N, H, W, 3]."""
     if not built.task.paired:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
-    observed, cond, baseline = drawing.degraded(built, pictures)
+    observed, cond, baseline = drawing.observe(built, pictures)
     # Some models project and others do not: all are given what projecting takes.
     return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline)
 

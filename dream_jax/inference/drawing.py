@@ -170,7 +170,7 @@ def batches(count: int, size: int):
         yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
 
-def degraded(experiment: Experiment, pictures, numbers=None):
+def observe(experiment: Experiment, pictures, numbers=None):
     """What is observed of pictures uint8 [N, H, W, C]: (observed uint8, cond, baseline uint8), [N, ...] on the host.
 
     They are made one by one, so that one shape is compiled, once for a task.
@@ -179,12 +179,12 @@ def degraded(experiment: Experiment, pictures, numbers=None):
     """
     numbers = range(len(pictures)) if numbers is None else numbers
     keys = (jax.random.fold_in(make_key(0), number) for number in numbers)
-    parts = [jax.device_get(_degrade(experiment.task, k, p[None])) for k, p in zip(keys, pictures, strict=True)]
+    parts = [jax.device_get(_observe(experiment.task, k[None], p[None])) for k, p in zip(keys, pictures, strict=True)]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _degrade(task, key, pictures):
-    observed = task.observe(key, pictures)
+def _observe(task, keys, pictures):
+    observed = task.observe(keys, pictures)
     baseline = value_range.to_uint8(task.baseline(observed))
     return observed.astype(jnp.uint8), task.condition(observed), baseline

@@ -21,8 +21,8 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
     if scale < 2:
         raise UserError(f"task.scale = {scale}: it must be a whole number of at least 2")
 
-    def observe(key, picture):
-        del key
+    def observe(keys, picture):
+        del keys
         return resize.resize(picture, picture.shape[-3] // scale, picture.shape[-2] // scale, kernel)
 
     def condition(low):

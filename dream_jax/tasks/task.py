@@ -17,8 +17,8 @@ class Task(NamedTuple):
     """Pictures -> (x0, cond), and back. Pictures are float [B, H, W, C] in [-1, 1] where nothing else is said.
 
     Attributes:
-      observe: `(key, picture uint8) -> observed` [B, h, w, .]: what is known of a picture, in whole grey levels 0..255
-        as files hold them. key draws what is random about it.
+      observe: `(keys [B], pictures uint8) -> observed` [B, h, w, .]: what is known of pictures, in whole grey levels
+        0..255 as files hold them. Each picture's key draws what is random about it.
       condition: `observed -> cond` float [B, H, W, cond_channels]: what the network is given; it is never noised.
       encode: `(picture, cond) -> x0`: what the diffusion model models.
       to_picture: `(x0, cond) -> picture`.
@@ -55,7 +55,7 @@ class Task(NamedTuple):
         """Whether a result has an original that it can be compared with."""
         return self.baseline is not None
 
-    def make_pair(self, key, picture):
-        """`picture uint8 [B, H, W, C] -> (x0, cond)`."""
-        cond = self.condition(self.observe(key, picture))
+    def make_pair(self, keys, picture):
+        """`(keys [B], pictures uint8 [B, H, W, C]) -> (x0, cond)`."""
+        cond = self.condition(self.observe(keys, picture))
         return self.encode(value_range.to_float(picture), cond), cond

@@ -6,7 +6,7 @@ from dream_jax.tasks.task import Task, clip
 def unconditional() -> Task:
     """Generation: x0 is the picture, and cond has no channels."""
     return Task(
-        observe=lambda key, picture: picture[..., :0],
+        observe=lambda keys, picture: picture[..., :0],
         condition=lambda observed: observed.astype("float32"),
         encode=lambda picture, cond: picture,
         to_picture=lambda x0, cond: clip(x0),

@@ -22,11 +22,11 @@ def test_what_is_observed_is_compiled_once_for_a_task():
 
     counted = built._replace(task=built.task._replace(observe=observe))
     pictures = np.random.default_rng(0).integers(0, 250, (5, 16, 16, 3)).astype(np.uint8)
-    low, cond, enlarged = drawing.degraded(counted, pictures)
+    low, cond, enlarged = drawing.observe(counted, pictures)
     assert low.shape == (5, 8, 8, 3) and cond.shape == enlarged.shape == (5, 16, 16, 3)
     assert low.dtype == enlarged.dtype == np.uint8 and cond.dtype == np.float32
     for chosen in ([0, 1], [4, 2]):
-        parts = drawing.degraded(counted, pictures[chosen], chosen)
+        parts = drawing.observe(counted, pictures[chosen], chosen)
         for part, whole in zip(parts, (low, cond, enlarged), strict=True):
             np.testing.assert_array_equal(part, whole[chosen])
     assert traced == [(1, 16, 16, 3)]

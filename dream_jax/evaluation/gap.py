@@ -23,6 +23,7 @@ from dream_jax.files.names import set_aside
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import compiler
+from dream_jax.tasks import value_range
 
 PANELS = (
     Panel("error of the predicted noise, mean square", "eps_error_training", "eps_error_sampling", True),
@@ -96,7 +97,7 @@ def _facts(
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def facts_of(params, picture, given, index):
-        x0, _ = built.task.make_pair(key, picture)
+        x0 = built.task.encode(value_range.to_float(picture), given["cond"])
         denoise = drawing.make_denoise(built, params, given)
 
         def mean_square(z):

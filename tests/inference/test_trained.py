@@ -5,7 +5,6 @@ import chex
 import jax
 import pytest
 import tiny
-from dream_jax.training.optimizer import make_optimizer
 
 from dream_jax import config
 from dream_jax.errors import UserError

@@ -9,7 +9,7 @@ import traceback
 from rich.console import Console
 
 from dream_jax.errors import UserError
-from dream_jax.runtime import compilation_cache, environment
+from dream_jax.runtime import compilation_cache, processes
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         return getattr(stopped, "status", 130)
     except Exception:
-        if not environment.is_one_of_several():
+        if not processes.several():
             raise
         traceback.print_exc()
         status = 1
-    if environment.is_one_of_several():
+    if processes.several():
         # The usual way out waits for the other processes, and they for this one.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -63,7 +63,7 @@ def _run(options, rest) -> int:
     console = Console(soft_wrap=True)
 
     def tell(message):
-        if environment.is_first():
+        if processes.is_first():
             console.print(message, markup=False)
 
     if options.command not in _PLAIN:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dream_jax.files import cache
 
-# Seconds. Programs that compile faster are not worth a file; a start that compiles for longer is told of.
+# Seconds: a program that compiles faster is not kept; a person who waits longer for one is told why.
 LEAST, LONG = 1.0, 5.0
-# Bytes. The programs that were not used for longest go first.
+# Bytes of all programs. Those that have not been used for the longest time are deleted first.
 LIMIT = 4 * 2**30
 
 
@@ -28,7 +28,8 @@ def folder() -> Path:
     return cache.root() / "compiled" / f"{socket.gethostname()}-{digest}"
 
 
-def processor():
+def processor() -> str:
+    """What this machine's processor is, with the instructions that it has."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -39,9 +40,9 @@ def processor():
 def use(tell) -> None:
     """Sets where JAX keeps compiled programs; to be called before anything is compiled.
 
-    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR is another folder, or a bucket that several hosts share;
-    empty, it switches this off.
-    A folder that cannot be written is told of, and done without.
+    Where JAX's own variable JAX_COMPILATION_CACHE_DIR is set, that counts: another folder, or a bucket that several
+    hosts share; empty, it switches the cache off. Where the folder cannot be written, `tell` is called and nothing is
+    kept.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -49,7 +50,7 @@ def use(tell) -> None:
 
     where = folder()
     try:
-        # Programs are run as they are found: the folder is no one else's to write to.
+        # JAX runs the programs that it finds there, so nobody else may write to the folder.
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
         trim(where)
         if not os.access(where, os.W_OK | os.X_OK):
@@ -61,13 +62,16 @@ def use(tell) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)
 
 
-def trim(where):
-    """Not by JAX's own limit, which cannot read a folder that it once wrote without one."""
+def trim(where: Path) -> None:
+    """Deletes programs until the others take LIMIT bytes at most.
+
+    JAX has a limit of its own, but with it cannot read a folder that it wrote without one.
+    """
     found = []
     for entry in os.scandir(where):
         try:
             found.append((entry.stat().st_atime, entry.stat().st_size, entry.path))
-        except FileNotFoundError:  # another process trims too
+        except FileNotFoundError:  # another process has deleted it
             continue
     excess = sum(size for _, size, _ in found) - LIMIT
     for _, size, path in sorted(found):
@@ -79,7 +83,10 @@ def trim(where):
 
 @contextlib.contextmanager
 def compiling(name: str, tell):
-    """`ran() -> how long and why`, to be called when a program has run for the first time; tells if it is compiled."""
+    """`ran() -> how long it took and why`, to be called when a program has run for the first time.
+
+    `tell` is called where that takes LONG seconds because the program has to be compiled.
+    """
     import jax
 
     kept = jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache
@@ -107,7 +114,7 @@ def compiling(name: str, tell):
 
 @functools.cache
 def _found() -> list:
-    """Grows by one entry with every program that JAX takes from the cache."""
+    """A list that gets an entry for every program that JAX takes from the cache."""
     import jax
 
     found = []

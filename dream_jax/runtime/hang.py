@@ -1,4 +1,4 @@
-"""A watch on the training loop: a run that makes no step says where it hangs, and ends."""
+"""A watch on the training loop: a run that makes no step for too long shows where it hangs, and ends."""
 
 import contextlib
 import datetime
@@ -10,20 +10,21 @@ from pathlib import Path
 
 import jax
 
-# EX_TEMPFAIL of sysexits.h: to be tried again.
+# The exit status of a run that may be started again: EX_TEMPFAIL of sysexits.h.
 STATUS = 75
-# Seconds until the process ends, in which the others notice the same and say where they are.
-_GRACE = 3.0
-# As a number: what stands for sys.stderr may not be a file.
+# Seconds until the process ends. In them the other processes notice the hang too, and show where they are.
+GRACE = 3.0
+# The descriptor itself, because sys.stderr may have been replaced by something that is no file.
 _STDERR = 2
 
 
 @contextlib.contextmanager
 def watched(minutes: float | None, first_minutes: float, folder: Path):
-    """`beat(step)`, to be called after every step: the run hangs when none comes for so many minutes; None: never.
+    """`beat(step)`, to be called after every step.
 
-    Then the stacks of all threads go to stderr and into `folder/hang-TIME-PROCESS.txt`, and the process ends with
-    STATUS, on which launchers start it again. Until the first beat `first_minutes` are allowed, for compiling.
+    A run hangs when it makes no step for `minutes` (None: there is no limit), or no first step, which compiles, for
+    `first_minutes`. Then the stacks of all threads are written to stderr and to `folder/hang-TIME-PROCESS.txt`, and the
+    process ends with STATUS, after which launchers start it again.
     """
     last, ended = [None, time.monotonic()], threading.Event()
 
@@ -35,11 +36,11 @@ def watched(minutes: float | None, first_minutes: float, folder: Path):
         while True:
             allowed = 60 * (first_minutes if last[0] is None else minutes)
             period = min(allowed / 10, 10.0)
-            # It needs no interpreter lock: for a hang that holds it, where this thread would wait too.
+            # For a hang that holds the interpreter's lock: this thread would wait for the lock, faulthandler does not.
             faulthandler.dump_traceback_later(allowed + 60, file=_STDERR, exit=True)
             if ended.wait(period):
                 return
-            # Counted, not measured: a process that was itself suspended has not hung.
+            # The waits are counted and no clock is read: a process that was suspended has not hung.
             waited, seen = (waited + period if seen == last[1] else 0.0), last[1]
             if waited >= allowed:
                 _end(last[0], allowed / 60, folder)
@@ -67,7 +68,7 @@ def _end(step, minutes, folder):
         where = f"are in {path}"
     after = "no first step" if step is None else f"no step after step {step}"
     message = f"this run hangs: {after} for {minutes:g} minutes. The stacks of all threads {where}\n"
-    with contextlib.suppress(OSError):  # nobody may be listening any more
+    with contextlib.suppress(OSError):  # stderr may be closed
         os.write(_STDERR, message.encode())
-    time.sleep(_GRACE)
+    time.sleep(GRACE)
     os._exit(STATUS)

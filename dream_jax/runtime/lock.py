@@ -1,4 +1,4 @@
-"""One writer: the lock of a run's folder."""
+"""The lock of a run's folder, so that no two runs write to it."""
 
 import contextlib
 import datetime
@@ -16,15 +16,16 @@ _held = set()
 
 @contextlib.contextmanager
 def hold(workdir: Path, tell):
-    """Holds `workdir/lock`, a lock of the operating system's, which frees it when this process ends, however it ends.
+    """Holds a lock on the file `workdir/lock`. The operating system frees it when this process ends, however it ends.
 
-    The file says who holds it, and stays when nobody does. Processes that this one starts do not share the lock.
+    The file names the holder, and stays when there is none. Processes that this one starts do not hold the lock.
+    `tell` is called with a message where the file system has no locks.
 
-    Raises UserError, with the holder's host, process and start, where another run has it.
+    Raises UserError where another run holds it, with its host, process and start, and where nothing can be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Python's descriptors are closed in programs that are started.
+        # Python closes its descriptors in the programs that it starts.
         descriptor = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"{workdir}: the workdir cannot be written ({error.strerror or error})") from error
@@ -55,12 +56,12 @@ def _holder(descriptor):
     try:
         return "on {host}, process {pid}, since {start}".format(**json.loads(os.pread(descriptor, 4096, 0)))
     except (ValueError, KeyError, TypeError):
-        # It has the lock, and has not yet written its name.
+        # The holder has not written its name yet.
         return "it has only begun"
 
 
 def _let_go():
-    """In a forked process: a copy of the descriptor would hold the lock beyond its holder's end."""
+    """Closes the copies of descriptors in a forked process, which would hold the lock after its holder has ended."""
     while _held:
         os.close(_held.pop())
 

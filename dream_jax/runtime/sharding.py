@@ -1,4 +1,4 @@
-"""The device mesh, and where batches and training state lie on it."""
+"""The device mesh, and how batches and training state are laid out on it."""
 
 import jax
 from jax import lax
@@ -11,7 +11,7 @@ from dream_jax.errors import UserError
 BATCH = P(("data", "shard"))
 AXES = ("data", "shard")
 
-# Splitting a leaf smaller than this saves less memory than its collective costs.
+# For a leaf of fewer elements the memory that splitting saves is not worth its collective.
 _SMALLEST_SPLIT = 2**14
 
 
@@ -32,9 +32,9 @@ def check_batch(batch_size: int, accumulation: int, devices: int) -> None:
 
 
 def state_specs(state, mesh, smallest: int = _SMALLEST_SPLIT):
-    """A PartitionSpec for every leaf: its largest dimension that divides lies over 'shard'.
+    """A PartitionSpec for every leaf: of the dimensions that divide by 'shard', the largest is split over it.
 
-    Leaves of fewer than `smallest` elements stay whole.
+    Leaves of fewer than `smallest` elements, and those without such a dimension, stay whole.
     """
     size = mesh.shape["shard"]
 
@@ -51,15 +51,15 @@ def state_specs(state, mesh, smallest: int = _SMALLEST_SPLIT):
 
 
 def named(specs, mesh):
-    """The NamedShardings of a tree of PartitionSpecs."""
+    """The NamedShardings for a tree of PartitionSpecs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def sum_to_specs(tree, specs):
-    """Inside shard_map: the sums of all devices' leaves, each device keeping the part that the leaf's spec gives it.
+    """Inside shard_map: the sums of all devices' leaves, of which each device keeps the part that the leaf's spec says.
 
-    Leaves that stay whole share one all-reduce. A split leaf is cut over 'shard' before its part is summed over 'data',
-    so that together with gathering it again no more bytes move than if it were whole.
+    Leaves that stay whole share one all-reduce. A split leaf is first summed and cut over 'shard', and then its parts
+    are summed over 'data'. With the later gathering of its parts that moves no more bytes than a whole leaf.
     """
     leaves, structure = jax.tree.flatten(tree)
     specs = structure.flatten_up_to(specs)
@@ -74,9 +74,10 @@ def sum_to_specs(tree, specs):
 
 
 def meet(mesh) -> None:
-    """Sums a number over the mesh's devices and over each axis, so that their groups are formed.
+    """Sums a number over all devices and over each axis, so that their groups of processes exist from then on.
 
-    On CPUs the members of a group must first meet within 30 s, which processes would miss after minutes of compiling.
+    On CPUs the processes of a group must come to their first sum within 30 s. Compiling may take minutes, and not the
+    same time in all processes, so this is done before.
     """
 
     def sums():

@@ -1,4 +1,4 @@
-"""Stopping when asked: SIGTERM, as schedulers send before they take a machine away, and SIGINT, Ctrl-C."""
+"""Stopping at a signal: SIGINT, which is Ctrl-C, or SIGTERM, which job schedulers send before they take a machine."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 class Stopped(KeyboardInterrupt):
-    """Training has stopped as a signal asked; what was done is saved. `status` is the exit status, 128 + the signal."""
+    """Training has stopped at a signal, and is saved. `status` is the exit status, 128 + the signal's number."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -22,24 +22,24 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def asked(tell):
-    """`asked_to_stop() -> signal number or None`, to be called before every step, in every process alike.
+    """`asked_to_stop() -> signal number or None`, to be called before every step, by all processes.
 
-    Within it a first SIGINT or SIGTERM is told of and remembered, and a second one ends the process at once, even while
-    it compiles. In several processes the answer is the same in all, a few steps after any of them had a signal. SIGTERM
-    is then watched by JAX, which counts no second one; a SIGINT is raised again as SIGTERM.
+    The first SIGINT or SIGTERM is remembered, and `tell` is called. The second one ends the process at once, even while
+    it compiles. All processes get the same answer, a few steps after one of them had a signal. With several processes
+    JAX watches SIGTERM: it ignores a second one, and a SIGINT is sent on to it as SIGTERM.
 
-    Outside the main thread, where Python allows no handlers, nothing is asked.
+    In another thread than the main one Python allows no handlers, and the answer is always None.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     several = jax.process_count() > 1
     watched = (signal.SIGINT,) if several else SIGNALS
-    # Of calls, not of steps: a run that is rolled back counts its steps twice.
+    # Calls are counted, not steps, because a run that is rolled back comes to some steps twice.
     calls, received = itertools.count(), []
 
     def read():
-        # A thread, as Python's own handlers wait for the main thread, which may be compiling for minutes.
+        # In a thread: Python's own handlers wait for the main thread, which may compile for minutes.
         while number := os.read(reader, 1)[0]:
             if number not in watched:
                 continue
@@ -58,7 +58,7 @@ def asked(tell):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     earlier_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # The number is written to the pipe whatever the handler does.
+    # Python writes the signal's number to the pipe, whatever the handler does.
     earlier = {number: signal.signal(number, lambda *_: None) for number in watched}
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
@@ -68,7 +68,7 @@ def asked(tell):
         for number, handler in earlier.items():
             signal.signal(number, handler)
         if several:
-            # JAX's watch would swallow it, and nobody asks any more.
+            # JAX still catches SIGTERM, but nobody asks for it any more.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(earlier_writer)
         os.write(writer, b"\0")

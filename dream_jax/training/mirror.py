@@ -1,10 +1,11 @@
-"""A run's files beside checkpoints that lie elsewhere, so that a machine may be lost with its disk.
+"""Copies of a run's files beside checkpoints that are elsewhere, so that a run outlives its machine's disk.
 
-Only checkpoints are written straight to `checkpoint.directory`; what else a run writes is local, and copied into the
-folder `run_files` there, whole, before every checkpoint that takes it for granted.
+Checkpoints are written to `checkpoint.directory` itself, all other files to the workdir. These are copied to the folder
+`run_files` in that directory before each checkpoint, because a run that goes on from the checkpoint needs them.
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
@@ -13,15 +14,15 @@ from dream_jax.errors import UserError
 from dream_jax.files import atomic
 from dream_jax.files.names import is_bucket
 
-# What a bucket is read and written with; orbax asks the second about the bucket itself.
+# The packages that read and write a bucket; orbax asks the second one about the bucket itself.
 _PACKAGES = "gcsfs", "google.cloud.storage"
 _INSTALL = "pip install gcsfs google-cloud-storage google-cloud-storage-control"
 
 
 def check(directory) -> None:
     """Raises UserError for what is no folder in a bucket of Google's, and where the packages for one are missing."""
-    kind, is_bucket, path = str(directory or "").partition("://")
-    if not is_bucket:
+    kind, separator, path = str(directory or "").partition("://")
+    if not separator:
         return
     bucket, _, folder_in_it = path.partition("/")
     # A folder, as damaged checkpoints are put beside it.
@@ -37,23 +38,27 @@ def check(directory) -> None:
 def _is_there(name):
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the package that it would be in
+    except ModuleNotFoundError:  # of a package around it
         return False
 
 
 def folder(directory) -> epath.Path:
+    """Where the copies are."""
     return epath.Path(directory) / "run_files"
 
 
 class Mirror:
     """Copies the files of a workdir beside the checkpoints in `directory`; does nothing where that is None."""
 
-    def __init__(self, workdir: Path, directory, tell):
+    def __init__(self, workdir: Path, directory: str | None, tell: Callable[[str], None]):
         self._workdir, self._tell, self._copied = workdir, tell, {}
         self._folder = directory and folder(directory)
 
     def update(self) -> None:
-        """Copies what has changed since it was last called. A failure is told of, and made up for the next time."""
+        """Copies the files that have changed since the last call.
+
+        A failure does not stop the run: `tell` is called, and the next call copies the rest.
+        """
         if not self._folder:
             return
         try:
@@ -68,18 +73,20 @@ class Mirror:
 
 
 def bring_back(workdir: Path, directory, accept, tell) -> None:
-    """Fills a workdir that has no run yet with the files that lie beside the checkpoints in `directory`.
+    """Copies a run's files from beside the checkpoints in `directory` into a workdir that has no run yet.
 
-    accept: called with the folder they are in; may raise UserError.
+    Args:
+      accept: called with the folder of the copies; may raise UserError.
+      tell: called with a message where files were copied.
 
-    Raises UserError where they cannot be read.
+    Raises UserError where the copies cannot be read.
     """
     there = folder(directory)
     try:
         if (workdir / "config.json").exists() or not (there / "config.json").exists():
             return
         accept(there)
-        # The config comes last: what was interrupted is done again.
+        # The config comes last. Without it the workdir has no run yet, so an interrupted return is begun again.
         for path in sorted(_files(there), key=lambda path: path.name == "config.json"):
             copy(path, epath.Path(workdir) / path.relative_to(there).as_posix())
     except UserError:
@@ -90,7 +97,7 @@ def bring_back(workdir: Path, directory, accept, tell) -> None:
 
 
 def _files(folder):
-    """The run's own files and its samples: not its lock, nor what is still being written, nor TensorBoard's copy."""
+    """The run's files and its samples, without the lock, files that are still being written, and TensorBoard's."""
     samples = folder / "samples"
     paths = [*folder.iterdir(), *(samples.iterdir() if samples.exists() else ())]
     return [

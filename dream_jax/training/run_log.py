@@ -1,7 +1,7 @@
-"""A run's record: JSON lines, TensorBoard, and lines on the screen.
+"""A run's record: JSON lines, and TensorBoard.
 
-`metrics.jsonl` holds only functions of (config, seed, step), so that a repeated run writes it again to the letter;
-rates, times and facts of the host go to `timing.jsonl`.
+`metrics.jsonl` holds only functions of (config, seed, step), so a repeated run writes the same file. Rates, times and
+facts of the host go to `timing.jsonl`.
 """
 
 import json
@@ -17,13 +17,13 @@ FILES = ("metrics.jsonl", "timing.jsonl")
 
 
 class RunLog:
-    """Writes the record of the run in `workdir`, which goes on from `step`: lines beyond it are dropped."""
+    """Writes the record of the run in `workdir`. The run goes on from `step`, and lines of later steps are dropped."""
 
     def __init__(self, workdir: Path, step: int):
         self._files = {}
         for name in FILES:
             if step == 0 and (workdir / name).exists():
-                # Of a run whose checkpoints are gone; nobody asked for them to be thrown away.
+                # They are of a run whose checkpoints are gone. Nobody asked to delete them, so they are renamed.
                 os.replace(workdir / name, free_name((workdir / name).with_suffix(".old.jsonl")))
         self._workdir = workdir
         self._open(step)
@@ -36,12 +36,12 @@ class RunLog:
         self._rebuild_board(self._workdir, step)
 
     def rewind(self, step: int) -> None:
-        """Drops the lines beyond a step that the run was rolled back to."""
+        """Drops the lines of steps after the one that the run was rolled back to."""
         self.close()
         self._open(step)
 
     def _rebuild_board(self, workdir, step):
-        """TensorBoard's files anew: theirs may end anywhere, and hold what an interrupted run wrote beyond the step."""
+        """Writes TensorBoard's files anew: those of an interrupted run may be cut, and may hold later steps."""
         for file in (workdir / "tensorboard").glob("events.out.tfevents.*"):
             file.unlink()
         self._board = SummaryWriter(str(workdir / "tensorboard"))
@@ -66,7 +66,7 @@ class RunLog:
             self._draw(name, {"step": step, **values}, timing.get("time"))
 
     def sync(self) -> None:
-        """Returns when the lines are on the disk: before a checkpoint is saved that takes them for granted."""
+        """Returns when the lines are on the disk: a checkpoint must not be newer than they are."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -81,7 +81,7 @@ class RunLog:
 
 
 def _lines_up_to(path, step):
-    """The records of a JSON-lines file up to a step; a torn last line is no record."""
+    """The records of a JSON-lines file up to a step. A line that was cut off is left out."""
     kept = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:

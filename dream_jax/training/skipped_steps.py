@@ -1,7 +1,7 @@
-"""What a run's workdir keeps of steps that went wrong.
+"""The files in which a workdir keeps the steps that went wrong.
 
-`skipped_steps.json`: the numbers of the steps that the run leaves out, a list; `rollbacks.jsonl`: a line for each
-rollback; `bad_batches/`: the pictures of steps whose numbers were not finite. Steps are counted from 1.
+`skipped_steps.json` is the list of the steps that the run leaves out; `rollbacks.jsonl` has a line for each rollback;
+`bad_batches/` holds the pictures of steps whose numbers were not finite. Steps are counted from 1.
 """
 
 import io
@@ -14,12 +14,12 @@ from dream_jax.data import batches
 from dream_jax.errors import UserError
 from dream_jax.files import atomic, grids, images
 
-# A run that skips on and on fills no disk.
+# A run that skips many steps must not fill the disk.
 MOST_BATCHES = 100
 
 
 def read(workdir: Path) -> tuple[list[int], list[int]]:
-    """(skipped steps, the steps of the checkpoints that the run was rolled back to, one for each rollback)."""
+    """(skipped steps; for each rollback, the step that it went back to). Raises UserError for files of another kind."""
     path, log = workdir / "skipped_steps.json", workdir / "rollbacks.jsonl"
     try:
         skipped = json.loads(path.read_text()) if path.exists() else []
@@ -34,22 +34,22 @@ def write(workdir: Path, skipped) -> None:
 
 
 def record(workdir: Path, at: int, to: int, steps: list[int], reasons: list[str]) -> None:
-    """Adds a rollback from step `at` to the checkpoint of step `to` (0: the first state)."""
+    """Adds a rollback from step `at` to the checkpoint of step `to`, or to the first state (0)."""
     path = workdir / "rollbacks.jsonl"
     line = json.dumps({"at": at, "to": to, "steps": steps, "reasons": reasons})
     atomic.write_text(path, (path.read_text() if path.exists() else "") + line + "\n")
 
 
 def names(source, config, step: int) -> list[str]:
-    """What the pictures of a step are called, in the order of the batch's rows."""
+    """The names of a step's pictures, in the order of the batch's rows."""
     return [source.label(index) for index in batches.batch_indices(source, config.seed, config.batch_size, step - 1)]
 
 
 def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
-    """Writes the batch of a step to `bad_batches/step_N.npz` and `.png`, but not over one; says where it is.
+    """Writes the batch of a step to `bad_batches/step_N.npz` and `.png`, unless it is there; says where it is.
 
-    The first holds image, uint8 [G, H, W, C] before it is flipped, row, int32 [G], index, int64 [G], the place in the
-    data, and name, str [G]; the second shows the pictures in the order of their rows.
+    The `.npz` holds image, uint8 [G, H, W, C], before flips; row, int32 [G]; index, int64 [G], the place in the data;
+    and name, str [G]. The `.png` shows the pictures in the order of their rows.
     """
     path = workdir / "bad_batches" / f"step_{step:07d}.npz"
     if path.exists():

@@ -1,34 +1,37 @@
-"""What training carries from step to step, and how it starts."""
+"""The state that a train step changes, and the first one."""
 
-from typing import Any
-
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes.
+    """The state that a train step changes.
 
-    step: int32 scalar, the number of steps done, those included that were not applied. params, ema: trees of the same
-    shape. opt_state: optax's.
+    Attributes:
+      step: int32 scalar, the number of steps done, with those that were not applied.
+      params: the network's parameters, a tree.
+      ema: their running average, a tree like params.
+      opt_state: the state of the optax optimizer.
     """
 
     step: jax.Array
-    params: Any
-    ema: Any
-    opt_state: Any
+    params: optax.Params
+    ema: optax.Params
+    opt_state: optax.OptState
 
 
-def create(network, optimizer, key, inputs_shape) -> TrainState:
+def create(network: nn.Module, optimizer: optax.GradientTransformation, key, inputs_shape: tuple) -> TrainState:
     """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable."""
     return start(network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"], optimizer)
 
 
-def start(params, optimizer) -> TrainState:
+def start(params: optax.Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, from these parameters."""
-    # A copy: donating one buffer as both params and ema would be an error.
+    # A copy, because a train step cannot donate one buffer as both params and ema.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer.init(params))
 

@@ -16,9 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-ON_NOT_FINITE = ("stop", "skip", "rollback")
-ON_RISE = ("off", "warn", "rollback")
-
 # Losses are kept by quartile of the noise levels, the cleanest first.
 QUARTILES = 4
 

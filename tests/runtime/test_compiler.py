@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dream_jax.networks import convolution
+from dream_jax.networks.convolution import conv_general_dilated
 from dream_jax.runtime import compiler
 
 
@@ -15,11 +15,11 @@ def asked_anew():
 
 
 def test_what_the_user_set_is_left(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--{compiler._NAME}=")
+    monkeypatch.setenv("XLA_FLAGS", f"--{compiler.NAME}=")
     assert compiler.options() == {}
 
 
-@pytest.mark.parametrize(("attribute", "value"), [("_NAME", "xla_unknown_option"), ("_VALUE", "UNKNOWN_VALUE")])
+@pytest.mark.parametrize(("attribute", "value"), [("NAME", "xla_unknown_option"), ("VALUE", "UNKNOWN_VALUE")])
 def test_an_option_that_jaxlib_does_not_know_is_left_out(monkeypatch, attribute, value):
     monkeypatch.setattr(compiler, attribute, value)
     assert compiler.options() == {}
@@ -31,8 +31,8 @@ def test_gradients_are_those_without_options():
 
     def loss(w):
         # Twice, so that there are gradients of kernels and of pictures.
-        h = jnp.tanh(convolution.conv_general_dilated(x, w, (1, 1), "SAME"))
-        return jnp.mean(convolution.conv_general_dilated(h, w, (1, 1), "SAME") ** 2)
+        h = jnp.tanh(conv_general_dilated(x, w, (1, 1), "SAME"))
+        return jnp.mean(conv_general_dilated(h, w, (1, 1), "SAME") ** 2)
 
     gradient = jax.grad(loss)
     wanted = jax.jit(gradient)(w)

@@ -13,7 +13,7 @@ from dream_jax.runtime import hang
 HANGING = """
 import pathlib, sys, threading, time
 from dream_jax.runtime import hang
-hang._GRACE = 0.0
+hang.GRACE = 0.0
 def stuck_here():
     threading.Event().wait()
 with hang.watched({minutes}, {first_minutes}, pathlib.Path(sys.argv[1])) as beat:
@@ -45,7 +45,7 @@ def test_the_first_step_has_its_own_time_and_stacks_need_no_folder(tmp_path):
 
 
 def test_a_hang_that_holds_the_interpreter_is_noticed_too(tmp_path):
-    script = "import faulthandler, time, sys; from dream_jax import hang\nfrom pathlib import Path\n"
+    script = "import faulthandler, time, sys; from dream_jax.runtime import hang\nfrom pathlib import Path\n"
     # The margin of the second watch, and then code that never lets another thread run.
     script += "later = faulthandler.dump_traceback_later\n"
     script += "faulthandler.dump_traceback_later = lambda seconds, **rest: later(seconds - 60, **rest)\n"

@@ -53,7 +53,7 @@ def test_a_killed_run_frees_its_workdir_though_its_children_live(tmp_path):
 
 
 def test_a_forked_process_does_not_hold_the_lock(tmp_path):
-    script = "import os, pathlib, sys, time\nfrom dream_jax import workdir\n"
+    script = "import os, pathlib, sys, time\nfrom dream_jax.runtime import lock\n"
     script += "with lock.hold(pathlib.Path(sys.argv[1]), print):\n"
     script += "    child = os.fork()\n    if not child:\n        time.sleep(60)\n"
     script += "    print(child, flush=True)\n    os.kill(os.getpid(), 9)"

@@ -57,9 +57,8 @@ def test_a_difference_is_seen(trials, tmp_path):
 
 def test_a_second_signal_ends_the_run_at_once():
     # The main thread is in a call that returns to Python's handlers only much later, as when it compiles.
-    script = (
-        "import hashlib\nfrom dream_jax import stopping\nwith stopping.asked(lambda told: print(told, flush=True)):\n"
-    )
+    script = "import hashlib\nfrom dream_jax.runtime import stopping\n"
+    script += "with stopping.asked(lambda told: print(told, flush=True)):\n"
     script += "    print('begun', flush=True)\n    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT) as process:
         assert process.stdout.readline() == "begun\n"

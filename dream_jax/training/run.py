@@ -10,6 +10,7 @@ from typing import NamedTuple
 import grain
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 from ml_collections import FrozenConfigDict
@@ -40,13 +41,13 @@ class Program(NamedTuple):
     """
 
     init: Callable[[], TrainState]
-    start: Callable[..., TrainState]
-    train_step: Callable
+    start: Callable[[optax.Params], TrainState]
+    train_step: Callable[[TrainState, dict, bool], tuple[TrainState, dict]]
     state_layout: TrainState
     batch_layout: NamedSharding
 
 
-def make_program(experiment: Experiment, mesh, steps_per_epoch: int) -> Program:
+def make_program(experiment: Experiment, mesh: jax.sharding.Mesh, steps_per_epoch: int) -> Program:
     optimizer = make_optimizer(experiment.config.optimizer)
     init, specs = start_state(experiment, optimizer, mesh)
     layout = sharding.named(specs, mesh)
@@ -231,7 +232,9 @@ class Run:
             self.log.close()
 
 
-def open_run(experiment: Experiment, source: Source, mesh, workdir: Path, tell: Callable[[str], None]) -> Run:
+def open_run(
+    experiment: Experiment, source: Source, mesh: jax.sharding.Mesh, workdir: Path, tell: Callable[[str], None]
+) -> Run:
     """The run of a workdir at its newest checkpoint, or at its start; all processes call it.
 
     Raises UserError where its checkpoints are damaged or of another run, and where files cannot be read or written.

@@ -39,3 +39,13 @@ def test_a_process_that_stays_alone_says_so():
     assert done.returncode == hang.STATUS, done.stderr
     assert "process 1 of 2 waited 1 s" in done.stderr and "supervision.meet_seconds" in done.stderr
     assert "Traceback" not in done.stderr and not (tiny.ROOT / "missing").exists()
+
+
+def test_a_process_knows_whether_it_is_one_of_several_and_the_first(monkeypatch):
+    for name in (processes.COORDINATOR, processes.PROCESS):
+        monkeypatch.delenv(name, raising=False)
+    assert not processes.several() and processes.is_first()
+    monkeypatch.setenv(processes.COORDINATOR, "auto")
+    for number in ("0", "1"):
+        monkeypatch.setenv(processes.PROCESS, number)
+        assert processes.several() and processes.is_first() == (number == "0")

@@ -13,13 +13,15 @@ QUIET = Console(quiet=True)
 
 
 def fake(residual_of, *changes, step=1):
-    """A model whose network, of x0 residuals, is a plain function of (x_t, level).
+    """A model whose network is a plain function of (x_t, level).
 
     changes are of the tiny config, given as for `tiny.tiny_config`.
     """
 
+    built = experiment.build(tiny.tiny_config(*changes))
+
     class Network:
-        divisor = 1
+        divisor = built.network.divisor
 
         def told(self, schedule, alpha):
             return alpha
@@ -27,7 +29,7 @@ def fake(residual_of, *changes, step=1):
         def apply(self, variables, inputs, level, dropout_keys=None):
             return residual_of(inputs[..., -3:], level)
 
-    built = experiment.build(tiny.tiny_config(*changes))._replace(network=Network())
+    built = built._replace(network=Network())
     return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, sharding.make_mesh(), "nowhere")
 
 

@@ -265,9 +265,7 @@ KEYS = {
     "evaluation.batch_size": Key(8, "pictures at once", whole(1, LARGE_COUNT)),
     "evaluation.seeds": Key((0,), "of the noise; with several, tables hold mean and spread", seeds),
     "evaluation.protocol": Key("standard", "or dream_official: with the conventions of that code", one_of(PROTOCOLS)),
-    "evaluation.learned": Key(
-        (), "measures that need networks: lpips_alex, lpips_vgg, lpips_squeeze, inception", names_of(LEARNED)
-    ),
+    "evaluation.learned": Key((), f"measures that need networks: {', '.join(LEARNED)}", names_of(LEARNED)),
     "evaluation.weights": Key(None, "folder of these networks' weights; ~/.cache/dream_jax/weights", optional=str),
 }
 

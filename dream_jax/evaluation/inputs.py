@@ -42,11 +42,6 @@ def make_inputs(built: Experiment, pictures: np.ndarray) -> Inputs:
     return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline)
 
 
-def training_pictures(built: Experiment) -> np.ndarray:
-    """Pictures that were trained on, uint8 [N, H, W, 3], cropped and counted as the held-out ones are."""
-    return held_out.eval_pictures(built.config, "train")
-
-
 def check_models(models: dict[str, Model]) -> str | None:
     """Raises UserError where models cannot be measured side by side; returns what is to be known of their data."""
     configs = {name: model.experiment.config for name, model in models.items()}

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from dream_jax.data import held_out
 from dream_jax.errors import UserError
 from dream_jax.evaluation import tables
-from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs, training_pictures
+from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
@@ -99,14 +100,12 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
     about = {name: about for name, (_, about) in loaded.items()}
     learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
-    originals, disagreement = (
-        picture_set(inputs.pictures, learned),
-        jax.jit(built.task.consistency) if built.task.consistency else None,
-    )
+    originals = picture_set(inputs.pictures, learned)
+    consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)
 
     def compare(results, samples):
         results = picture_set(results, learned)
-        return Compared(results, originals, inputs.observed, disagreement, learned, settings.batch_size, samples)
+        return Compared(results, originals, inputs.observed, consistency, learned, settings.batch_size, samples)
 
     identity = {
         "pictures": hashlib.sha256(np.ascontiguousarray(inputs.pictures)).hexdigest(),
@@ -140,7 +139,7 @@ def _baseline_row(built, inputs, measures):
     if built.task.paired:
         name, pictures = built.task.baseline_name, inputs.baseline
     else:
-        name, pictures = "training pictures", training_pictures(built)[: len(inputs.pictures)]
+        name, pictures = "training pictures", held_out.eval_pictures(built.config, "train")[: len(inputs.pictures)]
     return {"name": name, "model": None, "sampler": None, "steps": 0} | measure(measures, [pictures])
 
 

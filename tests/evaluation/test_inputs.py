@@ -1,11 +1,10 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from stand_ins import fake, nothing, pictures_of
 
 from dream_jax.errors import UserError
 from dream_jax.evaluation import inputs
-from dream_jax.tasks import resize, value_range
+from dream_jax.tasks import value_range
 
 
 def test_the_baseline_is_the_low_resolution_picture_enlarged():
@@ -15,7 +14,6 @@ def test_the_baseline_is_the_low_resolution_picture_enlarged():
     assert made.observed.shape[1:3] == (pictures.shape[1] // 2, pictures.shape[2] // 2)
     assert made.observed.dtype == np.uint8
     np.testing.assert_array_equal(value_range.to_uint8(made.given["cond"]), made.baseline)
-    assert list(inputs.left_columns(model.experiment, made)) == ["low resolution", "bicubic"]
     assert [len(array) for array in (made.first(1).pictures, *made.first(1).given.values())] == [1, 1, 1]
 
 
@@ -25,19 +23,6 @@ def test_unconditional_models_draw_from_nothing():
     made = inputs.make_inputs(model.experiment, pictures)
     assert made.observed is None and made.baseline is None and made.first(1).observed is None
     assert made.given["cond"].shape == (*pictures.shape[:3], 0)
-    assert inputs.left_columns(model.experiment, made) == {} and inputs.consistency(model.experiment) is None
-
-
-def test_consistency():
-    model = fake(nothing, "task.scale=4")
-    high = pictures_of(model)
-    low = resize.resize(high, 8, 8)
-    consistency = inputs.consistency(model.experiment)
-    np.testing.assert_array_equal(consistency(high, low), 0)
-    shifted = jnp.where(low > 127, low - 3, low + 3)
-    np.testing.assert_allclose(consistency(high, shifted.astype(jnp.uint8)), (3 / 255) ** 2, rtol=1e-5)
-    other = inputs.consistency(fake(nothing, "task.scale=4", "task.kernel=pil_box").experiment)
-    assert np.all(np.asarray(other(high, low)) > 0)
 
 
 def test_what_cannot_be_measured_is_refused_before_the_work(tmp_path):

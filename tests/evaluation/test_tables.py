@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
+from dream_jax import experiment
 from dream_jax.evaluation import tables
 
 COLUMNS = {"black": np.zeros((1, 4, 4, 3), np.uint8)}
@@ -55,5 +56,6 @@ CONSERVATIVE = (
     ],
 )
 def test_results_are_called_after_what_was_trained(changes, expected):
-    assert tables.label(tiny.tiny_config(*changes), "ddim", 1) == f"{expected}, ddim 1 step"
-    assert tables.label(tiny.tiny_config(*changes), "ddpm", 8) == f"{expected}, ddpm 8 steps"
+    built = experiment.build(tiny.tiny_config(*changes))
+    assert tables.label(built, "ddim", 1) == f"{expected}, ddim 1 step"
+    assert tables.label(built, "ddpm", 8) == f"{expected}, ddpm 8 steps"

@@ -4,8 +4,8 @@
 
 times whole train steps (DREAM with p = 1, dropout 0.2, Adam, EMA) of an SR3 UNet on CPU, the ways taking turns, so that
 whatever else the machine does meets them all alike. The ratio of the medians must be at most 1.3. The same is timed
-with JAX's own gradient of convolutions, the reason for the one in `networks/convolution.py`. Prints a table, writes it to
-benchmarks/results/, and exits with 1 above the bound.
+with JAX's own gradient of convolutions, the reason for the one in `networks/convolution.py`. Prints a table, writes it
+to benchmarks/results/, and exits with 1 above the bound.
 """
 
 import os

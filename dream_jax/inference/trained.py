@@ -15,6 +15,7 @@ from dream_jax.experiment import Experiment, build
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint, mirror
+from dream_jax.training.workdir import checkpoint_folder
 
 # Keys without which weights mean nothing; others may be given for a use of them.
 _TRAINED_AS = ("task.", "schedule.", "objective.", "network.", "image_size")
@@ -59,7 +60,7 @@ def load_weights(workdir, experiment: Experiment) -> Model:
     Raises UserError where there is no checkpoint yet, or none whose weights are whole.
     """
     mirror.check(experiment.config.checkpoint.directory)
-    directory = experiment.config.checkpoint.directory or Path(workdir) / "checkpoints"
+    directory = checkpoint_folder(Path(workdir), experiment.config)
     mesh = sharding.make_mesh()
     shapes = _Weights(jax.ShapeDtypeStruct((), jnp.int32), _params_shapes(experiment))
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), shapes)

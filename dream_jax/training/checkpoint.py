@@ -55,8 +55,8 @@ def open_manager(directory, keep: int = 1, keep_best: int = 0) -> ocp.Checkpoint
 
 def _absolute(directory) -> epath.Path:
     directory = epath.Path(directory)
-    # Of a bucket, resolve() makes a local folder: gs://BUCKET/x becomes gs:/BUCKET/x where the program was started.
-    return directory if "://" in str(directory) else directory.resolve()
+    # resolve() would make a bucket a local folder: gs://BUCKET/x becomes ./gs:/BUCKET/x.
+    return directory if is_bucket(directory) else directory.resolve()
 
 
 @dataclasses.dataclass

@@ -21,7 +21,7 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     console.print(
-        f"{_title(config)} ({config.objective.kind}), network of {count:,} parameters in "
+        f"{run.experiment.objective.title} ({config.objective.kind}), network of {count:,} parameters in "
         f"{np.dtype(compute_dtype(config)).name} on {devices}"
     )
     counts = f"{run.source.pictures} training pictures (or tiles of large ones), {len(held_out)} held out"
@@ -30,10 +30,6 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
     console.print(f"workdir {run.workdir}: {begun}")
     if run.skipped:
         console.print(f"steps that are left out: {', '.join(map(str, sorted(run.skipped)))}")
-
-
-def _title(config):
-    return config.objective.name
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import tiny
 from ml_collections.config_dict import FieldReference
 
 from dream_jax import config as configs
+from dream_jax.config import keys
 from dream_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -376,3 +377,7 @@ def test_a_recipe_is_found_by_its_name():
     assert configs.load("quickstart").to_dict() == configs.load(ROOT / "configs" / "quickstart.py").to_dict()
     with pytest.raises(UserError, match=r"quikstart: .*no such recipe .*quickstart"):
         configs.load("quikstart")
+
+
+def test_the_page_of_keys_is_the_table():
+    assert (ROOT / "docs" / "keys.md").read_text().endswith("\n\n" + keys.markdown())

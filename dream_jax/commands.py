@@ -219,4 +219,4 @@ def keys(options, arguments, console: Console) -> None:
     if not chosen:
         raise UserError(f"no config key begins with {options.prefix!r}")
     for name, key in chosen.items():
-        console.print(f"{name} = {key.default!r}  {key.about}", markup=False, highlight=False)
+        console.print(f"{name} = {key.default!r}  {key.described()}", markup=False, highlight=False)

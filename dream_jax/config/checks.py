@@ -84,7 +84,7 @@ def _check_each(config):
                 most = MOST_SEED if "seed" in name else MOST
                 _require(number <= most, config, name, f"it must be at most {most}")
                 _require(number >= -MOST - 1, config, name, "it must not be negative")
-        allowed = key.allowed(value)
+        allowed = key.refuses(value)
         _require(allowed is None, config, name, allowed)
         for number in value if isinstance(value, tuple) else (value,):
             # What is finite in float32.

@@ -4,7 +4,7 @@ The table is read by `defaults`, by checking, by the command line, and by docs/k
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -28,16 +28,30 @@ class Key(NamedTuple):
       about: what it is, for a person.
       allowed: `value -> None, or what is allowed instead`.
       optional: the type of its values, where None is one of them.
+      choices: the names that its value, or each item of a list, may be: a family's table.
     """
 
     default: object
     about: str
     allowed: Callable[[object], str | None] = lambda value: None
     optional: type | None = None
+    choices: Collection[str] = ()
 
     @property
     def kind(self) -> type:
+        """The type of its values."""
         return self.optional or type(self.default)
+
+    def refuses(self, value) -> str | None:
+        """What is allowed instead of a value; None where it is allowed."""
+        names = value if isinstance(value, tuple) else (value,)
+        if self.choices and not all(name in self.choices for name in names):
+            return f"choose {'from' if isinstance(value, tuple) else 'one of'} {', '.join(self.choices)}"
+        return self.allowed(value)
+
+    def described(self) -> str:
+        """What it is, with its choices."""
+        return f"{self.about}: {', '.join(self.choices)}" if self.choices else self.about
 
 
 def whole(least: int = 1, most: int = MOST):
@@ -56,20 +70,9 @@ def number(test: Callable[[float], bool], said: str):
     return lambda value: None if test(value) else said
 
 
-def one_of(family):
-    """A name of a family's table."""
-    return lambda value: None if value in family else f"choose one of {', '.join(family)}"
-
-
-def names_of(family, least: int = 0):
-    """A list of names of a family's table."""
-
-    def allowed(value):
-        if len(value) < least:
-            return "it must name at least one"
-        return None if all(name in family for name in value) else f"choose from {', '.join(family)}"
-
-    return allowed
+def at_least_one(value):
+    """A list that is not empty."""
+    return None if value else "it must name at least one"
 
 
 def seeds(value):
@@ -118,17 +121,15 @@ KEYS = {
     "batch_size": Key(16, "pictures an update, over all devices", whole(1, LARGE_COUNT)),
     "accumulation": Key(1, "microbatches that each update is computed in", whole(1, LARGE_COUNT)),
     "image_size": Key(128, "side of the square training crop, pixels", whole(16, LARGE_SIDE)),
-    "compute_dtype": Key(
-        "auto", "float32, bfloat16, float64; auto is bfloat16 on GPU and TPU, float32 on CPU", one_of(DTYPES)
-    ),
+    "compute_dtype": Key("auto", "auto is bfloat16 on GPU and TPU, float32 on CPU", choices=DTYPES),
     "deterministic": Key(False, "on GPU: the same bits in every run, which CPUs give anyway; slower"),
     "ema_decay": Key(0.9999, "of the averaged weights that are used", FRACTION),
-    "task.name": Key("super_resolution", "what is trained", one_of(TASKS)),
+    "task.name": Key("super_resolution", "what is trained", choices=TASKS),
     "task.scale": Key(4, "super_resolution: how many times pictures are enlarged", whole(1, LARGE_SIDE)),
-    "task.kernel": Key("pil_bicubic", "super_resolution: the kernel that shrinks and enlarges", one_of(resize.KERNELS)),
+    "task.kernel": Key("pil_bicubic", "super_resolution: the kernel that shrinks and enlarges", choices=resize.KERNELS),
     "task.residual": Key(False, "model the difference to the enlarged picture instead of the picture"),
     "task.gain": Key(1.0, "the difference is multiplied by this", POSITIVE),
-    "schedule.name": Key("linear", "the noise schedule", one_of(noise_schedule.SCHEDULES)),
+    "schedule.name": Key("linear", "the noise schedule", choices=noise_schedule.SCHEDULES),
     "schedule.num_steps": Key(2000, "steps of the noise schedule", whole(1, LARGE_COUNT)),
     "schedule.beta_start": Key(1e-6, "linear"),
     "schedule.beta_end": Key(1e-2, "linear"),
@@ -136,10 +137,10 @@ KEYS = {
     "schedule.beta_max": Key(0.9999, "cosine"),
     "schedule.continuous": Key(True, "draw levels between table entries, not only at them"),
     "schedule.per_example": Key(True, "draw t for every example, not one for the batch"),
-    "objective.name": Key("dream", "what is minimised; standard is without DREAM", one_of(objectives.OBJECTIVES)),
-    "objective.kind": Key("eps", "what the network predicts", one_of(diffusion.KINDS)),
-    "objective.distance": Key("l1", "between prediction and target", one_of(dream.DISTANCES)),
-    "objective.weight": Key("power", "dream: the family of the rectification weight lam", one_of(dream.WEIGHTS)),
+    "objective.name": Key("dream", "what is minimised, standard without DREAM", choices=objectives.OBJECTIVES),
+    "objective.kind": Key("eps", "what the network predicts", choices=diffusion.KINDS),
+    "objective.distance": Key("l1", "between prediction and target", choices=dream.DISTANCES),
+    "objective.weight": Key("power", "dream: the family of the rectification weight lam", choices=dream.WEIGHTS),
     "objective.p": Key(
         1.0,
         "power: lam = sigma^p; None is the same as objective.name = standard",
@@ -164,7 +165,7 @@ KEYS = {
     "objective.min_snr_gamma": Key(
         None, "weight losses by min(snr, gamma) on x0's error; 5.0 is usual", POSITIVE, float
     ),
-    "network.name": Key("sr3", "the network", one_of(NETWORKS)),
+    "network.name": Key("sr3", "the network", choices=NETWORKS),
     "network.channels": Key(64, "at full resolution", whole(1, LARGE_CHANNELS)),
     "network.channel_multipliers": Key((1, 2, 4, 8, 8), "channels of each level, over those", multipliers),
     "network.attention_resolutions": Key((16,), "feature-map sides at the training size"),
@@ -179,7 +180,7 @@ KEYS = {
         1, "sr3: work on patches of this many pixels a side, for a cheap network", whole(1, LARGE_SIDE)
     ),
     "network.remat": Key(False, "recompute blocks in the backward pass to save memory"),
-    "optimizer.name": Key("adam", "the optimizer", one_of(optimizers.OPTIMIZERS)),
+    "optimizer.name": Key("adam", "the optimizer", choices=optimizers.OPTIMIZERS),
     "optimizer.learning_rate": Key(1e-4, "after the warmup", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(0, "over which the rate grows to it", whole(0)),
     "optimizer.betas": Key((0.9, 0.999), "of adam and adamw", betas),
@@ -215,14 +216,14 @@ KEYS = {
     "supervision.meet_seconds": Key(300, "that processes wait for each other at the start", whole()),
     "watch.not_finite": Key(
         "stop",
-        "at a loss or gradient that is not finite, which is never applied: stop; skip the step; or rollback, to go on "
-        "from the last checkpoint without that step",
-        one_of(("stop", "skip", "rollback")),
+        "at a loss or gradient that is not finite, which is never applied; rollback goes on from the last checkpoint "
+        "without that step",
+        choices=("stop", "skip", "rollback"),
     ),
     "watch.rise": Key(
         "warn",
-        "when the loss rises and stays up: off, warn, or rollback to before it",
-        one_of(("off", "warn", "rollback")),
+        "when the loss rises and stays up; rollback goes to before it",
+        choices=("off", "warn", "rollback"),
     ),
     "watch.deviations": Key(
         1.0, "what a loss may lie above its mean, in mean absolute deviations of its logarithm", NOT_NEGATIVE
@@ -233,7 +234,7 @@ KEYS = {
     "watch.limit": Key(
         5, "stop at so many steps in a row that are not finite, or rollbacks to one checkpoint", whole()
     ),
-    "sampling.spacing": Key("uniform_t", "of the sampling levels", one_of(samplers.SPACINGS)),
+    "sampling.spacing": Key("uniform_t", "of the sampling levels", choices=samplers.SPACINGS),
     "sampling.eta": Key(0.0, "the noise that ddim adds: from 0, none, to 1, as much as ddpm", FRACTION),
     "sampling.momentum": Key(
         0.8,
@@ -241,7 +242,7 @@ KEYS = {
         number(lambda beta: 0 < beta <= 1, "it must lie between 0 (excluded) and 1"),
     ),
     "sampling.clip": Key(
-        "range", "of predicted pictures, to [-1, 1]; or dynamic (thresholding), none", one_of(sampling.LIMITS)
+        "range", "how predicted pictures are kept in range; dynamic is thresholding", choices=sampling.LIMITS
     ),
     "sampling.percentile": Key(0.995, "dynamic: the share of values that is kept", FRACTION),
     "sampling.eps_scale": Key(
@@ -256,16 +257,16 @@ KEYS = {
     "sampling.start_seed": Key(None, "one starting noise for all pictures, instead of one for each", seeds, int),
     "samples.every": Key(1000, "steps between the grids that are drawn during training", whole()),
     "samples.count": Key(4, "pictures in a grid", whole(1, 2**12)),
-    "samples.sampler": Key("ddim", "of these grids", one_of(sampling.SAMPLERS)),
+    "samples.sampler": Key("ddim", "of these grids", choices=sampling.SAMPLERS),
     "samples.steps": Key(20, "network evaluations", whole()),
-    "evaluation.samplers": Key(("ddim", "ddpm"), "to measure", names_of(sampling.SAMPLERS, least=1)),
+    "evaluation.samplers": Key(("ddim", "ddpm"), "to measure", at_least_one, choices=sampling.SAMPLERS),
     "evaluation.steps": Key((1, 5, 10, 50), "network evaluations", step_counts),
     "evaluation.pictures": Key(100, "at most", whole()),
     "evaluation.crop": Key(None, "side of the middle crop; image_size", whole(16, LARGE_SIDE), int),
     "evaluation.batch_size": Key(8, "pictures at once", whole(1, LARGE_COUNT)),
     "evaluation.seeds": Key((0,), "of the noise; with several, tables hold mean and spread", seeds),
-    "evaluation.protocol": Key("standard", "or dream_official: with the conventions of that code", one_of(PROTOCOLS)),
-    "evaluation.learned": Key((), f"measures that need networks: {', '.join(LEARNED)}", names_of(LEARNED)),
+    "evaluation.protocol": Key("standard", "dream_official has the conventions of that code", choices=PROTOCOLS),
+    "evaluation.learned": Key((), "networks whose measures are wanted", choices=LEARNED),
     "evaluation.weights": Key(None, "folder of these networks' weights; ~/.cache/dream_jax/weights", optional=str),
 }
 
@@ -302,5 +303,5 @@ def nest(flat: dict) -> ConfigDict:
 
 def markdown() -> str:
     """The table as docs/keys.md holds it."""
-    rows = [f"| `{name}` | `{key.default}` | {key.about} |" for name, key in KEYS.items()]
+    rows = [f"| `{name}` | `{key.default}` | {key.described()} |" for name, key in KEYS.items()]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows]) + "\n"

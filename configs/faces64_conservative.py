@@ -1,6 +1,6 @@
 """Faces of 64 pixels from noise: conservative DREAM, the face-generation study's recipe.
 
-    python -m dream_jax train --config configs/faces64_conservative.py --workdir runs/faces64 \
+    python -m dream_jax train --config faces64_conservative --workdir runs/faces64 \
         --config.data.folder=FACES
 
 Needs a folder of aligned face crops (the study: 50,000 of CelebA), or `--config.data.tfds=celeb_a`. The network has

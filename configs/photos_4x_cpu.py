@@ -1,6 +1,6 @@
 """Photographs enlarged four times, on a network that two CPU cores train in under an hour.
 
-    python -m dream_jax train --config configs/photos_4x_cpu.py --workdir runs/photos_dream --config.data.folder=PHOTOS
+    python -m dream_jax train --config photos_4x_cpu --workdir runs/photos_dream --config.data.folder=PHOTOS
 
 Needs a folder of photographs. As in quickstart.py the network predicts the clean residual to the bicubic picture; it
 works on patches of 4 x 4 pixels, one for each low-resolution pixel. After 3,600 steps on BSDS500 (34 minutes of CPU

@@ -1,6 +1,6 @@
 """Faces from 16 to 128 pixels, the recipe of the DREAM paper (arXiv 2312.00210) on SR3's network.
 
-    python -m dream_jax train --config configs/sr3_faces_16_128.py --workdir runs/faces \
+    python -m dream_jax train --config sr3_faces_16_128 --workdir runs/faces \
         --config.data.folder=FACES
 
 Needs a folder of aligned face crops of at least 128 pixels (the paper: FFHQ to train, CelebA-HQ to test), or

@@ -1,6 +1,6 @@
 """Photographs enlarged four times: the DREAM recipe on crops of 64 pixels.
 
-    python -m dream_jax train --config configs/sr3_photos_4x.py --workdir runs/photos \
+    python -m dream_jax train --config sr3_photos_4x --workdir runs/photos \
         --config.data.folder=PHOTOS
 
 Needs a folder of photographs (DIV2K, BSDS500, ...; large ones are cut into tiles once), or

@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
     evaluate.add_argument("--workdir", required=True, nargs="+", help="of the training run; of several, side by side")
-    evaluate.add_argument("--output", help="table, JSON, with others beside it (default: WORKDIR/evaluation.json)")
+    evaluate.add_argument(
+        "--output",
+        help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
+    )
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
@@ -96,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--input", required=True, help="a picture, or a folder of pictures")
     upscale.add_argument("--output", required=True, help="a picture, or a folder")
     upscale.add_argument("--format", choices=FORMATS, help="of results in a folder (default: that of each picture)")
-    upscale.add_argument("--sampler", default="ddim")
+    upscale.add_argument("--sampler", default="ddim", help="one of docs/sampling.md (default: ddim)")
     upscale.add_argument("--steps", type=int, default=10, help="network evaluations (default: 10)")
-    upscale.add_argument("--seed", type=int, default=0)
+    upscale.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     upscale.add_argument("--samples", type=int, default=1, help="results for each picture, of seeds --seed and up")
     upscale.add_argument(
         "--memory", type=float, metavar="GIB", help="most that the program may take (default: half of what is free)"
@@ -110,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--workdir", required=True, help="of the training run")
     generate.add_argument("--output", required=True, help="a folder; what is there already is not made again")
     generate.add_argument("--count", type=int, default=64, help="pictures (default: 64)")
-    generate.add_argument("--sampler", default="ddim")
+    generate.add_argument("--sampler", default="ddim", help="one of docs/sampling.md (default: ddim)")
     generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")
 

@@ -28,7 +28,7 @@ def train_and_evaluate(config, workdir, console: Console):
 
     Args:
       config: of `command_line.load` and `override`.
-      workdir: a local folder, see the README for what it holds.
+      workdir: a local folder; docs/operations.md says what it holds.
 
     Returns the TrainState after the last step.
     """

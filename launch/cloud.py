@@ -128,7 +128,7 @@ def _check(parser, options):
         )
     tracked = {str(path) for path in tracked_files()}
     for before, argument in zip(options.command, options.command[1:], strict=False):
-        if before == "--config" and argument not in tracked:
+        if before == "--config" and not {argument, f"configs/{argument}.py"} & tracked:
             parser.error(f"--config {argument}: not a file that git tracks here, so it would not be copied; git add it")
 
 

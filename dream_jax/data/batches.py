@@ -1,4 +1,4 @@
-"""Training batches by step number, and the pictures that are evaluated."""
+"""Training batches by step number."""
 
 from concurrent.futures import ThreadPoolExecutor
 

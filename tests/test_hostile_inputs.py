@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-import skimage
 import torch_files
+from photos import PHOTOS
 from PIL import Image
 
 from benchmarks import hostile_files, hostile_inputs
@@ -23,8 +23,6 @@ from dream_jax.files import images, tensors
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
 from dream_jax.tasks import resize
-
-PHOTOS = Path(skimage.__file__).parent / "data"
 
 
 def photo():

@@ -1,6 +1,7 @@
 """A config that trains in seconds."""
 
 import contextlib
+import functools
 from pathlib import Path
 
 import jax
@@ -26,6 +27,10 @@ def tiny_config(*changes: str):
     """
     base = configs.load(ROOT / "configs" / "base.py")
     return configs.validate(configs.override(base, [f"--config.{change}" for change in (*TINY, *changes)]))
+
+
+# For what is compiled once and run once: compiling is nearly all that it costs.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @contextlib.contextmanager

@@ -1,87 +1,15 @@
 import os
 import struct
 import zlib
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import skimage
-from jax.sharding import Mesh, PartitionSpec
+from photos import noise
 from PIL import ExifTags, Image, ImageCms
 
 from dream_jax.errors import UserError
-from dream_jax.files import grids, images
-from dream_jax.tasks import resize, value_range
-
-PHOTOS = Path(skimage.__file__).parent / "data"
-PILLOW = {
-    "pil_bicubic": Image.Resampling.BICUBIC,
-    "pil_bilinear": Image.Resampling.BILINEAR,
-    "pil_lanczos": Image.Resampling.LANCZOS,
-    "pil_box": Image.Resampling.BOX,
-}
-
-
-def noise(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def test_ranges_are_inverses():
-    levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(jax.jit(lambda x: value_range.to_uint8(value_range.to_float(x)))(levels), levels)
-    np.testing.assert_array_equal(value_range.to_float(np.uint8([0, 255])), [-1, 1])
-    np.testing.assert_array_equal(value_range.to_uint8(jnp.array([-9.0, 9.0, 0.0])), [0, 255, 128])
-
-
-@pytest.mark.parametrize("kernel", PILLOW)
-def test_resize_equals_pillow(kernel):
-    coffee = images.read(PHOTOS / "coffee.png")[100:131, 200:245]
-    edges = np.where(noise(31, 45, 3) > 127, 255, 0).astype(np.uint8)
-    pictures = np.stack([coffee, noise(31, 45, 3), edges])
-    for height, width in ((62, 90), (124, 180), (38, 56), (15, 22), (10, 15), (7, 11), (3, 5), (31, 22), (15, 45)):
-        expected = [Image.fromarray(z).resize((width, height), PILLOW[kernel]) for z in pictures]
-        np.testing.assert_array_equal(resize.resize(pictures, height, width, kernel), np.stack(expected))
-
-
-@pytest.mark.parametrize("scale", [1 / 8, 1 / 4, 1 / 3, 1 / 2, 2, 3, 4, 8])
-def test_bicubic_photograph_equals_pillow(scale):
-    picture = (
-        images.read(PHOTOS / "astronaut.png")[100:197, 150:261] if scale > 1 else images.read(PHOTOS / "chelsea.png")
-    )
-    size = int(picture.shape[0] * scale), int(picture.shape[1] * scale)
-    expected = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resize.resize(picture, *size), expected)
-
-
-def test_resize_keeps_batches_and_dtypes():
-    batch = noise(2, 3, 16, 12, 3)
-    one_by_one = np.stack([[resize.resize(picture, 8, 9) for picture in row] for row in batch])
-    np.testing.assert_array_equal(resize.resize(batch, 8, 9), one_by_one)
-    np.testing.assert_array_equal(resize.resize(batch.astype(np.float32), 8, 9), one_by_one)
-    assert resize.resize(batch, 8, 9).dtype == jnp.float32
-    np.testing.assert_array_equal(resize.resize(batch, 16, 12), batch)
-
-
-def test_resize_in_float64_jit_and_shard_map():
-    batch = noise(4, 16, 16, 3)
-    expected = resize.resize(batch, 4, 4)
-    np.testing.assert_array_equal(jax.jit(lambda x: resize.resize(x, 4, 4))(batch), expected)
-    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    spec = PartitionSpec("data")
-    mapped = jax.shard_map(lambda x: resize.resize(x, 4, 4), mesh=mesh, in_specs=spec, out_specs=spec)
-    np.testing.assert_array_equal(jax.jit(mapped)(batch), expected)
-    with jax.enable_x64(True):
-        double = resize.resize(batch.astype(np.float64), 4, 4)
-        assert double.dtype == jnp.float64
-        np.testing.assert_array_equal(double, expected)
-        assert value_range.to_float(batch, jnp.float64).dtype == jnp.float64
-
-
-def test_unknown_kernel_names_the_choices():
-    with pytest.raises(UserError, match="pil_bicubic, pil_bilinear, pil_lanczos, pil_box"):
-        resize.resize(noise(8, 8, 3), 4, 4, "bicubic")
+from dream_jax.files import images
+from dream_jax.tasks import resize
 
 
 def test_resize_shorter_side():
@@ -389,21 +317,3 @@ def test_list_pictures(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     assert images.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
     assert images.list_pictures(str(tmp_path)) == images.list_pictures(tmp_path)
-
-
-def test_grid_holds_every_picture_enlarged():
-    high, low = noise(2, 32, 48, 3), noise(2, 8, 12, 3)
-    picture = grids.grid({"LR": low, "a label that is far wider than its column is": high}, ["first", "second"])
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    for cells, factor in ((low, 16), (high, 4)):
-        for cell in cells:
-            enlarged = cell.repeat(factor, 0).repeat(factor, 1)
-            assert enlarged.tobytes() in {
-                picture[y : y + 128, x : x + 192].tobytes()
-                for y, x in zip(*np.nonzero((picture == enlarged[0, 0]).all(-1)), strict=True)
-            }
-    with pytest.raises(ValueError, match="captions"):
-        grids.grid({"HR": high}, ["one"])
-    for wrong in (noise(2, 10, 12, 3), noise(1, 8, 12, 3), noise(2, 8, 8, 3)):
-        with pytest.raises(ValueError, match="whole fraction"):
-            grids.grid({"HR": high, "LR": wrong})

@@ -1,17 +1,13 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import skimage
+from photos import PHOTOS
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dream_jax import metrics
 from dream_jax.errors import UserError
 from dream_jax.files import images
-
-PHOTOS = Path(skimage.__file__).parent / "data"
 
 
 def pairs():

@@ -1,15 +1,11 @@
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import skimage
+from photos import PHOTOS
 
 from dream_jax import tasks
 from dream_jax.files import images
 from dream_jax.tasks import resize
-
-PHOTOS = Path(skimage.__file__).parent / "data"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

@@ -1,16 +1,13 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import skimage
+from photos import PHOTOS, noise
 from PIL import Image
 
 from dream_jax import tasks
 from dream_jax.errors import UserError
 
-PHOTOS = Path(skimage.__file__).parent / "data"
 TASKS = {
     "picture": tasks.super_resolution(2),
     "residual": tasks.super_resolution(2, residual=True),
@@ -23,10 +20,6 @@ GAINS = {"residual": 1.0, "residual with gain": 4.0}
 def photo(size=48):
     with Image.open(PHOTOS / "coffee.png") as picture:
         return np.asarray(picture.convert("RGB"))[100 : 100 + size, 250 : 250 + size]
-
-
-def noise(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", TASKS)

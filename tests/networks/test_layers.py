@@ -1,0 +1,109 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import quick_jit
+
+from dream_jax.networks import layers
+
+
+def test_group_norm_of_a_large_mean():
+    x = 1e3 + np.random.default_rng(0).standard_normal((2, 4, 4, 6)).astype(np.float32)
+
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layers.group_norm(x, 3, name="norm", dtype=jnp.float32, param_dtype=jnp.float32)
+
+    y = Norm().apply({"params": {"norm": {"scale": np.ones(6), "bias": np.zeros(6)}}}, x)
+    groups = x.astype(np.float64).reshape(2, 4, 4, 3, 2)
+    mean = groups.mean((1, 2, 4), keepdims=True)
+    expected = (groups - mean) / np.sqrt(groups.var((1, 2, 4), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, expected.reshape(x.shape), atol=1e-3)
+
+
+def test_encodings():
+    x = jnp.asarray([0.0, 0.7, 40.0])
+    for encode, last in [(layers.noise_level_encoding, 1e4 ** (-3 / 4)), (layers.time_encoding, 1e-4)]:
+        e = encode(x, 8)
+        assert e.shape == (3, 8)
+        np.testing.assert_allclose(e[:, :4] ** 2 + e[:, 4:] ** 2, np.ones((3, 4)), atol=1e-6)
+        np.testing.assert_allclose(e[:, 0], np.sin(x), atol=1e-6)
+        np.testing.assert_allclose(e[:, 3], np.sin(x * last), atol=1e-6)
+
+
+def test_space_to_depth_and_back():
+    x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    y = layers.space_to_depth(x, 2)
+    assert y.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(y[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+    np.testing.assert_array_equal(layers.depth_to_space(y, 2), x)
+    np.testing.assert_array_equal(layers.space_to_depth(x, 1), x)
+
+
+def test_dropout_is_a_function_of_key_and_layer():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, keys=None):
+            return layers.Dropout(0.25, name="a")(x, keys), layers.Dropout(0.25, name="b")(x, keys)
+
+    run = quick_jit(Two().apply)
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), 8)
+    x = jnp.ones((8, 16, 16, 4))
+    a, b = run({}, x, keys)
+    assert set(np.unique(a)) == {0, np.float32(1 / 0.75)}
+    np.testing.assert_allclose(np.mean(a), 1, atol=0.03)
+    assert 0.3 < np.mean(np.asarray(a) != np.asarray(b)) < 0.45  # independent masks: 2 * 0.25 * 0.75
+    assert not np.array_equal(a[0], a[1])
+    some = np.asarray([5, 2])
+    np.testing.assert_array_equal(run({}, x[:2], keys[some])[0], a[some])
+    np.testing.assert_array_equal(Two().apply({}, x)[0], x)
+    np.testing.assert_array_equal(run({}, x.astype(jnp.bfloat16), keys)[0] > 0, a > 0)
+    with jax.enable_x64(True):
+        wide = run({}, jnp.ones(x.shape, jnp.float64), keys)[0]
+        assert wide.dtype == jnp.float64
+        np.testing.assert_array_equal(wide > 0, a > 0)
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+def test_group_norm_is_flax_own(mean):
+    draw = np.random.default_rng(0).normal
+    x = jnp.asarray(mean + draw(size=(2, 8, 6, 12)), jnp.float32)
+    weight = jnp.asarray(draw(size=x.shape), jnp.float32)
+    params = {"scale": jnp.asarray(draw(size=12), jnp.float32), "bias": jnp.asarray(draw(size=12), jnp.float32)}
+    ours = layers.GroupNorm(4, dtype=jnp.float32, param_dtype=jnp.float32)
+    flax_own = nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
+
+    def value_and_gradients(norm):
+        def loss(params, x):
+            return jnp.sum(weight * norm.apply({"params": params}, x))
+
+        return norm.apply({"params": params}, x), jax.grad(loss, argnums=(0, 1))(params, x)
+
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == {"params": {"bias": (12,), "scale": (12,)}}
+    for found, wanted in zip(*(jax.tree.leaves(value_and_gradients(norm)) for norm in (ours, flax_own)), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6 * (2 + mean) * float(jnp.abs(wanted).max()))
+
+
+def test_fused_attention_is_asked_for_what_is_computed_without_it(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 16), jnp.bfloat16)
+    attention = layers.Attention(
+        norm_groups=4, num_heads=2, qkv_bias=True, dtype=jnp.bfloat16, param_dtype=jnp.float32,
+        kernel_init=nn.initializers.lecun_normal(),
+    )  # fmt: skip
+    params = attention.init(jax.random.key(1), x)
+    plain = attention.apply(params, x)
+    fused = jax.nn.dot_product_attention
+    asked = []
+
+    def stand_in(*inputs, implementation):
+        asked.append(implementation)
+        return fused(*inputs)
+
+    monkeypatch.setattr(layers, "_has_cudnn_attention", lambda q: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    np.testing.assert_allclose(
+        np.float32(attention.apply(params, x)), np.float32(plain), atol=2e-2 * float(jnp.abs(plain).max())
+    )
+    assert asked == ["cudnn"]

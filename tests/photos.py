@@ -1,0 +1,14 @@
+"""Pictures for tests: the photographs inside scikit-image, and noise."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+# Found, not imported: the package takes longer to import than a test to run.
+PHOTOS = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
+
+
+def noise(*shape):
+    """Grey levels uint8 of a shape, always the same."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -14,6 +14,9 @@ from dream_jax.networks.sr3 import SR3UNet
 # The official networks have 14 blocks and convolutions on the way down; each takes time to make.
 _DEEPEST = 60
 
+# Layers over channels that are convolutions of 1 x 1 pixels there.
+_POINTWISE = (".attn.qkv", ".attn.out", ".res_conv")
+
 
 def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tuple[SR3UNet, dict]:
     """Turns the official code's SR3 weights into (network, params): float32 numpy arrays for `network.apply`.
@@ -47,6 +50,25 @@ def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tup
     if unused:
         raise UserError(f"{some(unused)} among the weights: no such array in an SR3 network like the others make up")
     return network, traverse_util.unflatten_dict(params)
+
+
+def to_state_dict(network: SR3UNet, params) -> dict[str, np.ndarray]:
+    """The inverse of `load_sr3`: float32 arrays in PyTorch's layout, by the official code's names.
+
+    Args:
+        network: one that the official code has, with `patch` 1.
+        params: its parameters, as `network.init` makes them.
+    """
+    modules = _official_modules(network)
+    state = {}
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        module = modules["/".join(path[:-1])]
+        array = np.asarray(leaf, np.float32)
+        array = array.transpose({1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim])
+        if array.ndim == 2 and module.endswith(_POINTWISE):
+            array = array[:, :, None, None]
+        state[f"{module}.{'bias' if path[-1] == 'bias' else 'weight'}"] = np.ascontiguousarray(array)
+    return state
 
 
 def _read_off(weights, norm_groups) -> SR3UNet:

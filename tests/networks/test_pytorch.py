@@ -112,3 +112,12 @@ def test_outputs_and_gradients_are_the_official_ones():
     assert ours.keys() == norms.keys()
     for name, norm in norms.items():
         assert abs(ours[name] - norm) <= 1e-3 * norm, name
+
+
+def test_weights_go_back_to_the_official_names_and_layouts():
+    weights = official_weights(8, (1, 2), (1,), 1, 6)
+    network, params = pytorch.load_sr3(weights, norm_groups=4)
+    back = pytorch.to_state_dict(network, params)
+    assert {name: array.shape for name, array in back.items()} == {name: a.shape for name, a in weights.items()}
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, weights[name])

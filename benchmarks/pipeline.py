@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding
 
 from benchmarks import report, scaling
 from dream_jax import config as configs
-from dream_jax.data import batches, sources
+from dream_jax.data import batches, bundled, sources
 from dream_jax.files import images
 from dream_jax.runtime import sharding
 
@@ -50,8 +50,8 @@ def setup(name: str, batch: int | None, folder: Path):
 
 def write_photographs(folder: Path) -> None:
     """The photographs within scikit-image as PNG files, twice as wide and high: nearer to a camera's."""
-    for split in sources.BUNDLED:
-        source = sources.bundled(split)
+    for split in bundled.BUNDLED:
+        source = bundled.photographs(split)
         for index in range(source.pictures):
             images.write(folder / f"{split}_{index}.png", np.kron(source[index], np.ones((2, 2, 1), np.uint8)))
 

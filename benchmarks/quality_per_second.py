@@ -29,7 +29,7 @@ from benchmarks import report
 from configs import photos_4x_cpu
 from dream_jax import config as configs
 from dream_jax import experiment, metrics, objectives
-from dream_jax.data import batches, held_out, sources
+from dream_jax.data import batches, held_out, indexed, sources
 from dream_jax.evaluation import gap
 from dream_jax.files import atomic
 from dream_jax.files.names import check_output, set_aside
@@ -127,9 +127,9 @@ def make_measure(built, mesh, pictures):
     return measure, baseline
 
 
-def in_memory(source) -> sources.Source:
+def in_memory(source) -> indexed.Source:
     pictures = [source[index] for index in range(len(source))]
-    return sources.Source(pictures.__getitem__, len(pictures))
+    return indexed.Source(pictures.__getitem__, len(pictures))
 
 
 def study(options, console) -> dict:

@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import hostile_files, hostile_inputs
 from dream_jax import __main__ as command_line
 from dream_jax import config as configs
-from dream_jax.data import batches, folders, sources
+from dream_jax.data import batches, folders, indexed
 from dream_jax.errors import UserError
 from dream_jax.files import images, tensors
 from dream_jax.metrics import weights as metric_weights
@@ -148,7 +148,7 @@ def test_long_pictures_are_resized_in_blocks(monkeypatch):
 def test_a_line_is_not_resized_to_a_square():
     with pytest.raises(UserError, match="more than"):
         images.resize_shorter_side(np.zeros((1, 60000, 3), np.uint8), 256)
-    source = sources.Source(lambda index: np.zeros((1, 60000, 3), np.uint8), 1)
+    source = indexed.Source(lambda index: np.zeros((1, 60000, 3), np.uint8), 1)
     with pytest.raises(UserError, match=r"picture 0 .*data\.resize"):
         batches.train_pictures(source, 0, 16, resize=256)[0]
 

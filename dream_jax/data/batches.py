@@ -6,7 +6,7 @@ import grain
 import jax
 import numpy as np
 
-from dream_jax.data import sources
+from dream_jax.data import indexed
 
 
 class Crop(grain.transforms.RandomMap):
@@ -26,7 +26,7 @@ def train_pictures(source, seed: int, crop: int, resize: int | None = None) -> g
     With resize, the shorter side is first made that many pixels. A picture that is smaller than the crop is a UserError
     when it is reached.
     """
-    large_enough = sources.Source(lambda index: sources.fit(source, index, crop, resize), len(source))
+    large_enough = indexed.Source(lambda index: indexed.fit(source, index, crop, resize), len(source))
     # Seeds are derived in order, so another order would be other pictures.
     return grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat().random_map(Crop(crop))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dream_jax.data.sources import Source
+from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.files import images
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dream_jax.data.catalog import builder_source
-from dream_jax.data.sources import Source
+from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError, shown
 from dream_jax.files import cache, images
 
@@ -293,25 +293,7 @@ def _warn(message):
     print(f"warning: {message}", file=sys.stderr)
 
 
-def folder_source(
-    folder,
-    *,
-    split: str,
-    crop: int,
-    eval_folder=None,
-    cache_dir=None,
-    resize: int | None = None,
-    skip_unreadable: bool = False,
-    eval_percent: float = 10.0,
-) -> Source:
-    """The split "train" or "eval" of a folder of pictures, prepared by prepare_folder if it is not yet."""
-    path = prepare_folder(
-        folder,
-        crop=crop,
-        eval_folder=eval_folder,
-        cache_dir=cache_dir,
-        resize=resize,
-        skip_unreadable=skip_unreadable,
-        eval_percent=eval_percent,
-    )
+def folder_source(folder, *, split: str, **options) -> Source:
+    """The split "train" or "eval" of a folder of pictures; options are those of `prepare_folder`, which prepares it."""
+    path = prepare_folder(folder, **options)
     return builder_source(tfds.builder_from_directory(path), split, "image", name_key="name")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dream_jax.data import sources
+from dream_jax.data import indexed, sources
 
 
 def middle_crops(source, crop: int, count: int, resize: int | None = None) -> np.ndarray:
@@ -12,7 +12,7 @@ def middle_crops(source, crop: int, count: int, resize: int | None = None) -> np
         top, left = ((side - crop) // 2 for side in picture.shape[:2])
         return picture[top : top + crop, left : left + crop]
 
-    return np.stack([middle(sources.fit(source, index, crop, resize)) for index in range(min(count, len(source)))])
+    return np.stack([middle(indexed.fit(source, index, crop, resize)) for index in range(min(count, len(source)))])
 
 
 def side_of(config) -> int:

@@ -3,7 +3,7 @@
 import importlib.metadata
 
 from dream_jax.config import differences, from_record
-from dream_jax.data import sources
+from dream_jax.data import indexed
 from dream_jax.errors import UserError
 
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
@@ -12,7 +12,7 @@ _PACKAGES = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 def facts(config, source) -> dict:
     """What a checkpoint records of its run: the config, the versions of packages and a fingerprint of the pictures."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"config": config.to_dict(), "versions": versions, "data": sources.fingerprint(source)}
+    return {"config": config.to_dict(), "versions": versions, "data": indexed.fingerprint(source)}
 
 
 def check(about: dict, now: dict, directory) -> None:

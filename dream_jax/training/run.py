@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 
 from dream_jax import objectives
 from dream_jax.data.batches import Batches, train_pictures
-from dream_jax.data.sources import Source
+from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.optimizers import make_optimizer

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dream_jax import data
-from dream_jax.data import batches, catalog, folders, held_out, sources
+from dream_jax.data import batches, bundled, catalog, folders, held_out, indexed
 from dream_jax.errors import UserError
 from launch import local
 
@@ -71,7 +71,7 @@ def pool():
 
 
 def test_bundled_photographs_are_listed_evenly_and_evaluation_shares_none():
-    train, held_out = sources.bundled("train"), sources.bundled("eval")
+    train, held_out = bundled.photographs("train"), bundled.photographs("eval")
     assert len(list(held_out)) == len(held_out) == 2 and len(list(train)) == len(train) == 220
     assert {train[i].tobytes() for i in range(11)} == {train[i].tobytes() for i in range(209, 220)}
     for source, count in ((train, 11), (held_out, 2)):
@@ -79,15 +79,15 @@ def test_bundled_photographs_are_listed_evenly_and_evaluation_shares_none():
             assert source[i].dtype == np.uint8 and source[i].shape[2] == 3 and min(source[i].shape[:2]) >= 256
     assert not {held_out[i].tobytes() for i in range(2)} & {train[i].tobytes() for i in range(11)}
     with pytest.raises(UserError, match="train, eval"):
-        sources.bundled("test")
+        bundled.photographs("test")
 
 
 def test_fingerprint_is_of_the_pixels():
     pictures = numbered(20)
-    assert sources.fingerprint(pictures) == sources.fingerprint([p.copy() for p in pictures])
+    assert indexed.fingerprint(pictures) == indexed.fingerprint([p.copy() for p in pictures])
     others = [pictures[:-1], pictures[1:], [*pictures[:-1], noise(0, 12, 12)], [pictures[0].reshape(6, 24, 3)] * 20]
-    assert len({sources.fingerprint(p) for p in [pictures, *others]}) == 5
-    assert sources.fingerprint(pictures[:1]).startswith("1 pictures")
+    assert len({indexed.fingerprint(p) for p in [pictures, *others]}) == 5
+    assert indexed.fingerprint(pictures[:1]).startswith("1 pictures")
 
 
 def test_folder_is_prepared_once_and_anew_when_it_changes(folder, prepare):
@@ -374,7 +374,7 @@ def test_tensorflow_is_never_imported(folder, tmp_path):
 import sys
 from dream_jax.data import batches, folders, held_out, sources
 source = folders.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
-batches.train_pictures(source, 0, 8)[3], held_out.middle_crops(source, 8, 9), sources.bundled("eval")[0]
+batches.train_pictures(source, 0, 8)[3], held_out.middle_crops(source, 8, 9), bundled.photographs("eval")[0]
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])

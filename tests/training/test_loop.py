@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from dream_jax import commands, experiment
-from dream_jax.data import batches, sources
+from dream_jax.data import batches, bundled, sources
 from dream_jax.errors import UserError
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding, stopping
@@ -160,7 +160,7 @@ def left_out_from_the_start(begin, workdir, steps, *changes, **wrong):
 def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, begin):
     with pytest.raises(UserError, match=r"^step 11: .*not finite, and not applied") as error:
         begin(tmp_path / "run", nan=(11,))
-    source = sources.bundled("train")
+    source = bundled.photographs("train")
     with np.load(tmp_path / "run" / "bad_batches" / "step_0000011.npz") as kept:
         pictures = batches.train_pictures(source, 0, SIZE)
         np.testing.assert_array_equal(kept["image"], [pictures[10 * BATCH + row] for row in range(BATCH)])

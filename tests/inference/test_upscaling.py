@@ -77,16 +77,28 @@ def run(workdir, source, output, *options):
     return main(["upscale", *map(str, (*named, "--memory", 64, *options))])
 
 
-def test_what_training_needs_is_not_imported():
+def test_what_training_needs_is_not_imported(tiny_workdir, tmp_path):
+    images.write(tmp_path / "low.png", picture_of(0, 16, 16))
     program = """
 import sys
-from dream_jax.inference import generation, upscaling
+from dream_jax.__main__ import main
+status = main(sys.argv[1:])
 unneeded = "optax", "grain", "tensorflow_datasets", "tensorflow", "tensorboardX", "matplotlib", "skimage"
 unneeded += "dream_jax.data", "dream_jax.training.train_step", "dream_jax.training.run", "dream_jax.evaluation"
-sys.exit(", ".join(name for name in unneeded if name in sys.modules) or None)
+sys.exit(", ".join(name for name in unneeded if name in sys.modules) or status)
 """
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    options = (
+        "--workdir",
+        tiny_workdir,
+        "--input",
+        tmp_path / "low.png",
+        "--output",
+        tmp_path / "high.png",
+        "--steps",
+        1,
+    )
+    arguments = [sys.executable, "-c", program, "upscale", *map(str, options)]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -33,9 +33,11 @@ def load(path: str) -> ConfigDict:
     if not file.is_file():
         names = sorted(recipe.stem for recipe in recipes().glob("[a-z]*.py"))
         raise UserError(f"{shown(path)}: there is no such config file, and no such recipe ({', '.join(names)})")
-    # Files beside it may be imported as `configs.NAME`, whatever the current folder.
-    root = str(file.resolve().parent.parent)
-    sys.path.insert(0, root)
+    # Files beside it may be imported as `configs.NAME`, whatever the current folder; not those of an installed package,
+    # beside which lie modules of the program itself.
+    root = file.resolve().parent.parent
+    added = [] if root == _PACKAGE else [str(root)]
+    sys.path[:0] = added
     try:
         module = runpy.run_path(str(file))
         if "get_config" not in module:
@@ -51,7 +53,8 @@ def load(path: str) -> ConfigDict:
         said = f"{type(error).__name__}: {shown(error)[:500]}"
         raise UserError(f"{shown(path)}: this config file does not run ({said})") from error
     finally:
-        sys.path.remove(root)
+        for folder in added:
+            sys.path.remove(folder)
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:

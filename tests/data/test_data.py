@@ -13,7 +13,6 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dream_jax import data
 from dream_jax.data import batches, bundled, catalog, folders, held_out, indexed
 from dream_jax.errors import UserError
 from launch import local
@@ -106,7 +105,7 @@ def test_folder_is_prepared_once_and_anew_when_it_changes(folder, prepare):
 
 def test_what_is_computed_alone_waits_for_its_turn():
     begun, taken = [], []
-    with data.ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         for result in folders._in_order(pool, lambda n: begun.append(n) or n, range(12), 6, lambda n: n % 3 == 0):
             assert max((n for n in begun if n % 3 == 0), default=0) <= result
             taken.append(result)
@@ -372,7 +371,7 @@ def test_preparing_the_catalog_without_tensorflow_or_network_is_refused(tmp_path
 def test_tensorflow_is_never_imported(folder, tmp_path):
     program = f"""
 import sys
-from dream_jax.data import batches, folders, held_out, sources
+from dream_jax.data import batches, bundled, folders, held_out
 source = folders.folder_source({str(folder)!r}, split="train", crop=8, cache_dir={str(tmp_path / "cache")!r})
 batches.train_pictures(source, 0, 8)[3], held_out.middle_crops(source, 8, 9), bundled.photographs("eval")[0]
 assert "tensorflow" not in sys.modules
@@ -483,7 +482,7 @@ def test_a_process_reads_only_the_rows_of_its_devices_and_some_batches_ahead(mon
 READS = """
 import sys, jax, numpy as np
 from configs import base
-from dream_jax.data import batches, sources
+from dream_jax.data import batches
 from dream_jax.runtime import processes
 from dream_jax.runtime import sharding
 processes.join(base.get_config())

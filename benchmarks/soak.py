@@ -55,21 +55,25 @@ class Trials:
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cuda" if gpu else "cpu",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         if quick:
+            # What is compiled is shared with other tests.
             self.environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        else:
+            self.environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+            self.environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         self._straight = {}
 
-    def command(self, workdir, processes: int = 1) -> list:
+    def command(self, workdir, processes: int = 1, restarts: int = 0) -> list:
         alone = [sys.executable, "-m", "dream_jax"]
-        several = [sys.executable, report.ROOT / "launch" / "local.py", "--processes", str(processes), "--"]
+        several = [sys.executable, report.ROOT / "launch" / "local.py", "--processes", str(processes)]
+        several += ["--restarts", str(restarts), "--"]
         options = ["--config", report.ROOT / "configs" / "base.py", "--workdir", workdir]
         return [*(alone if processes == 1 else several), "train", *options, *(f"--config.{c}" for c in self.changes)]
 
-    def begin(self, workdir, processes: int = 1) -> subprocess.Popen:
-        return subprocess.Popen(self.command(workdir, processes), cwd=report.ROOT, env=self.environment, **PIPES)
+    def begin(self, workdir, processes: int = 1, restarts: int = 0) -> subprocess.Popen:
+        command = self.command(workdir, processes, restarts)
+        return subprocess.Popen(command, cwd=report.ROOT, env=self.environment, **PIPES)
 
     def straight(self, processes: int = 1):
         """(the run that nothing happens to, the seconds that it takes).
@@ -124,10 +128,10 @@ class Trials:
         steps = newest_step(workdir)
         if number != signal.SIGKILL and process.returncode not in (128 + number, -number):
             raise Failed(f"{workdir}: status {process.returncode} after {signal.Signals(number).name}:\n{said}")
-        half_written = any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        torn = bool(half_written(workdir / "checkpoints"))
         self.repeat(workdir, processes)
         shutil.rmtree(workdir.parent)
-        return {"step": steps, "half_written": half_written, "status": process.returncode}
+        return {"step": steps, "half_written": torn, "status": process.returncode}
 
     def robbed(self, kilobytes: int) -> dict:
         """A run on a file system of that size, repeated on one with room."""
@@ -216,13 +220,18 @@ def newest_step(workdir) -> int | None:
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
-def wait_for_save(checkpoints, process, count):
-    """Returns when the writing of the `count`-th checkpoint is seen, or the run has ended."""
+def wait_for_save(checkpoints, process, count, known=frozenset()):
+    """Returns when the writing of the `count`-th checkpoint is seen, or the run has ended; `known` do not count."""
     seen = set()
     while process.poll() is None and len(seen) < count:
-        names = os.listdir(checkpoints) if checkpoints.exists() else []
-        seen |= {name.split(".")[0] for name in names if ".orbax-checkpoint-tmp" in name}
+        seen |= {name.split(".")[0] for name in half_written(checkpoints) - known}
         time.sleep(0.001)
+
+
+def half_written(checkpoints) -> frozenset[str]:
+    """The names of checkpoints that are being written, or were when their run was killed."""
+    names = os.listdir(checkpoints) if checkpoints.exists() else []
+    return frozenset(name for name in names if ".orbax-checkpoint-tmp" in name)
 
 
 def children(pid) -> list[int]:

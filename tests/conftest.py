@@ -1,10 +1,17 @@
+import atexit
+import fcntl
 import os
+import shutil
 import signal
 import tempfile
 
-# Before JAX reads it: what tests compile is neither taken from earlier sessions nor kept for later ones.
-_compiled = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+# Before JAX reads them. All processes of a session, workers and the programs that tests start, share what they compile,
+# down to the smallest program; nothing is taken from earlier sessions or kept for later ones.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dream_jax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,23 +25,37 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
-def tiny_workdir(tmp_path_factory):
-    """The workdir of `tiny.tiny_config()`, trained and evaluated; not to be changed."""
-    from dream_jax import commands
+def trained_once(tmp_path_factory):
+    """`trained(name, *changes) -> workdir` of `tiny.tiny_config(*changes)`, trained by the first worker that asks."""
+    root = tmp_path_factory.getbasetemp()
+    # Every worker has a folder of its own in the session's.
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
-    workdir = tmp_path_factory.mktemp("tiny") / "workdir"
-    with tiny.quick_compiles():
-        commands.train_and_evaluate(tiny.tiny_config(), workdir, Console(quiet=True))
-    return workdir
+    def trained(name, *changes):
+        from dream_jax import commands
+
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = root / f"{name}.done"
+            if not done.exists():
+                with tiny.quick_compiles():
+                    commands.train_and_evaluate(
+                        tiny.tiny_config(*changes), root / name / "workdir", Console(quiet=True)
+                    )
+                done.touch()
+        return root / name / "workdir"
+
+    return trained
 
 
 @pytest.fixture(scope="session")
-def unconditional_workdir(tmp_path_factory):
-    """As `tiny_workdir`, of a model that makes pictures from nothing."""
-    from dream_jax import commands
+def tiny_workdir(trained_once):
+    """The workdir of `tiny.tiny_config()`, trained and evaluated; not to be changed."""
+    return trained_once("tiny")
 
-    workdir = tmp_path_factory.mktemp("unconditional") / "workdir"
+
+@pytest.fixture(scope="session")
+def unconditional_workdir(trained_once):
+    """As `tiny_workdir`, of a model that makes pictures from nothing."""
     changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
-    with tiny.quick_compiles():
-        commands.train_and_evaluate(tiny.tiny_config(*changes), workdir, Console(quiet=True))
-    return workdir
+    return trained_once("unconditional", *changes)

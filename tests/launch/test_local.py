@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,55 +248,3 @@ def test_two_processes_train_as_one_does(tmp_path):
         json.loads((tmp_path / name / "evaluation.json").read_text())["rows"][1]["psnr"] for name in ("one", "two")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=0.01)
-
-
-def children_of(launcher):
-    """{number of process: its id}"""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher.pid:
-                environment = dict(
-                    entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry
-                )
-                found[int(environment["DREAM_JAX_PROCESS"])] = int(folder.name)
-        except (OSError, KeyError):
-            continue
-    return found
-
-
-def test_one_of_two_processes_killed_ends_the_job_and_it_goes_on_from_its_checkpoint(tmp_path):
-    changes = (
-        *tiny.TINY,
-        *("steps=100000", "checkpoint.every=20", "samples.every=100000", "image_size=16", "task.name=unconditional"),
-        *("task.residual=False", "objective.kind=eps", "network.channel_multipliers=1,", "objective.p=None"),
-    )
-    where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", tmp_path / "run"
-    options = "--processes", "2", "--devices", "1", "--restarts", "1"
-    command = [sys.executable, LAUNCHER, *options, "--", "train", *where, *settings(changes)]
-    environment = dict(os.environ, JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_COMPILATION_CACHE_DIR=str(tmp_path))
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as launcher:
-        wait_for_checkpoint(tmp_path / "run", launcher, beyond=0)
-        os.kill(children_of(launcher)[1], signal.SIGKILL)
-        while children_of(launcher):
-            time.sleep(0.01)
-        reached = local.newest_checkpoint(map(str, where))
-        wait_for_checkpoint(tmp_path / "run", launcher, beyond=reached)
-        launcher.send_signal(signal.SIGTERM)
-        out, err = launcher.communicate(timeout=60)
-    assert launcher.returncode == 143, err
-    launched = [line for line in err.splitlines() if line.startswith("launch: ")]
-    assert launched[0] == "launch: process 1 was ended by SIGKILL; the others are stopped"
-    assert len(launched) == 2 and f"from the checkpoint of step {reached}" in launched[1]
-    assert "Traceback" not in err and f"going on from the checkpoint of step {reached}" in out
-
-
-def wait_for_checkpoint(workdir, launcher, beyond):
-    deadline = time.monotonic() + 200
-    while (local.newest_checkpoint(["--workdir", str(workdir)]) or 0) <= beyond:
-        if launcher.poll() is not None or time.monotonic() > deadline:
-            launcher.kill()
-            pytest.fail(str(launcher.communicate()))
-        time.sleep(0.01)

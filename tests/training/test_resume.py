@@ -1,9 +1,11 @@
 """The short form of `python -m benchmarks.soak`: what happens to a run leaves no trace in its end."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -16,26 +18,41 @@ def trials(tmp_path_factory):
     return soak.Trials(tmp_path_factory.mktemp("soak"), seed=0, quick=True)
 
 
-def test_a_run_killed_in_a_save_ends_as_one_that_was_not(trials):
-    trials.interrupted(signal.SIGKILL, in_save=True)
+def test_a_run_that_is_killed_and_asked_to_stop_ends_as_one_that_was_not(trials, tmp_path):
+    """Each signal comes while a checkpoint is written, and the same command goes on."""
+    workdir = tmp_path / "run"
+    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        known = soak.half_written(workdir / "checkpoints")
+        process = trials.begin(workdir)
+        soak.wait_for_save(workdir / "checkpoints", process, 1, known)
+        time.sleep(trials.rng.uniform(0, 0.05))
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=soak.TIMEOUT)
+        assert process.returncode == status, said
+        if number != signal.SIGKILL:
+            step = soak.newest_step(workdir)
+            assert f"goes on from the checkpoint of step {step}" in said and "Traceback" not in said
+    trials.repeat(workdir)
 
 
-def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(trials):
-    trials.interrupted(signal.SIGTERM, in_save=True)
-
-
-def test_ctrl_c_between_two_checkpoints_saves_one(trials, tmp_path):
-    process = trials.begin(tmp_path / "run")
-    soak.wait_for_save(tmp_path / "run" / "checkpoints", process, 1)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=soak.TIMEOUT)
-    step = soak.newest_step(tmp_path / "run")
-    assert process.returncode == 130, said
-    assert f"goes on from the checkpoint of step {step}" in said and "Traceback" not in said
-
-
-def test_two_processes_of_which_one_is_killed_go_on_together(trials):
-    trials.interrupted(signal.SIGKILL, in_save=True, processes=2, victim=1)
+def test_two_processes_go_on_together(trials, tmp_path):
+    """One is killed and both are started again by the launcher; then they are asked to stop, and repeated."""
+    workdir = tmp_path / "run"
+    launcher = trials.begin(workdir, processes=2, restarts=1)
+    soak.wait_for_save(workdir / "checkpoints", launcher, 2)
+    os.kill(soak.children(launcher.pid)[1], signal.SIGKILL)
+    while soak.children(launcher.pid):
+        time.sleep(0.01)
+    reached = soak.newest_step(workdir)
+    soak.wait_for_save(workdir / "checkpoints", launcher, 1, soak.half_written(workdir / "checkpoints"))
+    launcher.send_signal(signal.SIGTERM)
+    said, _ = launcher.communicate(timeout=soak.TIMEOUT)
+    assert launcher.returncode == 143, said
+    launched = [line for line in said.splitlines() if line.startswith("launch: ")]
+    assert launched[0] == "launch: process 1 was ended by SIGKILL; the others are stopped"
+    assert len(launched) == 2 and f"from the checkpoint of step {reached}" in launched[1]
+    assert "Traceback" not in said and f"going on from the checkpoint of step {reached}" in said
+    trials.repeat(workdir, processes=2)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="a small file system is mounted with unshare")

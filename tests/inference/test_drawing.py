@@ -16,9 +16,10 @@ def test_what_is_observed_is_compiled_once_for_a_task():
     built = experiment.build(tiny.tiny_config())
     traced = []
 
-    def observe(key, picture):
-        traced.append(picture.shape)
-        return built.task.observe(key, picture) + jax.random.randint(key, (), 0, 3)
+    def observe(keys, pictures):
+        traced.append(pictures.shape)
+        more = jax.vmap(lambda key: jax.random.randint(key, (), 0, 3))(keys)
+        return built.task.observe(keys, pictures) + more[:, None, None, None]
 
     counted = built._replace(task=built.task._replace(observe=observe))
     pictures = np.random.default_rng(0).integers(0, 250, (5, 16, 16, 3)).astype(np.uint8)

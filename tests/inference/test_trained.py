@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 
@@ -19,6 +20,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def collect():
+    """What is left unfinished is collected here, not in another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from jax.sharding import NamedSharding
 
 from benchmarks import agreement, report
 from configs import base
-from dream_jax import config as configs
 from dream_jax import experiment
+from dream_jax.config import checks
 from dream_jax.networks import convolution
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
@@ -48,7 +48,7 @@ def setup(accumulation: int):
     config.network.num_res_blocks = 1
     config.network.norm_groups = 8
     config.network.dropout = 0.2
-    return configs.validate(config)
+    return checks.validate(config)
 
 
 def make_timer(accumulation: int, batch):

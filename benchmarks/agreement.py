@@ -29,8 +29,8 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import report
 from configs import base
-from dream_jax import config as configs
 from dream_jax import experiment
+from dream_jax.config import checks
 from dream_jax.data import batches
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
@@ -119,7 +119,7 @@ def setup(dtype: str, variant: Variant):
     config.network.dropout = 0.2
     config.network.remat = variant.remat
     config.mesh.shard = variant.shard
-    return configs.validate(config)
+    return checks.validate(config)
 
 
 def specs_of(tree, mesh):

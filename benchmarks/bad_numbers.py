@@ -26,8 +26,8 @@ from rich.console import Console
 
 from benchmarks import report
 from configs import base
-from dream_jax import config as configs
 from dream_jax import experiment
+from dream_jax.config import checks, command_line
 from dream_jax.data import batches, sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
@@ -96,7 +96,7 @@ def wrong(place: str, step: int, factor: float = float("nan")):
 
 def config_of(*changes):
     given = [f"--config.{change}" for change in (*CHANGES, *changes)]
-    return configs.validate(configs.override(base.get_config(), given))
+    return checks.validate(command_line.override(base.get_config(), given))
 
 
 def run(config, workdir):

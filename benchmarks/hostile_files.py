@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from tests import torch_files
+from benchmarks import torch_files
 
 
 class Case(NamedTuple):

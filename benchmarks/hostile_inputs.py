@@ -27,14 +27,14 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import hostile_files, report
-from dream_jax import config as configs
+from benchmarks.torch_files import official_weights
 from dream_jax import experiment
+from dream_jax.config import checks, command_line, records
 from dream_jax.data import folders
 from dream_jax.errors import UserError
 from dream_jax.files import images, tensors
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
-from tests.torch_files import official_weights
 
 SECONDS, WAITING, BYTES = 10.0, 6, 2**30
 FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp")
@@ -91,20 +91,20 @@ def read_config(path):
     """As the file of an experiment, of a workdir, or the options of a command line."""
     path = Path(path)
     if path.suffix == ".py":
-        config = configs.override(configs.load(str(path)), [])
+        config = command_line.override(command_line.load(str(path)), [])
     elif path.suffix == ".json":
-        config = configs.read(path)
+        config = records.read(path)
     else:
         try:
-            config = configs.override(
-                configs.load(str(report.ROOT / "configs" / "base.py")), json.loads(path.read_text())
+            config = command_line.override(
+                command_line.load(str(report.ROOT / "configs" / "base.py")), json.loads(path.read_text())
             )
-            experiment.build(configs.validate(config))
+            experiment.build(checks.validate(config))
         except UserError as error:
             raise UserError(f"{images.shown(path)}: {error}") from error
         return "read"
     try:
-        experiment.build(configs.validate(config))
+        experiment.build(checks.validate(config))
     except UserError as error:
         # It names the key, which is what a person looks for.
         raise UserError(f"{images.shown(path)}: {error}") from error
@@ -224,7 +224,7 @@ class Finding(NamedTuple):
 
 def run(folder: Path, photos, pictures: int, weights: int, config: int, seed: int = 0, large=True, say=print) -> list:
     """Makes the files in a folder and reads each; a `Finding` of each."""
-    base = json.loads(json.dumps(configs.load(str(report.ROOT / "configs" / "base.py")).to_dict()))
+    base = json.loads(json.dumps(command_line.load(str(report.ROOT / "configs" / "base.py")).to_dict()))
     made = [
         *hostile_files.pictures(folder / "pictures", photos, pictures, seed),
         *(hostile_files.large_pictures(folder / "large") if large else ()),

@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from benchmarks import report, scaling
-from dream_jax import config as configs
+from dream_jax.config import checks, command_line
 from dream_jax.data import batches, bundled, sources
 from dream_jax.files import images
 from dream_jax.runtime import sharding
@@ -39,13 +39,13 @@ CONFIGS = (("quickstart", None), ("photos_4x_cpu", None), ("sr3_photos_4x", 8))
 
 
 def setup(name: str, batch: int | None, folder: Path):
-    config = configs.load(report.ROOT / "configs" / f"{name}.py")
+    config = command_line.load(report.ROOT / "configs" / f"{name}.py")
     if name != "quickstart":
         config.data.folder = str(folder)
         config.data.cache_dir = str(folder.parent / "cache")
     if batch is not None and jax.default_backend() == "cpu":
         config.batch_size = batch
-    return configs.validate(config)
+    return checks.validate(config)
 
 
 def write_photographs(folder: Path) -> None:

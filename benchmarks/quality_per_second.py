@@ -27,8 +27,8 @@ from rich.console import Console
 
 from benchmarks import report
 from configs import photos_4x_cpu
-from dream_jax import config as configs
 from dream_jax import experiment, metrics, objectives
+from dream_jax.config import checks
 from dream_jax.data import batches, held_out, indexed, sources
 from dream_jax.evaluation import gap
 from dream_jax.files import atomic
@@ -64,7 +64,7 @@ def setup(options, way: dict):
     config.evaluation.pictures, config.evaluation.crop = 16, 128
     for name, value in way.items():
         config.objective[name] = value
-    return configs.validate(config)
+    return checks.validate(config)
 
 
 class Way:

@@ -14,9 +14,8 @@ import sys
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import exact, report
 from dream_jax import samplers
-from tests import test_samplers as exact
 
 COUNTS = (48, 96, 192, 384)
 KINDS = ("eps", "x0", "v")

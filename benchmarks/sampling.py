@@ -31,8 +31,8 @@ import numpy as np
 
 from benchmarks import agreement, report, worker
 from configs import base
-from dream_jax import config as configs
 from dream_jax import experiment
+from dream_jax.config import checks
 from dream_jax.inference import drawing
 from dream_jax.runtime import sharding
 
@@ -55,7 +55,7 @@ def setup(spec: dict, dtype: str) -> experiment.Experiment:
     config.compute_dtype = dtype
     for name, value in spec.items():
         (config if name == "image_size" else config.network)[name] = value
-    return experiment.build(configs.validate(config))
+    return experiment.build(checks.validate(config))
 
 
 def make_timer(built: experiment.Experiment, batches, steps):

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks import agreement, report
 from configs import base
-from dream_jax import config as configs
 from dream_jax import experiment, sampling
+from dream_jax.config import checks
 from dream_jax.inference import drawing
 
 STEPS, REPEATS = 50, 7
@@ -42,7 +42,7 @@ def setup(network: dict) -> experiment.Experiment:
     config.network.norm_groups = 8
     for name, value in network.items():
         config.network[name] = value
-    return experiment.build(configs.validate(config))
+    return experiment.build(checks.validate(config))
 
 
 def make_timers(built, batch):

@@ -32,8 +32,8 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import agreement, report
 from configs import base
-from dream_jax import config as configs
 from dream_jax import experiment
+from dream_jax.config import checks
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
 from dream_jax.training import train_state
@@ -75,7 +75,7 @@ def setup(batch: int = BATCH):
     config.network.norm_groups = 16
     config.network.num_res_blocks = 1
     config.network.dropout = 0.2
-    return configs.validate(config)
+    return checks.validate(config)
 
 
 class Prepared(NamedTuple):

@@ -243,13 +243,14 @@ def make_restore(workdir):
     """`restore(directory) -> (step, the state's description, what was told)`, as a run does that goes on."""
     import jax
 
-    from dream_jax import config, experiment
+    from dream_jax import experiment
+    from dream_jax.config import records
     from dream_jax.optimizers import make_optimizer
     from dream_jax.runtime import sharding
     from dream_jax.training import checkpoint, integrity
     from dream_jax.training.train_step import start_state
 
-    built = experiment.build(config.read(workdir / "config.json"))
+    built = experiment.build(records.read(workdir / "config.json"))
     mesh = sharding.make_mesh()
     init, specs = start_state(built, make_optimizer(built.config.optimizer), mesh)
     shapes, layout = jax.eval_shape(init), sharding.named(specs, mesh)

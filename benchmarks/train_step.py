@@ -52,7 +52,7 @@ REPEATS = 7
 
 def make_config(spec: dict):
     from configs import base
-    from dream_jax import config as configs
+    from dream_jax.config import checks
 
     config = base.get_config()
     config.batch_size, config.image_size = spec["batch_size"], spec["image_size"]
@@ -72,7 +72,7 @@ def make_config(spec: dict):
     ):
         value = spec[name]
         config.network[name] = tuple(value) if isinstance(value, list) else value
-    return configs.validate(config)
+    return checks.validate(config)
 
 
 def work(spec: dict) -> None:

@@ -37,7 +37,7 @@ def train_and_evaluate(config, workdir, console: Console):
     from dream_jax.config import checks
     from dream_jax.runtime import lock, sharding
     from dream_jax.training import mirror
-    from dream_jax.training import workdir as workdirs
+    from dream_jax.training.workdir import check_local, check_same, make_workdir
 
     config, workdir = checks.validate(config), Path(workdir)
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
@@ -45,11 +45,11 @@ def train_and_evaluate(config, workdir, console: Console):
     mirror.check(directory)
     if jax.process_index():
         return _train_and_evaluate(config, workdir, console)
-    workdirs.check_local(workdir)
+    check_local(workdir)
     with lock.hold(workdir, console.print):
         if directory is not None:
-            mirror.bring_back(workdir, directory, lambda there: workdirs.check_same(there, config), console.print)
-        workdirs.make_workdir(workdir, config)
+            mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
+        make_workdir(workdir, config)
         return _train_and_evaluate(config, workdir, console)
 
 

@@ -143,7 +143,7 @@ def supervise(command: list[str], make, restarts: int = 0, newest=lambda: None) 
             if attempt > restarts:
                 print(f"launch: no new checkpoint in {restarts} restarts; given up", file=sys.stderr, flush=True)
                 return status
-            _pause(attempt, restarts, step, signals)
+            pause(attempt, restarts, step, signals)
             if signals:
                 return 128 + signals[0]
     finally:
@@ -151,7 +151,7 @@ def supervise(command: list[str], make, restarts: int = 0, newest=lambda: None) 
             signal.signal(number, handler)
 
 
-def _pause(attempt, restarts, step, signals):
+def pause(attempt, restarts, step, signals):
     # Not always as long: what failed together should not start together.
     pause = min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1)
     whence = "from its beginning" if step is None else f"from the checkpoint of step {step}"

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_files
 from photos import PHOTOS
 from PIL import Image
 
-from benchmarks import hostile_files, hostile_inputs
-from dream_jax import __main__ as command_line
-from dream_jax import config as configs
+from benchmarks import hostile_files, hostile_inputs, torch_files
+from dream_jax import __main__ as program
+from dream_jax.config import checks, command_line, keys, records
 from dream_jax.data import batches, folders, indexed
 from dream_jax.errors import UserError
 from dream_jax.files import images, tensors
@@ -72,7 +71,7 @@ def mutant(path):
 
 def test_messages_hold_nothing_that_a_terminal_obeys(capsys):
     assert str(UserError("a\x1b[2Jb\r\nc\udcff")) == "a\\x1b[2Jb\\r\nc\\udcff"
-    assert command_line.main(["train", "--config", "\x1b[2J\n.py", "--workdir", "x"]) == 2
+    assert program.main(["train", "--config", "\x1b[2J\n.py", "--workdir", "x"]) == 2
     assert capsys.readouterr().err == "error: \\x1b[2J\\n.py: there is no such config file\n"
 
 
@@ -132,17 +131,15 @@ def test_bands_change_nothing(tmp_path, monkeypatch):
 def test_long_pictures_are_resized_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(images, "_BLOCK", 40)
-    resize._resize_matrices.cache_clear()
+    resize.resize_matrices.cache_clear()
     try:
         for width, target in ((100, 200), (200, 50), (41, 40), (90, 31)):
             picture = rng.integers(0, 256, (4, width, 3), np.uint8)
             expected = Image.fromarray(picture).resize((target, 4), Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(resize.resize(picture, 4, target), expected)
-            assert (
-                max(matrix.size for matrix, _ in resize._resize_matrices("pil_bicubic", width, target)) < 2 * 40 * 170
-            )
+            assert max(matrix.size for matrix, _ in resize.resize_matrices("pil_bicubic", width, target)) < 2 * 40 * 170
     finally:
-        resize._resize_matrices.cache_clear()
+        resize.resize_matrices.cache_clear()
 
 
 def test_a_line_is_not_resized_to_a_square():
@@ -207,10 +204,10 @@ def test_an_experiment_that_ends_the_program_or_is_none(tmp_path):
     for name, (content, readable) in hostile_files.special_configs().items():
         (tmp_path / name).write_bytes(content)
         if readable:
-            configs.validate(configs.load(str(tmp_path / name)))
+            checks.validate(command_line.load(str(tmp_path / name)))
         else:
             with pytest.raises(UserError) as caught:
-                configs.validate(configs.load(str(tmp_path / name)))
+                checks.validate(command_line.load(str(tmp_path / name)))
             # Of a key that is missing the name of the key is told.
             assert name in str(caught.value) or "lacks a key" in str(caught.value)
 
@@ -232,7 +229,7 @@ def test_an_experiment_that_ends_the_program_or_is_none(tmp_path):
 def test_numbers_that_no_machine_can_take(argument):
     key = argument.partition("=")[0]
     with pytest.raises(UserError, match=key) as caught:
-        configs.validate(configs.override(configs.load(str(configs._BASE)), [f"--config.{argument}"]))
+        checks.validate(command_line.override(keys.defaults(), [f"--config.{argument}"]))
     assert len(str(caught.value)) < 1000
 
 
@@ -241,14 +238,14 @@ def test_a_workdir_of_another_kind(tmp_path):
     for content in hostile_files.special_jsons().values():
         path.write_bytes(content)
         with pytest.raises(UserError) as caught:
-            configs.validate(configs.read(path))
+            checks.validate(records.read(path))
         assert str(caught.value).isprintable()
     path.unlink()
     for make in (os.mkfifo, os.mkdir, lambda p: os.symlink("config.json", p)):
         make(path)
         with pytest.raises(UserError, match=r"config\.json"):
-            configs.read(path)
+            records.read(path)
         path.rmdir() if path.is_dir() else path.unlink()
-    path.write_text(json.dumps(configs.load(str(configs._BASE)).to_dict() | {"stepz": 3}))
+    path.write_text(json.dumps(keys.defaults().to_dict() | {"stepz": 3}))
     with pytest.raises(UserError, match="'stepz' is unknown; did you mean 'steps'"):
-        configs.validate(configs.read(path))
+        checks.validate(records.read(path))

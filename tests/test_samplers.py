@@ -1,7 +1,6 @@
 """Samplers as tables, whose rows a plain float64 loop runs here; test_sampling.py holds `sampling.run` to it."""
 
 import functools
-from math import erf
 
 import chex
 import jax
@@ -9,31 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.exact import (
+    DETERMINISTIC,
+    GAUSSIAN,
+    MIXTURE,
+    ORDERS,
+    POINTS,
+    STOCHASTIC,
+    VP,
+    errors,
+    even,
+    levels_at,
+    moments,
+    run,
+    slope,
+)
 from dream_jax import diffusion, noise_schedule, samplers, sampling
 from dream_jax.errors import UserError
 
-VP = noise_schedule.linear(200, 1e-4, 0.08)
 FLOW = noise_schedule.flow(200)
 SCHEDULES = pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
-STOCHASTIC = ("ddpm", "dpmpp_2m_sde")
-DETERMINISTIC = [name for name in samplers.SAMPLERS if name not in STOCHASTIC]
 SHAPE = (2, 4, 4, 3)
-
-
-def run(rows, denoise, x, noise=None):
-    """The loop of samplers.py's text. noise: one array for each row, or none."""
-    base, y, history = x, x, [np.zeros_like(x)] * samplers.HISTORY
-    for i, (alpha, sigma, remember, move, look) in enumerate(zip(*rows, strict=True)):
-        out = denoise(y, alpha, sigma)
-        history = [remember @ np.stack([y, out, history[0]]), *history[:-1]]
-        base = move @ np.stack([base, *history, 0 * x if noise is None else noise[i]])
-        y = look @ np.stack([base, *history])
-    return y
-
-
-def levels_at(lam):
-    lam = np.asarray(lam)
-    return samplers.Levels((1 + np.exp(-2 * lam)) ** -0.5, (1 + np.exp(2 * lam)) ** -0.5)
 
 
 def rough_levels(rng, num, clean):
@@ -41,73 +36,6 @@ def rough_levels(rng, num, clean):
     steps = 10.0 ** rng.uniform(-6, 0, num)
     levels = levels_at(np.concatenate([[-8], -8 + 18 * np.cumsum(steps) / steps.sum()]))
     return samplers.Levels(np.append(levels.alpha[:-1], 1.0), np.append(levels.sigma[:-1], 0.0)) if clean else levels
-
-
-class Mixture:
-    """Scalar data from a mixture of Gaussians, of which everything is known."""
-
-    def __init__(self, weights, means, deviations):
-        self.weights, self.means, self.deviations = map(np.array, (weights, means, deviations))
-
-    def x0(self, x, alpha, sigma):
-        """E[x0 | x_t = x]."""
-        x, variance = x[..., None], (alpha * self.deviations) ** 2 + sigma**2
-        log = np.log(self.weights) - np.log(variance) / 2 - (x - alpha * self.means) ** 2 / (2 * variance)
-        share = np.exp(log - log.max(-1, keepdims=True))
-        each = self.means + alpha * self.deviations**2 / variance * (x - alpha * self.means)
-        return (share * each).sum(-1) / share.sum(-1)
-
-    def network(self, kind):
-        def predict(x, alpha, sigma):
-            x0 = self.x0(x, alpha, sigma)
-            return diffusion.target(kind, x0, (x - alpha * x0) / sigma, alpha, sigma)
-
-        return predict
-
-    def denoise(self, kind="x0", schedule=None):
-        return sampling.make_denoise(self.network(kind), kind, schedule or VP)
-
-    def quantile_of(self, x, alpha, sigma):
-        z = (x[..., None] - alpha * self.means) / np.sqrt((alpha * self.deviations) ** 2 + sigma**2)
-        return (self.weights * np.vectorize(erf)(z / np.sqrt(2))).sum(-1)
-
-    def solution(self, x, levels):
-        """Where the probability-flow ODE leads from x: in one dimension it keeps the quantile."""
-        quantile = self.quantile_of(x, levels.alpha[0], levels.sigma[0])
-        low, high = np.full_like(x, -10.0), np.full_like(x, 10.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = self.quantile_of(middle, levels.alpha[-1], levels.sigma[-1]) < quantile
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return low
-
-
-GAUSSIAN = Mixture([1.0], [0.3], [0.25])
-MIXTURE = Mixture([0.3, 0.5, 0.2], [-0.6, 0.1, 0.8], [0.12, 0.2, 0.1])
-POINTS = np.linspace(-1.5, 1.5, 7)
-
-
-def errors(sampler, data, spaced, counts, kind="x0"):
-    """The largest error from POINTS on, for each count; spaced(count): half-logsnrs of count + 1 levels."""
-    results = []
-    for count in counts:
-        levels = levels_at(spaced(count))
-        x = run(samplers.make_rows(sampler, levels), data.denoise(kind), POINTS)
-        results.append(abs(x - solution(data, levels.lam[0], levels.lam[-1])).max())
-    return np.array(results)
-
-
-@functools.cache
-def solution(data, first, last):
-    return data.solution(POINTS, levels_at([first, last]))
-
-
-def slope(counts, results):
-    return -np.polyfit(np.log(counts), np.log(results), 1)[0]
-
-
-def even(count, first=-5.0, last=2.0):
-    return np.linspace(first, last, count + 1)
 
 
 def test_the_compiled_loop_is_this_loop_for_all_samplers_in_one_trace():
@@ -130,24 +58,6 @@ def test_the_compiled_loop_is_this_loop_for_all_samplers_in_one_trace():
             here = run(rows, lambda x, alpha, sigma: np.tanh(alpha * x) * (1 - 0.5 * sigma), start.ravel(), noise)
             np.testing.assert_allclose(compiled(rows), here.reshape(SHAPE), rtol=1e-9, atol=1e-9)
     assert len(traces) == 1
-
-
-# Observed orders. Those of UniPC are one above its predictor's.
-ORDERS = {
-    "ddim": 1,
-    "heun": 2,
-    "dpm_solver_2": 2,
-    "dpm_solver_3": 3,
-    "dpmpp_2m": 2,
-    "dpmpp_3m": 3,
-    "deis_2": 2,
-    "deis_3": 3,
-    "plms": 2,
-    "pndm": 2,
-    "unipc_2": 3,
-    "unipc_3": 4,
-    "ghvb": 2,
-}
 
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v"])
@@ -187,15 +97,6 @@ def test_ghvb_has_its_order_at_equal_steps_of_sigma_over_alpha(order, momentum):
         return -np.log(np.linspace(np.exp(3), np.exp(-1), count + 1))
 
     assert slope(counts, errors(sampler, GAUSSIAN, spaced, counts)) > order - 0.25
-
-
-def moments(rows, denoise):
-    """Mean and standard deviation of the result from x_T ~ N(0, 1), exactly, for a denoiser that is affine in x."""
-    # The result is affine in x_T and in each row's noise: one run for each of them, and one with all at 0.
-    num = len(rows.alpha) if rows.move[:, -1].any() else 0
-    units = np.eye(num + 2)[1:]
-    offset, *rest = run(rows, denoise, units[0], units[1:] if num else None)
-    return np.array([offset, np.linalg.norm(np.array(rest) - offset)])
 
 
 @pytest.mark.parametrize("kind", diffusion.KINDS)

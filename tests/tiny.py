@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from dream_jax import config as configs
+from dream_jax.config import checks, command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,8 +25,8 @@ def tiny_config(*changes: str):
 
     changes are given as "steps=4", "network.patch=1", ...
     """
-    base = configs.load(ROOT / "configs" / "base.py")
-    return configs.validate(configs.override(base, [f"--config.{change}" for change in (*TINY, *changes)]))
+    base = command_line.load(ROOT / "configs" / "base.py")
+    return checks.validate(command_line.override(base, [f"--config.{change}" for change in (*TINY, *changes)]))
 
 
 # For what is compiled once and run once: compiling is nearly all that it costs.

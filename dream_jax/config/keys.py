@@ -31,7 +31,7 @@ class Key(NamedTuple):
       choices: the names that its value, or each item of a list, may be: a family's table.
     """
 
-    default: object
+    default: bool | int | float | str | tuple | None
     about: str
     allowed: Callable[[object], str | None] = lambda value: None
     optional: type | None = None
@@ -257,9 +257,9 @@ KEYS = {
     "sampling.start_seed": Key(None, "one starting noise for all pictures, instead of one for each", seeds, int),
     "samples.every": Key(1000, "steps between the grids that are drawn during training", whole()),
     "samples.count": Key(4, "pictures in a grid", whole(1, 2**12)),
-    "samples.sampler": Key("ddim", "of these grids", choices=sampling.SAMPLERS),
+    "samples.sampler": Key("ddim", "of these grids", choices=samplers.SAMPLERS),
     "samples.steps": Key(20, "network evaluations", whole()),
-    "evaluation.samplers": Key(("ddim", "ddpm"), "to measure", at_least_one, choices=sampling.SAMPLERS),
+    "evaluation.samplers": Key(("ddim", "ddpm"), "to measure", at_least_one, choices=samplers.SAMPLERS),
     "evaluation.steps": Key((1, 5, 10, 50), "network evaluations", step_counts),
     "evaluation.pictures": Key(100, "at most", whole()),
     "evaluation.crop": Key(None, "side of the middle crop; image_size", whole(16, LARGE_SIDE), int),

@@ -189,7 +189,7 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
         def examples(split):
             some = False
             make = functools.partial(_examples_of, crop=crop, resize=resize, whole=split == "eval")
-            for found, problem in _in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
+            for found, problem in in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
                 some |= bool(found)
                 if problem:
                     left_out.append(problem)
@@ -270,7 +270,7 @@ def _progress_bar(total):
         yield advance
 
 
-def _in_order(pool, function, items, ahead, alone):
+def in_order(pool, function, items, ahead, alone):
     """function(item) for each item, in order, at most `ahead` of them computed or waiting at a time.
 
     Those for which `alone(item)` is true are computed only when their turn has come.

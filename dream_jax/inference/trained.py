@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dream_jax import config
+from dream_jax.config import checks, command_line, keys, records
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment, build
 from dream_jax.inference.drawing import Model
@@ -27,12 +27,12 @@ def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Exper
     Raises UserError where there is no run, and for overrides of what the weights were trained as; with only_sampling,
     for overrides of anything but `sampling.KEY`.
     """
-    saved = config.read(Path(workdir) / "config.json")
-    chosen = config.override(saved, list(overrides))
+    saved = records.read(Path(workdir) / "config.json")
+    chosen = command_line.override(saved, list(overrides))
     if only_sampling:
         _check_only_sampling(saved, chosen)
-    chosen = config.validate(chosen)
-    changed = [line for line in config.differences(saved, chosen) if line.startswith(_TRAINED_AS)]
+    chosen = checks.validate(chosen)
+    changed = [line for line in records.differences(saved, chosen) if line.startswith(_TRAINED_AS)]
     if changed:
         listed = "\n  ".join(changed)
         raise UserError(f"{workdir}: its weights were trained as they are, and these keys are theirs:\n  {listed}")
@@ -40,8 +40,8 @@ def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Exper
 
 
 def _check_only_sampling(saved, chosen):
-    before = config.flatten(saved)
-    for key, value in config.flatten(chosen).items():
+    before = keys.flatten(saved)
+    for key, value in keys.flatten(chosen).items():
         if value != before[key] and not key.startswith("sampling."):
             raise UserError(f"--config.{key}: the model is trained; only --config.sampling.KEY=VALUE can be chosen")
 

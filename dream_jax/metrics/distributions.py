@@ -59,7 +59,7 @@ def frechet_distance(f, g):
     return float(((mean_f - mean_g) ** 2).sum() + traces - 2 * np.sqrt(np.maximum(product, 0)).sum())
 
 
-def _kernel_sum(f, g, rows=1024):
+def kernel_sum(f, g, rows=1024):
     """Sum of `(x . y / d + 1)**3` over all pairs, a block of rows at a time."""
     return sum(((f[i : i + rows] @ g.T / f.shape[1] + 1) ** 3).sum() for i in range(0, len(f), rows))
 
@@ -69,9 +69,9 @@ def _squared_discrepancy(f, g):
 
     def within(x):
         itself = (((x**2).sum(1) / x.shape[1] + 1) ** 3).sum()
-        return (_kernel_sum(x, x) - itself) / (len(x) * (len(x) - 1))
+        return (kernel_sum(x, x) - itself) / (len(x) * (len(x) - 1))
 
-    return within(f) + within(g) - 2 * _kernel_sum(f, g) / (len(f) * len(g))
+    return within(f) + within(g) - 2 * kernel_sum(f, g) / (len(f) * len(g))
 
 
 def kernel_distance(f, g, subsets=None, subset_size=1000, seed=0):
@@ -139,7 +139,7 @@ def _enlarge(x, height, width):
     return 4 * _blur(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spread, (0, 0, 0)]))
 
 
-def _laplacian_pyramid(x, levels):
+def laplacian_pyramid(x, levels):
     """What each size adds to the next smaller one, largest first; the last is the picture at its size (Burt 1983)."""
     pyramid = []
     for _ in range(levels - 1):
@@ -157,12 +157,12 @@ def _cut(pictures, corners, levels):
         return jax.lax.dynamic_slice(level, (*corner, 0), (_SIDE, _SIDE, level.shape[-1]))
 
     of_picture = jax.vmap(patch, (None, 0))
-    pyramid = _laplacian_pyramid(pictures.astype(jnp.float32), levels)
+    pyramid = laplacian_pyramid(pictures.astype(jnp.float32), levels)
     cut = [jax.vmap(of_picture)(level, c) for level, c in zip(pyramid, corners, strict=True)]
     return [c.reshape(*c.shape[:2], _SIDE**2, -1) for c in cut]
 
 
-def _patches(pictures, corners, levels, pictures_at_once=64):
+def patches(pictures, corners, levels, pictures_at_once=64):
     """`_cut` on the host, each channel of each level shifted and scaled to mean 0 and deviation 1: [levels][n, d]."""
     starts = range(0, len(pictures), pictures_at_once)
     parts = [
@@ -178,7 +178,7 @@ def _patches(pictures, corners, levels, pictures_at_once=64):
     return result
 
 
-def _sliced(a, b, rng):
+def sliced(a, b, rng):
     """Mean over random directions of the distance of two sets [n, d] along it (Rabin et al. 2011)."""
 
     def along(x, directions):
@@ -208,8 +208,8 @@ def sliced_wasserstein_levels(a, b, seed=0):
     rng = np.random.default_rng(seed)
     corners = np.stack([rng.integers(0, np.array(s) - _SIDE + 1, (len(a), _PATCHES, 2), np.int32) for s in sizes])
     # The same places in both sets, so that a set is at no distance from itself.
-    of_a, of_b = (_patches(x, corners, len(sizes)) for x in (a, b))
-    return {int(min(s)): 1e3 * float(_sliced(x, y, rng)) for s, x, y in zip(sizes, of_a, of_b, strict=True)}
+    of_a, of_b = (patches(x, corners, len(sizes)) for x in (a, b))
+    return {int(min(s)): 1e3 * float(sliced(x, y, rng)) for s, x, y in zip(sizes, of_a, of_b, strict=True)}
 
 
 def sliced_wasserstein(a, b, seed=0):

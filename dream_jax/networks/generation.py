@@ -1,11 +1,11 @@
 """The UNet of the face-generation study of conservative DREAM (github.com/akacmazz/dream-diffusion)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dream_jax import noise_schedule
 from dream_jax.errors import UserError
@@ -40,8 +40,8 @@ class GenerationUNet(nn.Module):
     norm_groups: int = 8
     dropout: float = 0.1
     out_channels: int = 3
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @property

@@ -3,13 +3,14 @@
 import functools
 import math
 import zlib
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from dream_jax.errors import UserError
 from dream_jax.networks import convolution
@@ -34,8 +35,8 @@ class GroupNorm(nn.Module):
     """
 
     groups: int
-    dtype: Any
-    param_dtype: Any
+    dtype: DTypeLike
+    param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
@@ -106,9 +107,9 @@ class ResBlock(nn.Module):
     norm_groups: int
     dropout: float
     scale_and_shift: bool
-    dtype: Any
-    param_dtype: Any
-    kernel_init: Any
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    kernel_init: Initializer
 
     @nn.compact
     def __call__(self, x, embedding, dropout_keys=None):
@@ -137,9 +138,9 @@ class Attention(nn.Module):
     norm_groups: int
     num_heads: int
     qkv_bias: bool
-    dtype: Any
-    param_dtype: Any
-    kernel_init: Any
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    kernel_init: Initializer
 
     @nn.compact
     def __call__(self, x):

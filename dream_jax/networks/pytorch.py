@@ -40,7 +40,7 @@ def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tup
     inputs = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
     abstract = jax.eval_shape(lambda inputs, level: network.init(jax.random.key(0), inputs, level), inputs, level)
-    modules = _official_modules(network)
+    modules = official_modules(network)
     params, unused = {}, set(weights)
     for path, leaf in traverse_util.flatten_dict(abstract["params"]).items():
         kind = "bias" if path[-1] == "bias" else "weight"
@@ -59,7 +59,7 @@ def to_state_dict(network: SR3UNet, params) -> dict[str, np.ndarray]:
         network: one that the official code has, with `patch` 1.
         params: its parameters, as `network.init` makes them.
     """
-    modules = _official_modules(network)
+    modules = official_modules(network)
     state = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         module = modules["/".join(path[:-1])]
@@ -100,7 +100,7 @@ def _read_off(weights, norm_groups) -> SR3UNet:
     )
 
 
-def _official_modules(network: SR3UNet) -> dict[str, str]:
+def official_modules(network: SR3UNet) -> dict[str, str]:
     """Path of each of our modules that has parameters -> its name in the official code."""
     names = {
         "level_0": "noise_level_mlp.1",

@@ -1,10 +1,10 @@
 """The UNet of SR3 (arXiv 2104.07636) as the official DREAM code has it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dream_jax.networks import convolution, layers
 
@@ -38,8 +38,8 @@ class SR3UNet(nn.Module):
     dropout: float = 0.0
     out_channels: int = 3
     patch: int = 1
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
     remat: bool = False
     zero_init_output: bool = False
 

@@ -29,7 +29,7 @@ KERNELS = {  # name: (half width in pixels of the coarser grid, kernel)
 }
 
 
-def _coefficients(kernel, size_in, size_out, outputs=slice(None)):
+def coefficients(kernel, size_in, size_out, outputs=slice(None)):
     """Pillow's coefficients along one axis before it rounds them: float64[size_out, size_in], rows that sum to 1.
 
     Of some outputs only: (coefficients [outputs, inputs], the slice of inputs that these outputs are made of).
@@ -51,7 +51,7 @@ _BLOCK = 2048
 
 
 @functools.lru_cache(maxsize=32)
-def _resize_matrices(kernel, size_in, size_out):
+def resize_matrices(kernel, size_in, size_out):
     """Pillow's 22-bit coefficients: (float32[2, outputs, inputs], inputs) of each block of outputs, in order.
 
     A coefficient is `256 * matrix[0] + matrix[1]`, and inputs are a slice. Each half times grey levels sums to whole
@@ -61,7 +61,7 @@ def _resize_matrices(kernel, size_in, size_out):
     for start in range(0, size_out, _BLOCK):
         whole = max(size_in, size_out) <= _BLOCK
         outputs = slice(None) if whole else slice(start, min(start + _BLOCK, size_out))
-        weights, inputs = _coefficients(kernel, size_in, size_out, outputs)
+        weights, inputs = coefficients(kernel, size_in, size_out, outputs)
         fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
         high = (fixed + 128) >> 8
         blocks.append((np.stack([high, fixed - (high << 8)]).astype(np.float32), inputs))
@@ -73,7 +73,7 @@ def _resize_axis(levels, axis, size, kernel):
         return levels
     equation = {-2: "...wc,kvw->k...vc", -3: "...hwc,kvh->k...vwc"}[axis]
     blocks = []
-    for matrix, inputs in _resize_matrices(kernel, levels.shape[axis], size):
+    for matrix, inputs in resize_matrices(kernel, levels.shape[axis], size):
         part = jax.lax.slice_in_dim(levels, inputs.start, inputs.stop, axis=axis)
         matrix = jnp.asarray(matrix, levels.dtype)
         high, low = jnp.einsum(equation, part, matrix, precision=jax.lax.Precision.HIGHEST)
@@ -99,7 +99,7 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
 
 @functools.lru_cache(maxsize=32)
 def _shrink_and_inverse(kernel, size_in, size_out):
-    shrink, _ = _coefficients(kernel, size_in, size_out)
+    shrink, _ = coefficients(kernel, size_in, size_out)
     return shrink, np.linalg.pinv(shrink)
 
 

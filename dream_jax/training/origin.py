@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from dream_jax.config import differences, from_record
+from dream_jax.config import records
 from dream_jax.data import indexed
 from dream_jax.errors import UserError
 
@@ -17,7 +17,7 @@ def facts(config, source) -> dict:
 
 def check(about: dict, now: dict, directory) -> None:
     """Raises UserError where the `facts` of a checkpoint name another config or other pictures than the run's own."""
-    changed = differences(*(from_record(recorded["config"]) for recorded in (about, now)))
+    changed = records.differences(*(records.from_record(recorded["config"]) for recorded in (about, now)))
     if about["data"] != now["data"]:
         changed.append(f"the training pictures: {about['data']} -> {now['data']}")
     if changed:

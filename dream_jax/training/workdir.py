@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dream_jax.config import differences, read
+from dream_jax.config import records
 from dream_jax.errors import UserError
 from dream_jax.files.names import check_folder, is_bucket
 
@@ -25,7 +25,7 @@ def make_workdir(workdir: Path, config) -> None:
 def check_same(folder, config) -> None:
     """Raises UserError where a folder holds the files of a run with another config."""
     path = folder / "config.json"
-    if path.exists() and (changed := differences(read(path), config)):
+    if path.exists() and (changed := records.differences(records.read(path), config)):
         listed = "\n  ".join(changed)
         raise UserError(
             f"{folder} holds a run with another config; choose another --workdir (and checkpoint.directory), or undo "

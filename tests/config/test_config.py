@@ -5,8 +5,7 @@ import pytest
 import tiny
 from ml_collections.config_dict import FieldReference
 
-from dream_jax import config as configs
-from dream_jax.config import keys
+from dream_jax.config import checks, command_line, keys, records
 from dream_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,21 +15,21 @@ CONSERVATIVE = "objective.name=conservative_dream task.name=unconditional schedu
 
 @pytest.fixture
 def base():
-    return configs.load(ROOT / "configs" / "base.py")
+    return command_line.load(ROOT / "configs" / "base.py")
 
 
 def changed(base, *arguments):
-    return configs.override(base, [f"--config.{argument}" for argument in arguments])
+    return command_line.override(base, [f"--config.{argument}" for argument in arguments])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_experiment_is_valid_and_survives_its_workdir(file, tmp_path):
-    config = configs.validate(configs.load(file))
-    configs.save(config, tmp_path / "config.json")
-    again = configs.read(tmp_path / "config.json")
-    assert configs.flatten(again) == configs.flatten(config)
-    assert configs.differences(again, config) == []
-    configs.validate(again)
+    config = checks.validate(command_line.load(file))
+    records.save(config, tmp_path / "config.json")
+    again = records.read(tmp_path / "config.json")
+    assert keys.flatten(again) == keys.flatten(config)
+    assert records.differences(again, config) == []
+    checks.validate(again)
 
 
 def test_there_are_experiments():
@@ -45,7 +44,7 @@ def test_the_keys_that_may_be_none_are_the_placeholders(base):
             elif hasattr(value, "items"):
                 yield from placeholders(value, f"{prefix}{key}.")
 
-    assert dict(placeholders(base)) == {name: key.optional for name, key in configs.KEYS.items() if key.optional}
+    assert dict(placeholders(base)) == {name: key.optional for name, key in keys.KEYS.items() if key.optional}
 
 
 @pytest.mark.parametrize(
@@ -72,12 +71,10 @@ def test_the_keys_that_may_be_none_are_the_placeholders(base):
     ],
 )
 def test_overrides(base, argument, key, value):
-    result = configs.flatten(changed(base, argument))[key]
+    result = keys.flatten(changed(base, argument))[key]
     assert result == value and type(result) is type(value)
     key, _, text = argument.partition("=")
-    assert configs.flatten(configs.override(base, [f"--config.{key}", text])) == configs.flatten(
-        changed(base, argument)
-    )
+    assert keys.flatten(command_line.override(base, [f"--config.{key}", text])) == keys.flatten(changed(base, argument))
 
 
 def test_overriding_leaves_the_original(base):
@@ -125,15 +122,15 @@ def test_a_wrong_type_is_refused(base, argument, wanted, tmp_path):
     with pytest.raises(UserError, match=f"'{argument.partition('=')[0]}' takes {wanted}"):
         changed(base, argument)
     # The types outlive the workdir, also where the value is None.
-    configs.save(base, tmp_path / "config.json")
+    records.save(base, tmp_path / "config.json")
     with pytest.raises(UserError, match=wanted):
-        changed(configs.read(tmp_path / "config.json"), argument)
+        changed(records.read(tmp_path / "config.json"), argument)
 
 
 @pytest.mark.parametrize("arguments", [["--steps=7"], ["steps=7"], ["--config.steps"], ["config.steps=7"]])
 def test_what_is_not_an_override_is_refused(base, arguments):
     with pytest.raises(UserError):
-        configs.override(base, arguments)
+        command_line.override(base, arguments)
 
 
 @pytest.mark.parametrize(
@@ -208,36 +205,36 @@ def test_what_is_not_an_override_is_refused(base, arguments):
 )
 def test_impossible_values_are_refused_by_name(base, key, arguments):
     with pytest.raises(UserError, match=f"^{key} = "):
-        configs.validate(changed(base, *arguments.split()))
+        checks.validate(changed(base, *arguments.split()))
 
 
 def test_p_infinite_is_told_what_to_use_instead(base):
     with pytest.raises(UserError, match="null"):
-        configs.validate(changed(base, "objective.p=inf"))
+        checks.validate(changed(base, "objective.p=inf"))
 
 
 def test_a_value_of_the_wrong_type_in_a_workdir_is_a_plain_message(base, tmp_path):
-    configs.save(base, tmp_path / "config.json")
+    records.save(base, tmp_path / "config.json")
     values = json.loads((tmp_path / "config.json").read_text()) | {"steps": "abc"}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="'steps' takes a whole number, not 'abc'"):
-        configs.validate(configs.read(tmp_path / "config.json"))
+        checks.validate(records.read(tmp_path / "config.json"))
 
 
 def test_none_is_refused_where_a_value_is_needed(base):
     base.batch_size = None
     with pytest.raises(UserError, match="batch_size"):
-        configs.validate(base)
+        checks.validate(base)
 
 
 def test_a_validated_config_is_frozen(base):
     with pytest.raises(AttributeError):
-        configs.validate(base).steps = 3
+        checks.validate(base).steps = 3
 
 
 def test_differences_name_what_would_have_changed_the_run(base):
     new = changed(base, "seed=1", "objective.p=None", "network.channel_multipliers=1,2")
-    assert configs.differences(base, new) == [
+    assert records.differences(base, new) == [
         "network.channel_multipliers: (1, 2, 4, 8, 8) -> (1, 2)",
         "objective.p: 1.0 -> None",
         "seed: 0 -> 1",
@@ -246,7 +243,7 @@ def test_differences_name_what_would_have_changed_the_run(base):
 
 def test_what_may_change_is_no_difference(base):
     arguments = "steps=9", "epochs=2", "checkpoint.every=5", "samples.count=1", "evaluation.steps=3", "data.workers=1"
-    assert configs.differences(base, changed(base, *arguments)) == []
+    assert records.differences(base, changed(base, *arguments)) == []
 
 
 def config_file(tmp_path, text):
@@ -267,12 +264,12 @@ def config_file(tmp_path, text):
 )
 def test_a_broken_config_file_is_named(tmp_path, text, message):
     with pytest.raises(UserError, match=rf"mine\.py: .*{message}"):
-        configs.load(config_file(tmp_path, text))
+        command_line.load(config_file(tmp_path, text))
 
 
 def test_a_missing_config_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.py"):
-        configs.load(tmp_path / "none.py")
+        command_line.load(tmp_path / "none.py")
 
 
 def test_a_misspelt_key_in_an_experiment_is_refused(base):
@@ -285,19 +282,19 @@ def test_a_config_that_lacks_a_key_is_refused(base, tmp_path):
     del values["objective"]["mix"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=r"lacks a key: .*mix"):
-        configs.validate(configs.read(tmp_path / "config.json"))
+        checks.validate(records.read(tmp_path / "config.json"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "\x00"])
 def test_a_damaged_config_of_a_workdir_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json"):
-        configs.read(tmp_path / "config.json")
+        records.read(tmp_path / "config.json")
 
 
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):
     with pytest.raises(UserError, match="workdir"):
-        configs.read(tmp_path / "config.json")
+        records.read(tmp_path / "config.json")
 
 
 def test_steps_and_epochs_given_last_count(base):
@@ -335,21 +332,21 @@ def test_a_workdir_of_before_a_key_that_does_not_change_training_came_is_read(tm
     del old["sampling"], old["evaluation"]["seeds"]
     old["evaluation"] |= {"seed": 5, "steps": [3], "ddim_eta": 0.5}
     path.write_text(json.dumps(old))
-    read = configs.validate(configs.read(path))
+    read = checks.validate(records.read(path))
     assert read.sampling.to_dict() == tiny.tiny_config().sampling.to_dict() | {"eta": 0.5}
     assert read.evaluation.seeds == (5,)
     assert read.evaluation.steps == (3,) and "seed" not in read.evaluation
     for key in ("start_step", "estimate_every"):
         del old["objective"][key]
     path.write_text(json.dumps(old))
-    assert configs.differences(configs.read(path), tiny.tiny_config()) == []
-    assert configs.differences(configs.read(path), tiny.tiny_config("objective.estimate_every=2")) == [
+    assert records.differences(records.read(path), tiny.tiny_config()) == []
+    assert records.differences(records.read(path), tiny.tiny_config("objective.estimate_every=2")) == [
         "objective.estimate_every: 1 -> 2"
     ]
     del old["objective"]["kind"]
     path.write_text(json.dumps(old))
     with pytest.raises(UserError, match="kind"):
-        configs.validate(configs.read(path))
+        checks.validate(records.read(path))
 
 
 GONE = {"estimate_share": 1.0, "estimate_pick": "heaviest", "estimate_dtype": "same"}
@@ -359,24 +356,24 @@ def test_keys_that_are_gone_are_left_out_where_they_did_nothing_and_refused_othe
     path = tmp_path / "config.json"
     old = tiny.tiny_config().to_dict()
     path.write_text(json.dumps(old | {"objective": old["objective"] | GONE}))
-    assert configs.flatten(configs.validate(configs.read(path))) == configs.flatten(tiny.tiny_config())
+    assert keys.flatten(checks.validate(records.read(path))) == keys.flatten(tiny.tiny_config())
     for key, value in (("estimate_share", 0.5), ("estimate_dtype", "bfloat16")):
         path.write_text(json.dumps(old | {"objective": old["objective"] | GONE | {key: value}}))
         with pytest.raises(UserError, match=f"trained with objective.{key} = {value}"):
-            configs.read(path)
+            records.read(path)
 
 
 def test_no_exponent_switches_dream_off_for_the_power_weight_alone(base):
-    configs.validate(changed(base, "objective.p=None"))
-    configs.validate(changed(base, "objective.name=standard", "objective.weight=linear", "objective.p=None"))
+    checks.validate(changed(base, "objective.p=None"))
+    checks.validate(changed(base, "objective.name=standard", "objective.weight=linear", "objective.p=None"))
     with pytest.raises(UserError, match=r"^objective\.p = None: .*objective\.name = standard"):
-        configs.validate(changed(base, "objective.p=None", "objective.weight=linear"))
+        checks.validate(changed(base, "objective.p=None", "objective.weight=linear"))
 
 
 def test_a_recipe_is_found_by_its_name():
-    assert configs.load("quickstart").to_dict() == configs.load(ROOT / "configs" / "quickstart.py").to_dict()
+    assert command_line.load("quickstart").to_dict() == command_line.load(ROOT / "configs" / "quickstart.py").to_dict()
     with pytest.raises(UserError, match=r"quikstart: .*no such recipe .*quickstart"):
-        configs.load("quikstart")
+        command_line.load("quikstart")
 
 
 def test_the_page_of_keys_is_the_table():

@@ -106,7 +106,7 @@ def test_folder_is_prepared_once_and_anew_when_it_changes(folder, prepare):
 def test_what_is_computed_alone_waits_for_its_turn():
     begun, taken = [], []
     with ThreadPoolExecutor(2) as pool:
-        for result in folders._in_order(pool, lambda n: begun.append(n) or n, range(12), 6, lambda n: n % 3 == 0):
+        for result in folders.in_order(pool, lambda n: begun.append(n) or n, range(12), 6, lambda n: n % 3 == 0):
             assert max((n for n in begun if n % 3 == 0), default=0) <= result
             taken.append(result)
     assert taken == list(range(12))

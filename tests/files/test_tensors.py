@@ -5,8 +5,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from torch_files import dictionary, parameter, save, save_stream, stream_tensor, tensor, value
 
+from benchmarks.torch_files import dictionary, parameter, save, save_stream, stream_tensor, tensor, value
 from dream_jax.errors import UserError
 from dream_jax.files import tensors
 

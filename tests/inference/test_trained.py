@@ -7,7 +7,7 @@ import jax
 import pytest
 import tiny
 
-from dream_jax import config
+from dream_jax.config import records
 from dream_jax.errors import UserError
 from dream_jax.inference import trained
 from dream_jax.optimizers import make_optimizer
@@ -33,7 +33,7 @@ def collect():
 def saved(tmp_path_factory):
     """A workdir with the checkpoints of steps 1 and 2, and their states; not to be changed."""
     workdir = tmp_path_factory.mktemp("saved")
-    config.save(tiny.tiny_config(), workdir / "config.json")
+    records.save(tiny.tiny_config(), workdir / "config.json")
     experiment = trained.open_experiment(workdir)
     with tiny.quick_compiles():
         init, _ = start_state(experiment, make_optimizer(experiment.config.optimizer), sharding.make_mesh())
@@ -134,7 +134,7 @@ def test_a_checkpoint_without_checksums_is_read_with_a_word(saved, workdir, caps
     ],
 )
 def test_weights_of_another_network_are_refused(workdir, change, checksums, with_checksums, without):
-    config.save(tiny.tiny_config(change), workdir / "config.json")
+    records.save(tiny.tiny_config(change), workdir / "config.json")
     if not checksums:
         for step in (1, 2):
             without_checksums(workdir, step)

@@ -11,8 +11,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from dream_jax import config
 from dream_jax.__main__ import main
+from dream_jax.config import records
 from dream_jax.files import images
 from dream_jax.inference import drawing, trained, upscaling
 from dream_jax.inference.plans import Shape
@@ -331,7 +331,7 @@ def test_a_run_that_was_killed_is_made_complete(tiny_workdir, tmp_path, monkeypa
 
 
 def test_a_run_without_a_checkpoint_says_so_once(tiny_workdir, tmp_path, capsys):
-    config.save(config.read(tiny_workdir / "config.json"), tmp_path / "config.json")
+    records.save(records.read(tiny_workdir / "config.json"), tmp_path / "config.json")
     for name in "ab":
         images.write(tmp_path / "low" / f"{name}.png", picture_of(0, 4, 4))
     assert run(tmp_path, tmp_path / "low", tmp_path / "high") == 2
@@ -403,7 +403,7 @@ def test_mistakes_in_options(workdir, options, reason, tiny_workdir, tmp_path, c
     images.write(tmp_path / "low.png", picture_of(0, 4, 4))
     (tmp_path / "unconditional").mkdir()
     changes = "task.name=unconditional", "task.residual=False"
-    config.save(tiny.tiny_config(*changes), tmp_path / "unconditional" / "config.json")
+    records.save(tiny.tiny_config(*changes), tmp_path / "unconditional" / "config.json")
     chosen = tiny_workdir if workdir == "good" else tmp_path / workdir
     assert run(chosen, tmp_path / "low.png", tmp_path / "high.png", *options) == 2
     error = capsys.readouterr().err

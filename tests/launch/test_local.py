@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dream_jax import config
+from dream_jax.config import records
 
 LAUNCHER = tiny.ROOT / "launch" / "local.py"
 spec = importlib.util.spec_from_file_location("local", LAUNCHER)
@@ -137,12 +137,12 @@ def test_pauses_grow_and_end_with_a_signal(here, monkeypatch, capfd):
     monkeypatch.setattr(local.time, "sleep", sleep)
     for attempt in (1, 2, 5, 20):
         before = clock[0]
-        local._pause(attempt, 20, None, [])
+        local.pause(attempt, 20, None, [])
         pauses.append(clock[0] - before)
     for pause, most in zip(pauses, (2, 4, 32, 300), strict=True):
         assert most / 2 <= pause <= most + 0.1
     before = clock[0]
-    local._pause(20, 20, None, [signal.SIGINT])
+    local.pause(20, 20, None, [signal.SIGINT])
     assert clock[0] == before
 
 
@@ -152,10 +152,10 @@ def test_the_newest_checkpoint_is_found_where_the_run_keeps_it(tmp_path):
     assert local.newest_checkpoint(arguments) is None
     for name in ("9", "10", "11.orbax-checkpoint-tmp"):
         (workdir / "checkpoints" / name).mkdir(parents=True)
-    config.save(tiny.tiny_config(), workdir / "config.json")
+    records.save(tiny.tiny_config(), workdir / "config.json")
     assert local.newest_checkpoint(arguments) == 10
     (tmp_path / "elsewhere" / "30").mkdir(parents=True)
-    config.save(tiny.tiny_config(f"checkpoint.directory={tmp_path}/elsewhere"), workdir / "config.json")
+    records.save(tiny.tiny_config(f"checkpoint.directory={tmp_path}/elsewhere"), workdir / "config.json")
     assert local.newest_checkpoint([*arguments[:3], f"--workdir={workdir}"]) == 30
 
 
@@ -203,7 +203,7 @@ def test_mistakes(arguments, reason):
 
 
 def test_a_mistake_that_one_process_sees_ends_all(tmp_path):
-    config.save(tiny.tiny_config("steps=7", "seed=1"), tmp_path / "config.json")
+    records.save(tiny.tiny_config("steps=7", "seed=1"), tmp_path / "config.json")
     where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", tmp_path
     done = launch("--processes", 2, "--devices", 1, "--", "train", *where, *settings(tiny.TINY))
     assert done.returncode == 2 and "seed: 1 -> 0" in done.stderr

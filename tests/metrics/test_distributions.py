@@ -59,7 +59,7 @@ def test_kernel_distance_by_its_definition():
     expected = mean(f, f, True) + mean(g, g, True) - 2 * mean(f, g)
     np.testing.assert_allclose(metrics.kernel_distance(f, g), expected, rtol=1e-10)
     np.testing.assert_allclose(metrics.kernel_distance(g[::-1], f), expected, rtol=1e-10)
-    np.testing.assert_allclose(distributions._kernel_sum(f, g, 4), distributions._kernel_sum(f, g), rtol=1e-12)
+    np.testing.assert_allclose(distributions.kernel_sum(f, g, 4), distributions.kernel_sum(f, g), rtol=1e-12)
 
 
 def test_kernel_distance_is_unbiased():
@@ -146,7 +146,7 @@ def test_sliced_wasserstein_of_other_sizes(height, width, sizes):
 def test_sliced_wasserstein_on_one_axis_is_the_wasserstein_distance():
     rng = np.random.default_rng(7)
     a, b = rng.normal(0, 1, (2, 50)).astype(np.float32)
-    distance = distributions._sliced(a[:, None], b[:, None], rng)
+    distance = distributions.sliced(a[:, None], b[:, None], rng)
     np.testing.assert_allclose(distance, scipy.stats.wasserstein_distance(a, b), rtol=1e-5)
 
 
@@ -154,20 +154,20 @@ def test_laplacian_pyramid():
     """Against scipy's mirrored filter; what is taken apart goes together again."""
     x = np.random.default_rng(8).normal(0, 1, (2, 33, 20, 3)).astype(np.float32)
     kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1])[None, :, :, None] / 256
-    pyramid = jax.jit(distributions._laplacian_pyramid, static_argnums=1)(x, 2)
+    pyramid = jax.jit(distributions.laplacian_pyramid, static_argnums=1)(x, 2)
     smaller = scipy.ndimage.convolve(x, kernel, mode="mirror")[:, ::2, ::2]
     np.testing.assert_allclose(pyramid[1], smaller, atol=1e-5)
     spread = np.zeros_like(x)
     spread[:, ::2, ::2] = smaller
     larger = scipy.ndimage.convolve(spread, 4 * kernel, mode="mirror")
     np.testing.assert_allclose(pyramid[0], x - larger, atol=1e-5)
-    assert jax.eval_shape(lambda z: distributions._laplacian_pyramid(z, 1), x)[0].shape == x.shape
+    assert jax.eval_shape(lambda z: distributions.laplacian_pyramid(z, 1), x)[0].shape == x.shape
 
 
 def test_patches_come_from_their_corners():
     a = np.random.default_rng(9).integers(0, 256, (5, 16, 20, 3), np.uint8)
     corners = np.random.default_rng(10).integers(0, 10, (1, 5, distributions._PATCHES, 2), np.int32)
-    (patches,) = distributions._patches(a, corners, 1, pictures_at_once=2)
+    (patches,) = distributions.patches(a, corners, 1, pictures_at_once=2)
     expected = np.stack(
         [p[y : y + 7, x : x + 7] for p, of_p in zip(a, corners[0], strict=True) for y, x in of_p]
     ).astype(float)

@@ -8,8 +8,8 @@ import urllib.request
 import numpy as np
 import pytest
 import safetensors.numpy
-from torch_files import dictionary, save, save_stream, stream_tensor, tensor
 
+from benchmarks.torch_files import dictionary, save, save_stream, stream_tensor, tensor
 from dream_jax.errors import UserError
 from dream_jax.metrics import features, perceptual, weights
 

@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 import tiny
 from rich.console import Console
-from torch_files import official_weights
 
+from benchmarks.torch_files import official_weights
 from dream_jax import commands
 from dream_jax.errors import UserError
 from dream_jax.inference import trained
@@ -104,7 +104,7 @@ def test_outputs_and_gradients_are_the_official_ones():
 
     # Through the loader's own names: the norms keep under its transpositions.
     norms = {n.split("/denoise_fn.")[-1]: float(a) for n, a in z.items() if n.startswith("grad_norm/")}
-    modules = pytorch._official_modules(network)
+    modules = pytorch.official_modules(network)
     ours = {}
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
         *module, leaf = (entry.key for entry in path)

@@ -20,7 +20,7 @@ def test_projection_finds_the_nearest_picture_that_shrinks_to_the_small_one(kern
         rng = np.random.default_rng(3)
         picture, low = rng.uniform(-1, 1, (2, 24, 16, 3)), rng.uniform(-1, 1, (2, 24 // scale, 16 // scale, 3))
         found = resize.project(picture, low, kernel)
-        vertical, horizontal = (resize._coefficients(kernel, n * scale, n)[0] for n in low.shape[1:3])
+        vertical, horizontal = (resize.coefficients(kernel, n * scale, n)[0] for n in low.shape[1:3])
         np.testing.assert_allclose(np.einsum("vh,uw,bhwc->bvuc", vertical, horizontal, found), low, atol=1e-12)
         np.testing.assert_allclose(resize.project(found, low, kernel), found, atol=1e-12)
         # Nearest: the move is orthogonal to every direction that shrinking does not see.

@@ -7,7 +7,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from rich.console import Console
 
-from dream_jax import commands, config
+from dream_jax import commands
+from dream_jax.config import records
 from dream_jax.errors import UserError
 from dream_jax.training import checkpoint, mirror
 
@@ -161,6 +162,6 @@ def test_the_same_command_on_a_new_machine_goes_on(tmp_path):
     assert int(run(tmp_path / "second", 3).step) == 3
     lost, found = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("lost", "second"))
     assert found.startswith(lost) and found.count("\n") == 3
-    assert config.read(tmp_path / "second" / "config.json").steps == 3
+    assert records.read(tmp_path / "second" / "config.json").steps == 3
     names = {path.name for path in (tmp_path / "second" / "samples").iterdir()}
     assert "step_0000002.png" in names and (mirror.folder(remote) / "evaluation.json").exists()

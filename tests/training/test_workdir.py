@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from dream_jax import config
+from dream_jax.config import records
 from dream_jax.errors import UserError
 from dream_jax.training import workdir
 
@@ -19,7 +19,7 @@ def test_a_workdir_is_made_and_keeps_the_config_of_its_run(tmp_path):
     folder, chosen = tmp_path / "new" / "workdir", tiny.tiny_config()
     workdir.make_workdir(folder, chosen)
     assert [path.name for path in folder.iterdir()] == ["samples"]
-    config.save(chosen, folder / "config.json")
+    records.save(chosen, folder / "config.json")
     workdir.make_workdir(folder, tiny.tiny_config("steps=9"))
     with pytest.raises(UserError, match=r"(?s)workdir holds a run with another config.*seed: 0 -> 1"):
         workdir.make_workdir(folder, tiny.tiny_config("seed=1"))

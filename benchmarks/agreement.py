@@ -37,7 +37,18 @@ from dream_jax.runtime import sharding
 from dream_jax.training import train_state
 from dream_jax.training.train_step import make_train_step
 
-STEPS, BATCH, SIZE = 20, 32, 16
+BATCH, SIZE = 32, 16
+
+
+class Form(NamedTuple):
+    """How long which network trains: its channels are 8 times `multipliers`, one at each level."""
+
+    steps: int
+    multipliers: tuple[int, ...]
+
+
+# A network of one level attends once, in its middle. Compiling is most of what the short form costs.
+LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,))
 
 
 class Variant(NamedTuple):
@@ -87,7 +98,7 @@ GRADIENT, ROWS, NORM = "gradient n times too large", "rows numbered locally", "c
 SOUND = ((None, SGD), (None, ADAM))
 MUTANTS = ((GRADIENT, SGD), (GRADIENT, ADAM), (ROWS, SGD), (ROWS, ADAM), (NORM, ADAM))
 
-# What continuous integration has the time for, in float64; tests/launch/test_local.py holds two processes against one.
+# What the tests have the time for, in float64; tests/launch/test_local.py holds two processes against one.
 SHORT = (MUTATED,)
 SHORT_MUTANTS = ((GRADIENT, SGD), (ROWS, SGD), (NORM, ADAM))
 
@@ -98,7 +109,7 @@ BOUNDS = {
 }
 
 
-def setup(dtype: str, variant: Variant):
+def setup(dtype: str, variant: Variant, form: Form):
     """The config: DREAM with p = 1 on 4x super-resolution, dropout 0.2, no warmup.
 
     Every norm has two channels a group or more, so no bias has a gradient of exactly zero, whose noise Adam would turn
@@ -111,9 +122,9 @@ def setup(dtype: str, variant: Variant):
     config.compute_dtype = dtype
     config.objective.distance = "l1" if dtype == "float64" else "l2"
     config.network.channels = 8
-    config.network.channel_multipliers = (1, 2)
+    config.network.channel_multipliers = tuple(form.multipliers)
     config.network.patch = 2
-    config.network.attention_resolutions = (SIZE // 4,)
+    config.network.attention_resolutions = (SIZE // 4,) if len(form.multipliers) > 1 else ()
     config.network.num_res_blocks = 1
     config.network.norm_groups = 4
     config.network.dropout = 0.2
@@ -164,12 +175,12 @@ def either(choices) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def train(dtype: str, variant: Variant, cases) -> dict:
+def train(dtype: str, variant: Variant, cases, form: Form = LONG_FORM) -> dict:
     """{case: {"start/...", "gradient/...", "end/...": array of a leaf}} for cases (mutant, optimizer).
 
     The gradient is that of the first step.
     """
-    config = setup(dtype, variant)
+    config = setup(dtype, variant, form)
     mesh = sharding.make_mesh(variant.shard, jax.devices()[: variant.devices])
     sharding.meet(mesh)
     built = experiment.build(config)
@@ -179,10 +190,10 @@ def train(dtype: str, variant: Variant, cases) -> dict:
         lambda: train_state.create(built.network, optimizer, jax.random.key(0), built.inputs_shape())
     )
     specs = specs_of(shapes, mesh)
-    train_step = make_train_step(built, optimizer, mesh, specs, STEPS)
+    train_step = make_train_step(built, optimizer, mesh, specs, form.steps)
     rows = NamedSharding(mesh, sharding.BATCH)
     # Two more batches than steps, since they are read ahead.
-    pictures = np.random.default_rng(1).integers(0, 256, ((STEPS + 2) * BATCH, SIZE, SIZE, 3), np.uint8)
+    pictures = np.random.default_rng(1).integers(0, 256, ((form.steps + 2) * BATCH, SIZE, SIZE, 3), np.uint8)
 
     def place(value, layout):
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
@@ -206,7 +217,7 @@ def train(dtype: str, variant: Variant, cases) -> dict:
         state = jax.tree.map(place, state, sharding.named(specs, mesh))
         results[case] = fetch("start", state.params)
         with batches.Batches(pictures, BATCH, rows) as feed:
-            for step in range(STEPS):
+            for step in range(form.steps):
                 batch = feed(step)
                 if case[0] == ROWS:
                     batch["row"] = jax.make_array_from_callback((BATCH,), rows, numbered_locally)
@@ -231,18 +242,18 @@ def weights(shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def work(dtype: str, variants, mutants, output: str) -> None:
+def work(dtype: str, variants, mutants, form: Form, output: str) -> None:
     """Trains variants in this process, `MUTATED` also with the mistakes asked for, and writes all to one .npz."""
     arrays = {}
     for variant in variants:
         cases = [*SOUND, *(mutants if variant == MUTATED else ())]
-        for case, trained in train(dtype, variant, cases).items():
+        for case, trained in train(dtype, variant, cases, form).items():
             arrays |= {json.dumps([variant, case, name]): value for name, value in trained.items()}
     if jax.process_index() == 0:
         np.savez(output, **arrays)
 
 
-def run(dtype: str, variants, mutants=()) -> dict:
+def run(dtype: str, variants, mutants, form: Form) -> dict:
     """{(variant, mutant, optimizer): results}, trained in one process with 8 devices or in as many as they need."""
     results = {}
     groups = [[v for v in variants if v.processes == count] for count in sorted({v.processes for v in variants})]
@@ -251,7 +262,7 @@ def run(dtype: str, variants, mutants=()) -> dict:
         for group in groups:
             processes, devices = group[0].processes, group[0].devices // group[0].processes
             outputs.append(Path(folder) / f"{processes}.npz")
-            order = json.dumps([dtype, group, mutants, str(outputs[-1])])
+            order = json.dumps([dtype, group, mutants, form, str(outputs[-1])])
             address = f"127.0.0.1:{free_port()}"
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
@@ -307,9 +318,9 @@ def distances(a: dict, b: dict) -> dict:
     }
 
 
-def compare(dtype: str, variants, mutants=()) -> list[dict]:
+def compare(dtype: str, variants, mutants=(), form: Form = LONG_FORM) -> list[dict]:
     """One row for each run but the reference: how far it is from the reference, and whether it agrees."""
-    results = run(dtype, [REFERENCE, *variants], mutants)
+    results = run(dtype, [REFERENCE, *variants], mutants, form)
     rows = []
     for (variant, mutant, optimizer), trained in results.items():
         if variant != REFERENCE:
@@ -346,8 +357,9 @@ def main() -> int:
         address, processes, number = options.join
         if int(processes) > 1:
             jax.distributed.initialize(address, num_processes=int(processes), process_id=int(number))
-        dtype, variants, mutants, output = json.loads(options.work)
-        work(dtype, [Variant(*variant) for variant in variants], [tuple(mutant) for mutant in mutants], output)
+        dtype, variants, mutants, form, output = json.loads(options.work)
+        variants, mutants = [Variant(*variant) for variant in variants], [tuple(mutant) for mutant in mutants]
+        work(dtype, variants, mutants, Form(*form), output)
         return 0
 
     rows = compare("float64", VARIANTS, MUTANTS) + compare("float32", VARIANTS)
@@ -360,7 +372,7 @@ def main() -> int:
 
 `python -m benchmarks.agreement`, on CPU ({report.machine()}): {report.listed(versions)}.
 
-{STEPS} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is measured by
+{LONG_FORM.steps} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is measured by
 its own norm, tree and leaf by how far the reference moved; the bounds are of gradient, tree and leaf.
 
 {table(rows)}

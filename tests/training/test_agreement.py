@@ -7,7 +7,7 @@ from benchmarks import agreement
 
 @pytest.fixture(scope="module")
 def rows():
-    return agreement.compare("float64", agreement.SHORT, agreement.SHORT_MUTANTS)
+    return agreement.compare("float64", agreement.SHORT, agreement.SHORT_MUTANTS, agreement.SHORT_FORM)
 
 
 def test_layouts_agree(rows):

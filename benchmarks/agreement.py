@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
 
 # A network of one level attends once, in its middle. Compiling is most of what the short form costs.
-LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,))
+LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(20, (1,))
 
 
 class Variant(NamedTuple):
@@ -372,8 +372,8 @@ def main() -> int:
 
 `python -m benchmarks.agreement`, on CPU ({report.machine()}): {report.listed(versions)}.
 
-{LONG_FORM.steps} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is measured by
-its own norm, tree and leaf by how far the reference moved; the bounds are of gradient, tree and leaf.
+{LONG_FORM.steps} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is
+measured by its own norm, tree and leaf by how far the reference moved; the bounds are of gradient, tree and leaf.
 
 {table(rows)}
 

@@ -1,5 +1,4 @@
-"""The official network's arrays; files of torch.save, put together by hand: a zip of data.pkl and of one raw file for
-each storage, or a stream."""
+"""Files of torch.save made by hand, and the official network's arrays: for tests and benchmarks."""
 
 import pickle
 import zipfile

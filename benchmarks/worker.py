@@ -1,4 +1,4 @@
-"""Processes that benchmarks ask for timings, line by line."""
+"""A process that a benchmark asks for timings, line by line."""
 
 import json
 import os

@@ -56,7 +56,7 @@ def train_and_evaluate(config, workdir, console: Console):
 def _train_and_evaluate(config, workdir, console):
     from dream_jax.config import records
     from dream_jax.data import held_out, sources
-    from dream_jax.evaluation import samples
+    from dream_jax.evaluation import sample_grids
     from dream_jax.experiment import build
     from dream_jax.runtime import consensus, sharding
     from dream_jax.training import loop, screen
@@ -73,7 +73,7 @@ def _train_and_evaluate(config, workdir, console):
         run.copies.update()
     begun_at = run.step
     screen.introduce(console, run, pictures, mesh)
-    loop.loop(run, samples.make_sampler(experiment, pictures, mesh), console)
+    loop.loop(run, sample_grids.make_sampler(experiment, pictures, mesh), console)
     _evaluate_run(run, begun_at, pictures, mesh, console)
     return run.state
 

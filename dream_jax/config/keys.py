@@ -303,5 +303,5 @@ def nest(flat: dict) -> ConfigDict:
 
 def markdown() -> str:
     """The table as docs/keys.md holds it."""
-    rows = [f"| `{name}` | `{key.default}` | {key.described()} |" for name, key in KEYS.items()]
+    rows = [f"| `{name}` | `{key.default}` | {key.about} |" for name, key in KEYS.items()]
     return "\n".join(["| key | default | what it is |", "|---|---|---|", *rows]) + "\n"

@@ -1,4 +1,4 @@
-"""Pictures by index: len(source), source[i] -> uint8 [H, W, 3]."""
+"""Sources: pictures by index. A source has len(source), and source[i] is a picture uint8 [H, W, 3]."""
 
 import dataclasses
 import zlib

@@ -1,1 +1,1 @@
-"""A trained model in use."""
+"""Using a trained model: drawing pictures, upscaling files, generating new ones."""

@@ -9,8 +9,8 @@ from dream_jax.experiment import Experiment
 from dream_jax.files import images
 from dream_jax.inference import drawing
 from dream_jax.inference.jobs import Job
-from dream_jax.inference.plans import Plan, Planner, Shape, network_side
 from dream_jax.inference.report import Report
+from dream_jax.inference.tile_plans import Plan, Planner, Shape, network_side
 
 
 class Item(NamedTuple):

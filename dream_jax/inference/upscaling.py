@@ -17,8 +17,8 @@ from dream_jax.inference import drawing, trained
 from dream_jax.inference.groups import Group, Item, groups_of
 from dream_jax.inference.jobs import count_results, list_jobs
 from dream_jax.inference.memory import free_bytes, program_bytes
-from dream_jax.inference.plans import Planner, smallest_tile
 from dream_jax.inference.report import Report
+from dream_jax.inference.tile_plans import Planner, smallest_tile
 
 
 def upscale(

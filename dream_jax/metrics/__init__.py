@@ -8,10 +8,10 @@ from dream_jax.metrics.distributions import (
     sliced_wasserstein,
     sliced_wasserstein_levels,
 )
+from dream_jax.metrics.family import METRICS, PROTOCOLS, Metric, chosen, first_that_measures
 from dream_jax.metrics.features import inception, inception_features
 from dream_jax.metrics.perceptual import lpips, lpips_diversity
 from dream_jax.metrics.pixels import mean_colour_error, mean_squared_error, psnr, ssim
-from dream_jax.metrics.table import METRICS, PROTOCOLS, Metric, chosen, first_that_measures
 
 __all__ = [
     "METRICS",

@@ -1,4 +1,4 @@
-"""What metrics look at: results, and what they are compared with."""
+"""What metrics are given, `Compared`, and helpers that make a metric of a function of two batches."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Networks: `network.apply({"params": params}, inputs, level, dropout_keys=None) -> output`, NHWC.
+"""The networks that predict: `network.apply({"params": params}, inputs, level, dropout_keys=None) -> output`, NHWC.
 
 To add a network, write its module with `divisor` (what sides of pictures must divide by), `told` (the level that it is
 told) and a function `build`, and name it in NETWORKS.

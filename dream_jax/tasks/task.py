@@ -1,4 +1,4 @@
-"""What a task says about itself."""
+"""The record of a task: the functions and sizes that every task has."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from dream_jax.files import images
 from dream_jax.runtime import compilation_cache, hang, stopping
-from dream_jax.training import checkpoint, screen, watch
+from dream_jax.training import bad_numbers, checkpoint, screen
 from dream_jax.training.run import Run
 
 # Steps that the host may be ahead of the device.
@@ -135,15 +135,17 @@ def summarise(window: list, last: int) -> dict:
       {metric: mean}, {"loss_quartile_N": mean}, "skipped": the number of steps that were not applied, and, where there
       are any, "skipped_steps": their numbers.
     """
-    applied = [metrics for metrics in window if metrics is not None and watch.is_finite(metrics)]
+    applied = [metrics for metrics in window if metrics is not None and bad_numbers.is_finite(metrics)]
     first = last - len(window) + 1
-    skipped = [step for step, metrics in enumerate(window, first) if metrics is None or not watch.is_finite(metrics)]
+    skipped = [
+        step for step, metrics in enumerate(window, first) if metrics is None or not bad_numbers.is_finite(metrics)
+    ]
     values = {}
     if applied:
         stacked = {name: np.stack([metrics[name] for metrics in applied]) for name in applied[0]}
         sums, counts = (np.sum(stacked.pop(name), axis=0) for name in ("level_losses", "level_counts"))
         values = {name: float(np.mean(value, dtype=np.float64)) for name, value in stacked.items()}
-        for quartile in range(watch.QUARTILES):
+        for quartile in range(bad_numbers.QUARTILES):
             if counts[quartile]:
                 values[f"loss_quartile_{quartile + 1}"] = float(sums[quartile] / counts[quartile])
     return values | {"skipped": len(skipped)} | ({"skipped_steps": skipped} if skipped else {})

@@ -1,4 +1,4 @@
-"""A training run between two of its steps: its state, its checkpoints and its record."""
+"""A training run: opened, moved by a step, saved, rolled back."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import consensus, sharding
-from dream_jax.training import checkpoint, mirror, origin, published_weights, skipped_steps, train_state, watch
+from dream_jax.training import bad_numbers, bad_step_files, checkpoint, mirror, origin, published_weights, train_state
 from dream_jax.training.run_log import RunLog
 from dream_jax.training.train_state import TrainState
 from dream_jax.training.train_step import make_train_step, start_state
@@ -96,7 +96,7 @@ class Run:
     step: int = 0
     state: TrainState | None = None
     window: list = dataclasses.field(default_factory=list)
-    stats: dict = dataclasses.field(default_factory=watch.start)
+    stats: dict = dataclasses.field(default_factory=bad_numbers.start)
     manager: ocp.CheckpointManager | None = None
     saved: int | None = None
     resumed: bool = False
@@ -140,7 +140,7 @@ class Run:
         )
         self.state, about = (self._first_state(), {}) if restored is None else restored
         self.step = int(self.state.step)
-        self.window, self.stats = _from_json(about.get("unlogged", [])), about.get("watch", watch.start())
+        self.window, self.stats = _from_json(about.get("unlogged", [])), about.get("watch", bad_numbers.start())
         self.skipped |= set(about.get("skipped_steps", ()))
         keep = self.config.checkpoint
         self.manager = checkpoint.open_manager(folder, keep.keep, keep.keep_best)
@@ -174,13 +174,13 @@ class Run:
         checkpoint.save(self.manager, self.state, self.origin | about)
         self.saved = self.step
 
-    def examine(self) -> watch.Verdict:
+    def examine(self) -> bad_numbers.Verdict:
         """What the watch says of the window. Tells the reasons, and keeps the batches that were not finite.
 
         Raises UserError where the run must stop.
         """
         self.window = jax.device_get(self.window)
-        verdict = watch.examine(self.stats, self.window, self.step, self.rectifies, self.config.watch)
+        verdict = bad_numbers.examine(self.stats, self.window, self.step, self.rectifies, self.config.watch)
         for step in verdict.not_finite:
             verdict.reasons.append(self._keep_batch(step))
         if verdict.action == "stop":
@@ -195,17 +195,17 @@ class Run:
 
     def _keep_batch(self, step):
         """Keeps the pictures of a step, by process 0; says what they are called and where they are."""
-        names = skipped_steps.names(self.source, self.config, step)
+        names = bad_step_files.names(self.source, self.config, step)
         listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         kept = ""
         if self.chief:
-            kept = skipped_steps.save_batch(self.workdir, step, self.source, self.pictures, self.config)
+            kept = bad_step_files.save_batch(self.workdir, step, self.source, self.pictures, self.config)
         return f"the pictures of step {step}: {listed}; {kept}"
 
-    def roll_back(self, verdict: watch.Verdict) -> None:
+    def roll_back(self, verdict: bad_numbers.Verdict) -> None:
         """Goes back to the newest checkpoint before the steps to leave out, or to the first state without any.
 
-        Raises UserError where it has gone back there `watch.limit` times before.
+        Raises UserError where it has gone back there `bad_numbers.limit` times before.
         """
         at, limit = self.step, self.config.watch.limit
         checkpoint.wait(self.manager)
@@ -214,7 +214,7 @@ class Run:
         if self.rolled_back_to.count(self.step) >= limit:
             raise UserError(
                 "\n  ".join(verdict.reasons) + f"\n  the run was rolled back to step {self.step} "
-                f"{limit} times (watch.limit) and has not come past it; {watch.BEGIN_ANEW}"
+                f"{limit} times (bad_numbers.limit) and has not come past it; {bad_numbers.BEGIN_ANEW}"
             )
         self.rolled_back_to.append(self.step)
         self.skipped |= set(verdict.steps)
@@ -222,8 +222,8 @@ class Run:
         self.tell(f"rolled back from step {at} to step {self.step}; from now on without step {listed}")
         # The steps are recorded only now: a run that is killed before comes to them again.
         if self.log:
-            skipped_steps.record(self.workdir, at, self.step, verdict.steps, verdict.reasons)
-            skipped_steps.write(self.workdir, self.skipped)
+            bad_step_files.record(self.workdir, at, self.step, verdict.steps, verdict.reasons)
+            bad_step_files.write(self.workdir, self.skipped)
             self.log.rewind(self.step)
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ def open_run(
     """
     config, chief = experiment.config, jax.process_index() == 0
     steps_per_epoch = max(len(source) // config.batch_size, 1)
-    skipped, rolled_back_to = skipped_steps.read(workdir) if chief else ([], [])
+    skipped, rolled_back_to = bad_step_files.read(workdir) if chief else ([], [])
     run = Run(
         experiment=experiment,
         source=source,
@@ -261,7 +261,7 @@ def open_run(
     if chief:
         # Checkpoints may know of more than the workdir's own list, which may be lost.
         if run.skipped - set(skipped):
-            skipped_steps.write(workdir, run.skipped)
+            bad_step_files.write(workdir, run.skipped)
         run.log = RunLog(workdir, run.step)
     return run
 

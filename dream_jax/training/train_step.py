@@ -13,8 +13,8 @@ from dream_jax import noise_schedule, objectives
 from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
 from dream_jax.training import train_state
+from dream_jax.training.bad_numbers import FINITE, QUARTILES
 from dream_jax.training.train_state import TrainState
-from dream_jax.training.watch import FINITE, QUARTILES
 
 # Jitted, so that the norms of a step's three trees, which are alike, are traced once.
 _norm = jax.jit(optax.tree.norm)

@@ -1,4 +1,4 @@
-"""The folder of a run, before training starts."""
+"""The folder of a run: made and checked before training, and where its checkpoints lie."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from dream_jax.__main__ import main
 from dream_jax.config import records
 from dream_jax.files import images
 from dream_jax.inference import drawing, trained, upscaling
-from dream_jax.inference.plans import Shape
+from dream_jax.inference.tile_plans import Shape
 from dream_jax.tasks import resize
 
 SCALE = 2

@@ -15,10 +15,10 @@ from dream_jax.data import batches, bundled, sources
 from dream_jax.errors import UserError
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding, stopping
-from dream_jax.training import checkpoint, loop, skipped_steps, train_state
+from dream_jax.training import bad_step_files, checkpoint, loop, train_state
+from dream_jax.training.bad_numbers import QUARTILES
 from dream_jax.training.run import open_run
 from dream_jax.training.train_step import start_state
-from dream_jax.training.watch import QUARTILES
 
 QUIET = Console(quiet=True)
 BATCH, SIZE = 4, 16
@@ -216,7 +216,7 @@ def test_a_run_that_is_killed_about_its_rollback_and_repeated_ends_the_same(tmp_
             if killed_in == "a later step":
                 patch.setattr(batches.Batches, "__call__", killed_at(16 * interruption))
             else:
-                patch.setattr(skipped_steps, killed_in, kill)
+                patch.setattr(bad_step_files, killed_in, kill)
             begin(tmp_path / "killed", *changes, **wrong)
         # The workdir's own list is lost; the checkpoints know.
         if killed_in == "a later step" and interruption == 2:

@@ -13,7 +13,8 @@ from dream_jax import experiment, objectives
 from dream_jax.data import batches
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import loop, train_state, watch
+from dream_jax.training import loop, train_state
+from dream_jax.training.bad_numbers import is_finite
 from dream_jax.training.train_step import make_losses, make_train_step
 
 BATCH, SIZE, EPOCH = 4, 16, 5
@@ -261,4 +262,4 @@ def test_a_nan_in_one_place_is_not_applied(place):
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=before.step), before)
     assert np.isfinite(metrics["loss"]) == (place == "gradient")
     assert np.isfinite(metrics["gradient_norm"]) == (place == "loss")
-    assert not watch.is_finite(jax.device_get(metrics))
+    assert not is_finite(jax.device_get(metrics))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from stand_ins import fake, its_input, pictures_of
 
-from dream_jax.evaluation.samples import make_sampler
+from dream_jax.evaluation.sample_grids import make_sampler
 
 
 @pytest.mark.parametrize(("change", "across"), [("seed=0", 4), ("task.name=unconditional", 3)])

@@ -3,8 +3,8 @@ import pytest
 import tiny
 
 from dream_jax.errors import UserError
-from dream_jax.inference import drawing, plans, trained
-from dream_jax.inference.plans import Planner, Shape
+from dream_jax.inference import drawing, tile_plans, trained
+from dream_jax.inference.tile_plans import Planner, Shape
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(tiny_workdir)
 @pytest.mark.parametrize("divisor", [1, 4, 12])
 def test_network_sides(divisor):
     sides = np.arange(1, 2000)
-    filled = np.array([plans.network_side(int(side), divisor) for side in sides])
+    filled = np.array([tile_plans.network_side(int(side), divisor) for side in sides])
     assert np.all(filled % divisor == 0) and np.all(filled >= sides)
     assert np.all((filled - sides < divisor) | (filled <= sides * 9 / 8))
     for start in 64, 500, 1000:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from dream_jax.training import watch
+from dream_jax.training import bad_numbers
 
 NAN = float("nan")
 
@@ -24,7 +24,7 @@ def metrics_of(rng, scale=1.0, batch=16, **changes):
 
 
 def examine(window, last, config, stats=None, rectifies=lambda step: True):
-    return watch.examine(stats or watch.start(), window, last, rectifies, config)
+    return bad_numbers.examine(stats or bad_numbers.start(), window, last, rectifies, config)
 
 
 def test_usual_losses_are_no_rise_however_few_examples_a_step_has():
@@ -76,7 +76,7 @@ def test_the_statistics_do_not_depend_on_windows_or_on_being_saved():
     window = [metrics_of(rng, scale=3 if step > 250 else 1) for step in range(1, 301)]
     window[100] = None
     whole = examine(window, 300, settings())
-    stats, reasons = watch.start(), []
+    stats, reasons = bad_numbers.start(), []
     for last in range(7, 308, 7):
         part = examine(window[last - 7 : last], min(last, 300), settings(), json.loads(json.dumps(stats)))
         stats, reasons = part.stats, reasons + part.reasons

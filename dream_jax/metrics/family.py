@@ -5,6 +5,7 @@ A new metric is a function of `Compared` and its entry in METRICS.
 
 import functools
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
@@ -225,15 +226,11 @@ METRICS = {
 
 _CONSISTENCY, _FID = METRICS["consistency"], METRICS["fid"]
 
-# dream_official is for comparing with numbers of DREAM's own code, whose conventions it follows.
-PROTOCOLS = {
-    "standard": METRICS,
-    "dream_official": METRICS
-    | {
-        "consistency": _CONSISTENCY._replace(function=_consistency_official, about=f"{_CONSISTENCY.about}, times 1e5"),
-        "fid": _FID._replace(about=f"{_FID.about}; that code compares 100 with 100, which biases FID upwards"),
-    }
-    | {
+# dream_official is for comparing with numbers of DREAM's own code, whose conventions these follow.
+_OFFICIAL = {
+    "consistency": _CONSISTENCY._replace(function=_consistency_official, about=f"{_CONSISTENCY.about}, times 1e5"),
+    "fid": _FID._replace(about=f"{_FID.about}; that code compares 100 with 100, which biases FID upwards"),
+    **{
         f"lpips_{net}": _lpips_metric(
             net,
             _unsigned,
@@ -242,3 +239,6 @@ PROTOCOLS = {
         for net in perceptual.NETS
     },
 }
+
+# A view, so that a metric that is added later is in both.
+PROTOCOLS = {"standard": METRICS, "dream_official": ChainMap(_OFFICIAL, METRICS)}

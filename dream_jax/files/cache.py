@@ -1,4 +1,4 @@
-"""The folder that keeps what can be made or downloaded again: prepared pictures, compiled programs, metrics' weights."""
+"""The folder of what can be made or downloaded again: prepared pictures, compiled programs, metrics' weights."""
 
 import os
 from pathlib import Path

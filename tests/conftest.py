@@ -59,3 +59,23 @@ def unconditional_workdir(trained_once):
     """As `tiny_workdir`, of a model that makes pictures from nothing."""
     changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
     return trained_once("unconditional", *changes)
+
+
+# The files that take longest, begun first, so that no worker is left with one of them at the end.
+_LONG = (
+    "training/test_resume.py",
+    "training/test_agreement.py",
+    "launch/test_local.py",
+    "test_hostile_inputs.py",
+    "training/test_loop.py",
+    "launch/test_cloud.py",
+    "inference/test_upscaling.py",
+    "evaluation/test_measuring.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return next((i for i, name in enumerate(_LONG) if item.path.as_posix().endswith(name)), len(_LONG))
+
+    items.sort(key=rank)

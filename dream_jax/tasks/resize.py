@@ -47,7 +47,7 @@ def coefficients(kernel, size_in, size_out, outputs=slice(None)):
 
 
 # A matrix of all outputs and inputs is fast, but grows with the square of a side: longer ones are done in blocks.
-_BLOCK = 2048
+BLOCK = 2048
 
 
 @functools.lru_cache(maxsize=32)
@@ -58,9 +58,9 @@ def resize_matrices(kernel, size_in, size_out):
     numbers below 2**24, so float32 products are exact in any order of summation: the same on every device.
     """
     blocks = []
-    for start in range(0, size_out, _BLOCK):
-        whole = max(size_in, size_out) <= _BLOCK
-        outputs = slice(None) if whole else slice(start, min(start + _BLOCK, size_out))
+    for start in range(0, size_out, BLOCK):
+        whole = max(size_in, size_out) <= BLOCK
+        outputs = slice(None) if whole else slice(start, min(start + BLOCK, size_out))
         weights, inputs = coefficients(kernel, size_in, size_out, outputs)
         fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
         high = (fixed + 128) >> 8

@@ -35,9 +35,14 @@ def test_a_run_that_is_killed_and_asked_to_stop_ends_as_one_that_was_not(trials,
     trials.repeat(workdir)
 
 
-def test_two_processes_go_on_together(trials, tmp_path):
-    """One is killed and both are started again by the launcher; then they are asked to stop, and repeated."""
+def test_two_processes_go_on_together(tmp_path):
+    """One is killed and both are started again by the launcher; then they are asked to stop, and repeated.
+
+    They end as one process with two devices does that nothing happens to.
+    """
     workdir = tmp_path / "run"
+    changes = "steps=8", "log_every=1", "checkpoint.every=2", "samples.every=8", "mesh.shard=2", "network.channels=48"
+    trials = soak.Trials(tmp_path, seed=0, quick=True, changes=changes)
     launcher = trials.begin(workdir, processes=2, restarts=1)
     soak.wait_for_save(workdir / "checkpoints", launcher, 2)
     os.kill(soak.children(launcher.pid)[1], signal.SIGKILL)

@@ -80,16 +80,13 @@ class Trials:
     def straight(self, processes: int = 1):
         """(the run that nothing happens to, the seconds that it takes).
 
-        It is the second of two, which compiles nothing; the first where it is to be quick. Quick, two processes are held
-        against one with two devices, which starts in half the time: a sum of two numbers is the same in either order.
+        It is the second of two, which compiles nothing. Where it is to be quick, it is the first, of one process, which
+        starts in half the time, with as many devices: a sum of two numbers is the same in either order.
         """
         if processes not in self._straight:
             for name in ("straight",) if self.quick else ("compiling", "straight"):
                 workdir, since = self.folder / f"{name}_{processes}" / "run", time.monotonic()
-                if self.quick:
-                    finish(self.begin(workdir, devices=processes))
-                else:
-                    finish(self.begin(workdir, processes))
+                finish(self.begin(workdir, devices=processes) if self.quick else self.begin(workdir, processes))
             self._straight[processes] = workdir, time.monotonic() - since
         return self._straight[processes]
 

@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
 
 # A network of one level attends once, in its middle. Compiling is most of what the short form costs.
-LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(20, (1,))
+LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(8, (1,))
 
 
 class Variant(NamedTuple):
@@ -98,7 +98,7 @@ GRADIENT, ROWS, NORM = "gradient n times too large", "rows numbered locally", "c
 SOUND = ((None, SGD), (None, ADAM))
 MUTANTS = ((GRADIENT, SGD), (GRADIENT, ADAM), (ROWS, SGD), (ROWS, ADAM), (NORM, ADAM))
 
-# What the tests have the time for, in float64; tests/launch/test_local.py holds two processes against one.
+# What the tests have the time for, in float64; tests/training/test_resume.py holds two processes against one.
 SHORT = (MUTATED,)
 SHORT_MUTANTS = ((GRADIENT, SGD), (ROWS, SGD), (NORM, ADAM))
 
@@ -266,6 +266,7 @@ def run(dtype: str, variants, mutants, form: Form) -> dict:
             address = f"127.0.0.1:{free_port()}"
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
                 "JAX_NUM_CPU_DEVICES": str(devices if processes > 1 else 8),
                 "JAX_ENABLE_X64": str(int(dtype == "float64")),
                 "JAX_NUMPY_RANK_PROMOTION": "raise",

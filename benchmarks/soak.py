@@ -90,12 +90,13 @@ class Trials:
             self._straight[processes] = workdir, time.monotonic() - since
         return self._straight[processes]
 
-    def repeat(self, workdir, processes: int = 1) -> None:
-        """Repeats an interrupted run, and raises Failed where it does not end as the straight one."""
+    def repeat(self, workdir, processes: int = 1) -> str:
+        """Repeats an interrupted run; what it said. Raises Failed where it does not end as the straight one."""
         said = finish(self.begin(workdir, processes))
         changed = differences(workdir, self.straight(processes)[0])
         if changed:
             raise Failed(f"{workdir}: {', '.join(changed)} differ; the repeated run said:\n{said}")
+        return said
 
     def interrupted(self, number: int, processes: int = 1, in_save: bool = False, victim: int | None = None) -> dict:
         """A run that is sent a signal at a random moment of its life and repeated; what was met.

@@ -11,6 +11,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dream_jax-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # Most programs of tests run once, and compile in a third of the time so; the fixture `optimized` is for the others.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all programs that tests start and interrupt.
@@ -22,6 +24,14 @@ import tiny  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def optimized():
+    """What is compiled within is compiled as it is for users."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +48,7 @@ def trained_once(tmp_path_factory):
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = root / f"{name}.done"
             if not done.exists():
-                with tiny.quick_compiles():
-                    commands.train_and_evaluate(
-                        tiny.tiny_config(*changes), root / name / "workdir", Console(quiet=True)
-                    )
+                commands.train_and_evaluate(tiny.tiny_config(*changes), root / name / "workdir", Console(quiet=True))
                 done.touch()
         return root / name / "workdir"
 
@@ -68,6 +75,9 @@ _LONG = (
     "launch/test_local.py",
     "test_hostile_inputs.py",
     "training/test_loop.py",
+    "training/test_train_step.py",
+    "networks/test_networks.py",
+    "inference/test_generation.py",
     "launch/test_cloud.py",
     "inference/test_upscaling.py",
     "evaluation/test_measuring.py",

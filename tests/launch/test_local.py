@@ -1,12 +1,10 @@
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import tiny
 
@@ -213,38 +211,3 @@ def test_a_mistake_that_one_process_sees_ends_all(tmp_path):
 
 def settings(changes):
     return [f"--config.{change}" for change in changes]
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    changes = (
-        *tiny.TINY,
-        "steps=3",
-        "optimizer.learning_rate=1e-3",
-        "objective.p=None",
-        "network.channel_multipliers=1,",
-        # Weights large enough to be spread over both processes' devices.
-        *("network.channels=48", "mesh.shard=4"),
-    )
-    changes += "checkpoint.every=2", "samples.every=2", "evaluation.batch_size=4"
-
-    def train(name, *options):
-        where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", tmp_path / name
-        done = launch(*options, "--", "train", *where, *settings(changes))
-        assert done.returncode == 0, done.stderr
-        files = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        return done, [json.loads(line) for line in files]
-
-    done, two = train("two", "--processes", 2, "--devices", 2)
-    assert "on 4 x cpu" in done.stdout and done.stdout.count("step 3/3") == 1
-    _, one = train("one", "--devices", 4)
-    assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3]
-    for a, b in zip(two, one, strict=True):
-        assert a.keys() == b.keys()
-        np.testing.assert_allclose([a[name] for name in a], [b[name] for name in a], rtol=1e-4, atol=1e-7)
-    for name in "one", "two":
-        assert sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) == ["2", "3"]
-        assert len(list((tmp_path / name / "samples").iterdir())) == 2
-    scores = [
-        json.loads((tmp_path / name / "evaluation.json").read_text())["rows"][1]["psnr"] for name in ("one", "two")
-    ]
-    assert scores[0] == pytest.approx(scores[1], abs=0.01)

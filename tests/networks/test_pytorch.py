@@ -83,6 +83,7 @@ def test_training_starts_from_the_weights_of_a_file(tmp_path):
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="needs ../shared/reference/sr3_unet.npz beside the repository")
+@pytest.mark.usefixtures("optimized")
 def test_outputs_and_gradients_are_the_official_ones():
     with np.load(REFERENCE) as z:
         z = dict(z)

@@ -6,6 +6,8 @@ import pytest
 from dream_jax.networks.convolution import conv_general_dilated
 from dream_jax.runtime import compiler
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.fixture(autouse=True)
 def asked_anew():

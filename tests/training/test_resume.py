@@ -57,8 +57,8 @@ def test_two_processes_go_on_together(tmp_path):
     assert launched[0] == "launch: process 1 was ended by SIGKILL; the others are stopped"
     assert len(launched) == 2 and f"from the checkpoint of step {reached}" in launched[1]
     assert "Traceback" not in said and f"going on from the checkpoint of step {reached}" in said
-    said = trials.repeat(workdir, processes=2)
-    # Both have the one mesh, and process 0 speaks for both.
+    said += trials.repeat(workdir, processes=2)
+    # Both have the one mesh, and process 0 speaks for both; the last step may come before the signal is seen.
     assert "on 2 x cpu" in said and said.count("step 8/8") == 1
 
 

@@ -29,9 +29,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def optimized():
     """What is compiled within is compiled as it is for users."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import tensors
-from dream_jax.networks import pytorch
+from dream_jax.networks import NETWORKS
 
 
 def read(experiment: Experiment, shapes):
@@ -17,7 +17,7 @@ def read(experiment: Experiment, shapes):
     config = experiment.config.network
     arrays = tensors.read_weights(config.weights)
     try:
-        network, params = pytorch.load_sr3(arrays, config.norm_groups)
+        network, params = NETWORKS[config.name].load(arrays, config.norm_groups)
     except UserError as error:
         raise UserError(f"{shown(config.weights)}: {error}") from None
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):

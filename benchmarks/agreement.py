@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
 
 # A network of one level attends once, in its middle. Compiling is most of what the short form costs.
-LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(8, (1,))
+LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,))
 
 
 class Variant(NamedTuple):
@@ -266,7 +266,6 @@ def run(dtype: str, variants, mutants, form: Form) -> dict:
             address = f"127.0.0.1:{free_port()}"
             environment = os.environ | {
                 "JAX_PLATFORMS": "cpu",
-                "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
                 "JAX_NUM_CPU_DEVICES": str(devices if processes > 1 else 8),
                 "JAX_ENABLE_X64": str(int(dtype == "float64")),
                 "JAX_NUMPY_RANK_PROMOTION": "raise",

@@ -494,11 +494,10 @@ def programs(command: str) -> dict[str, bytes]:
     return found
 
 
-def _opcode_floods():
+def _opcode_floods(large: bool):
     """Pickles that take much time or memory for their size."""
-    many = 10**6
-    collide = [struct.pack("<B", 12) + (k * (2**61 - 1)).to_bytes(12, "little") for k in range(1, 60_000)]
-    nested = 3 * 10**5
+    many, nested, count = (10**6, 3 * 10**5, 60_000) if large else (10**5, 3 * 10**4, 6_000)
+    collide = [struct.pack("<B", 12) + (k * (2**61 - 1)).to_bytes(12, "little") for k in range(1, count)]
     return {
         "dicts": b"\x80\x02(" + b"}" * 3 * many + b"t.",
         "lists in lists": b"\x80\x02" + b"]" * nested + b"a" * (nested - 1) + b".",
@@ -510,7 +509,7 @@ def _opcode_floods():
         "a text of 4 GiB": b"\x80\x02X\xff\xff\xff\xffa.",
         "a text of 2^63": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7fa.",
         "marks": b"\x80\x02" + b"(" * 3 * many + b".",
-        "memo": b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", i) for i in range(10**6)) + b".",
+        "memo": b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", i) for i in range(many)) + b".",
     }
 
 
@@ -560,7 +559,9 @@ def special_safetensors(large: bool) -> dict[str, bytes]:
         "1000 dimensions": safetensors_file({"a": one(shape=(1,) * 999 + (2,))}, data),
         "more after the end": safetensors_file({"a": one()}, bytes(100)),
         "a number of many digits": safetensors_file(b'{"a":{"dtype":"F32","shape":[' + b"9" * 10**5 + b"]}}"),
-        "many empty tensors": safetensors_file({f"a{i}": one(shape=(0,), offsets=(0, 0)) for i in range(10**5)}),
+        "many empty tensors": safetensors_file(
+            {f"a{i}": one(shape=(0,), offsets=(0, 0)) for i in range(10**5 if large else 10**4)}
+        ),
     }
     if large:
         count = 1_400_000
@@ -593,8 +594,9 @@ def torch_file(folder: Path, weights, compression=zipfile.ZIP_STORED, stream=Fal
     return data
 
 
-def damaged_weights(weights) -> dict[str, dict]:
+def damaged_weights(weights, large: bool) -> dict[str, dict]:
     """Sets of arrays that are no network, or have no sound values."""
+    blocks, alike_blocks = (9999, 400) if large else (999, 40)
     first, last = "downs.0.weight", "final_conv.block.3.bias"
     array = weights[first]
 
@@ -603,12 +605,12 @@ def damaged_weights(weights) -> dict[str, dict]:
         changed.flat[changed.size // 2] = value
         return weights | {name: changed}
 
-    many = {f"downs.{k}.res_block.block1.block.3.weight": np.zeros((8, 1, 1, 1), np.float32) for k in range(1, 9999)}
-    levels = {f"downs.{k}.conv.weight": np.zeros((8, 1, 1, 1), np.float32) for k in range(1, 9999)}
+    many = {f"downs.{k}.res_block.block1.block.3.weight": np.zeros((8, 1, 1, 1), np.float32) for k in range(1, blocks)}
+    levels = {f"downs.{k}.conv.weight": np.zeros((8, 1, 1, 1), np.float32) for k in range(1, blocks)}
     # Enough of everything that nothing is missing before the network is made.
     alike = many | {
         name.replace("downs.1.", f"downs.{k}."): a
-        for k in range(1, 400)
+        for k in range(1, alike_blocks)
         for name, a in weights.items()
         if name.startswith("downs.1.")
     }
@@ -632,7 +634,7 @@ def damaged_weights(weights) -> dict[str, dict]:
     }
 
 
-def special_archives(folder: Path, sound: bytes) -> dict[str, tuple[bytes, bool | None]]:
+def special_archives(folder: Path, sound: bytes, large: bool) -> dict[str, tuple[bytes, bool | None]]:
     """Zip files that no torch.save writes; several would write outside of a folder, were they unpacked."""
 
     def archive(*members, compression=zipfile.ZIP_STORED):
@@ -661,7 +663,7 @@ def special_archives(folder: Path, sound: bytes) -> dict[str, tuple[bytes, bool 
         "a bomb": (archive(*members[:-1], (members[-1][0], bytes(10**8)), compression=zipfile.ZIP_DEFLATED), False),
         "a bomb of a pickle": (archive(("w/data.pkl", b"}" * 10**8), compression=zipfile.ZIP_DEFLATED), False),
         "two pickles": (archive(*members, ("v/data.pkl", b"N.")), False),
-        "many members": (archive(*members, *((f"w/{i}", b"") for i in range(50_000))), None),
+        "many members": (archive(*members, *((f"w/{i}", b"") for i in range(50_000 if large else 5_000))), None),
         "code beside": (archive(*members, ("w/code/__torch__.py", f"open({outside!r}, 'w')")), True),
         "no members": (archive(), False),
         "a script": (b"#!/bin/sh\ntouch " + outside.encode() + b"\n" + sound, None),
@@ -696,7 +698,7 @@ def weights(folder: Path, arrays, count: int, seed: int = 0, large: bool = True)
         path = torch_files.save_stream(folder / "code.pth", bare, {})
         yield write(".bin", path.read_bytes(), "with code", False)
         path.unlink()
-    for program in _opcode_floods().values():
+    for program in _opcode_floods(large).values():
         path = torch_files.save(folder / "flood.pth", program[2:-1], {})
         yield write(".pth", path.read_bytes(), "too much", False)
         if large:
@@ -705,11 +707,11 @@ def weights(folder: Path, arrays, count: int, seed: int = 0, large: bool = True)
         path.unlink()
     for data in special_safetensors(large).values():
         yield write(".safetensors", data, "by hand", False)
-    for name, changed in damaged_weights(arrays).items():
+    for name, changed in damaged_weights(arrays, large).items():
         yield write(".safetensors", safetensors.numpy.save(changed), "by hand", False)
         if name not in ("a long name", "names of controls"):
             yield write(".pth", torch_file(folder, changed), "by hand", False)
-    for data, readable in special_archives(folder, zipped).values():
+    for data, readable in special_archives(folder, zipped, large).values():
         yield write(".pth", data, "archive", readable)
     if large:
         names = b"".join(struct.pack("<4s38xI", b"PK\1\2", 0) for _ in range(2 * 10**6))

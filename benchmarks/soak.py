@@ -139,6 +139,13 @@ class Trials:
 
     def robbed(self, kilobytes: int) -> dict:
         """A run on a file system of that size, repeated on one with room."""
+        saved, met = self.rob(kilobytes)
+        self.repeat(saved)
+        shutil.rmtree(saved.parent.parent)
+        return met
+
+    def rob(self, kilobytes: int) -> tuple[Path, dict]:
+        """(what a run on a file system of that size leaves, copied to one with room; what was met)."""
         folder = Path(tempfile.mkdtemp(prefix="disk-", dir=self.folder))
         small, saved = folder / "small", folder / "saved" / "run"
         small.mkdir()
@@ -152,10 +159,8 @@ class Trials:
         messages = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
         if done.returncode and (done.returncode != 2 or len(messages) != 1 or "Traceback" in done.stdout):
             raise Failed(f"a disk of {kilobytes} kB: status {done.returncode}, not one message:\n{done.stdout}")
-        self.repeat(saved)
-        shutil.rmtree(folder)
         said = messages[0].replace(str(small / "run"), "WORKDIR") if messages else "had room"
-        return {"kilobytes": kilobytes, "status": done.returncode, "step": step, "said": said}
+        return saved, {"kilobytes": kilobytes, "status": done.returncode, "step": step, "said": said}
 
     def damaged(self, flips: int, cuts: int) -> dict:
         """{(damage, what came of it): count} over copies of the straight run's checkpoints, the newest one damaged."""

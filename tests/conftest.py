@@ -1,5 +1,6 @@
 import atexit
 import fcntl
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -13,6 +14,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Most programs of tests run once, and compile in a third of the time so; the fixture `optimized` is for the others.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    flags = "--xla_cpu_parallel_codegen_split_count=1"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        # A third less of compiling. Later versions do not know the option, and XLA ends a process for that.
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all programs that tests start and interrupt.

@@ -45,8 +45,7 @@ def loss_of(built):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     batch = {"image": jnp.asarray(pictures), "row": jnp.arange(2, dtype=jnp.int32)}
     params = built.network.init(jax.random.key(1), jnp.zeros(built.inputs_shape()), jnp.ones(1))["params"]
-    with tiny.quick_compiles():
-        loss, facts = jax.jit(lambda params: losses(params, batch, jnp.int32(0), True))(params)
+    loss, facts = jax.jit(lambda params: losses(params, batch, jnp.int32(0), True))(params)
     assert loss.shape == (2,) and np.isfinite(loss).all()
     return loss, facts
 
@@ -57,9 +56,8 @@ def test_a_task():
     loss_of(built)
     model = fake(its_input, "task.name=denoising", "task.residual=False")
     pictures = pictures_of(model)
-    with tiny.quick_compiles():
-        made = inputs.make_inputs(model.experiment, pictures)
-        record, columns = measuring.evaluate({"model": model}, pictures, QUIET)
+    made = inputs.make_inputs(model.experiment, pictures)
+    record, columns = measuring.evaluate({"model": model}, pictures, QUIET)
     noise = made.observed.astype(float) - pictures
     assert 20 < noise.std() < 25 and not np.array_equal(noise[0], noise[1])
     assert list(columns) == ["noisy", "DREAM, ddim 1 step", "original"]
@@ -97,9 +95,8 @@ def test_a_noise_schedule():
 def test_a_metric():
     model = fake(its_input)
     pictures = pictures_of(model)
-    with tiny.quick_compiles():
-        record, _ = measuring.evaluate({"model": model}, pictures, QUIET)
-        enlarged = inputs.make_inputs(model.experiment, pictures).baseline
+    record, _ = measuring.evaluate({"model": model}, pictures, QUIET)
+    enlarged = inputs.make_inputs(model.experiment, pictures).baseline
     expected = np.abs(enlarged.astype(float) - pictures).mean()
     assert record["rows"][0]["mae"] == pytest.approx(expected, rel=1e-5)
     assert "mae" in tables.measured(record["rows"]) and record["about_protocol"]["mae"].startswith("mean absolute")

@@ -52,9 +52,14 @@ def named_leaves(tree) -> dict:
 def describe(tree) -> dict:
     """{name: {"shape", "dtype", "sums"}} of a tree of arrays, on whatever devices they are."""
     leaves = named_leaves(tree)
-    # One program for each shape, not one for all leaves: a network has hundreds of leaves and a dozen shapes. The host
-    # waits for each: on CPUs, programs that sum over several processes block each other when many run at once.
-    sums = {name: jax.device_get(_summing(_everywhere(leaf.sharding))(leaf)) for name, leaf in leaves.items()}
+    # One program for each shape, not one for all leaves: a network has hundreds of leaves and a dozen shapes.
+    sums = {}
+    for name, leaf in leaves.items():
+        sums[name] = _summing(_everywhere(leaf.sharding))(leaf)
+        if len(leaf.sharding.device_set) > 1:
+            # On CPUs, programs that sum over several devices block each other when many run at once.
+            sums[name].block_until_ready()
+    sums = jax.device_get(sums)
     return {
         name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": sums[name].tolist()}
         for name, leaf in leaves.items()

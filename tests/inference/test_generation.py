@@ -2,16 +2,9 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
 from dream_jax.__main__ import main
 from dream_jax.files import images
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with tiny.quick_compiles():
-        yield
 
 
 def run(workdir, output, *options):

@@ -1,16 +1,9 @@
 import numpy as np
 import pytest
-import tiny
 
 from dream_jax.errors import UserError
 from dream_jax.inference import drawing, tile_plans, trained
 from dream_jax.inference.tile_plans import Planner, Shape
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with tiny.quick_compiles():
-        yield
 
 
 def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(tiny_workdir):

@@ -276,7 +276,7 @@ def test_a_cancelled_job_is_not_queued_again(slurm):
 def test_the_job_trains_on_its_tasks_together(slurm):
     changes = *tiny.TINY, "image_size=16", "task.name=unconditional", "task.residual=False", "objective.kind=eps"
     # No step: what the tasks compute together is the first state and the evaluation.
-    changes += "network.channel_multipliers=1,", "objective.p=None", "steps=0"
+    changes += "objective.p=None", "steps=0"
     where = "--config", tiny.ROOT / "configs" / "base.py", "--workdir", slurm / "run"
     script = submit("--gpus", 0, "--dry_run", "--", "train", *where, *(f"--config.{c}" for c in changes)).stdout
     environment = os.environ | {

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from tiny import quick_jit
 
 from dream_jax.networks import convolution
 
@@ -30,7 +29,7 @@ def same_as_jax(x_shape, w_shape, strides, padding, lhs_dilation=(1, 1), rhs_dil
         rng = np.random.default_rng(0)
         x, w = jnp.asarray(rng.standard_normal(x_shape)), jnp.asarray(rng.standard_normal(w_shape))
 
-        @functools.partial(quick_jit, static_argnums=0)
+        @functools.partial(jax.jit, static_argnums=0)
         def run(conv):
             y, vjp = jax.vjp(
                 lambda x, w: conv(x, w, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers=NHWC), x, w

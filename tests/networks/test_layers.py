@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import quick_jit
 
 from dream_jax.networks import layers
 
@@ -48,7 +47,7 @@ def test_dropout_is_a_function_of_key_and_layer():
         def __call__(self, x, keys=None):
             return layers.Dropout(0.25, name="a")(x, keys), layers.Dropout(0.25, name="b")(x, keys)
 
-    run = quick_jit(Two().apply)
+    run = jax.jit(Two().apply)
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), 8)
     x = jnp.ones((8, 16, 16, 4))
     a, b = run({}, x, keys)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from tiny import quick_jit
 
 from dream_jax.errors import UserError
 from dream_jax.networks import GenerationUNet, SR3UNet, layers
@@ -41,7 +40,7 @@ def example(channels=4, batch=2, height=8, width=8):
     return x, rng.random(batch).astype(np.float32), jax.random.split(jax.random.key(3, impl="threefry2x32"), batch)
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def apply(network, params, x, level, keys=None):
     return network.apply({"params": params}, x, level, keys)
 
@@ -87,7 +86,7 @@ def test_what_an_output_depends_on(network):
 def test_gradients_through_remat_scan_and_shard_map(network):
     params = random_params(network, 4)
     x, level, keys = example()
-    whole = quick_jit(functools.partial(gradient, network))(params, x, level, keys)
+    whole = jax.jit(functools.partial(gradient, network))(params, x, level, keys)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(whole))
 
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -103,7 +102,7 @@ def test_gradients_through_remat_scan_and_shard_map(network):
         total, _ = lax.scan(body, jax.tree.map(jnp.zeros_like, params), pieces)
         return lax.psum(jax.tree.map(lambda g: g / 2, total), "data")
 
-    assert distance(quick_jit(accumulated)(params, x, level, keys), whole) < 1e-5
+    assert distance(jax.jit(accumulated)(params, x, level, keys), whole) < 1e-5
 
 
 def test_the_network_in_float64():
@@ -159,7 +158,7 @@ def test_initial_weights():
     x, level, _ = example()
     network = SMALL.clone(zero_init_output=True)
 
-    @quick_jit
+    @jax.jit
     def init(key):
         params = network.init(key, x, level)["params"]
         return params["down_0_0"]["conv_0"]["kernel"], params["conv_out"]["kernel"]

@@ -18,14 +18,6 @@ from dream_jax.training.bad_numbers import is_finite
 from dream_jax.training.train_step import make_losses, make_train_step
 
 BATCH, SIZE, EPOCH = 4, 16, 5
-SMALL = (
-    "image_size=16",
-    "batch_size=4",
-    "network.dropout=0.2",
-    "data.flip=False",
-    "objective.distance=l1",
-    "network.channel_multipliers=1,",
-)
 CONSERVATIVE = (
     *("objective.name=conservative_dream", "objective.kind=eps", "task.name=unconditional", "task.residual=False"),
     *("objective.distance=l2", "objective.minimum=0.1", "objective.maximum=0.5", "objective.ramp_epochs=20"),
@@ -34,7 +26,7 @@ CONSERVATIVE = (
 
 
 def small(*changes):
-    return experiment.build(tiny.tiny_config(*SMALL, *changes))
+    return experiment.build(tiny.tiny_config(*tiny.SMALL, *changes))
 
 
 def losses_of(built):
@@ -141,13 +133,12 @@ def test_an_example_is_a_function_of_its_row_and_the_step_only():
     built = small()
     losses = losses_of(built)
     params = weights(built)
-    with tiny.quick_compiles():
-        run = jax.jit(lambda batch, step: losses(params, batch, step, True))
-        whole = run(batch_of(range(8)), jnp.int32(3))
-        order = [5, 2, 7, 0, 1, 6, 3, 4]
-        permuted = run(batch_of(order), jnp.int32(3))
-        half = run(batch_of(range(4)), jnp.int32(3))
-        later = run(batch_of(range(4)), jnp.int32(4))
+    run = jax.jit(lambda batch, step: losses(params, batch, step, True))
+    whole = run(batch_of(range(8)), jnp.int32(3))
+    order = [5, 2, 7, 0, 1, 6, 3, 4]
+    permuted = run(batch_of(order), jnp.int32(3))
+    half = run(batch_of(range(4)), jnp.int32(3))
+    later = run(batch_of(range(4)), jnp.int32(4))
     for a, b in zip(jax.tree.leaves(permuted), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b[np.array(order)], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(whole), strict=True):
@@ -183,8 +174,7 @@ def make_stepper():
 
 @pytest.fixture(scope="module")
 def stepper():
-    with tiny.quick_compiles():
-        yield make_stepper()
+    return make_stepper()
 
 
 def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
@@ -253,7 +243,7 @@ def test_a_step_that_is_not_finite_is_not_applied(stepper):
 
 @pytest.mark.parametrize("place", ["gradient", "loss", "picture"])
 def test_a_nan_in_one_place_is_not_applied(place):
-    with bad_numbers.wrong(place, step=1), tiny.quick_compiles():
+    with bad_numbers.wrong(place, step=1):
         train_step, make, batch = make_stepper()
         if place == "picture":
             batch = batches.Batches(np.asarray(batch["image"]).repeat(3, 0), BATCH, batch["image"].sharding)(0)

@@ -77,9 +77,15 @@ def errors(sampler, data, spaced, counts, kind="x0"):
     results = []
     for count in counts:
         levels = levels_at(spaced(count))
-        x = run(samplers.make_rows(sampler, levels), data.denoise(kind), POINTS)
+        x = run(_rows(sampler, *map(tuple, levels)), data.denoise(kind), POINTS)
         results.append(abs(x - solution(data, levels.lam[0], levels.lam[-1])).max())
     return np.array(results)
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(sampler, alpha, sigma):
+    """For several kinds and data one after the other."""
+    return samplers.make_rows(sampler, samplers.Levels(np.array(alpha), np.array(sigma)))
 
 
 @functools.cache

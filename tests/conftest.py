@@ -1,5 +1,6 @@
 import atexit
 import fcntl
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -20,6 +21,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# What JAX traces is many small objects, among which looking for garbage takes a tenth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -99,16 +99,24 @@ def test_ghvb_has_its_order_at_equal_steps_of_sigma_over_alpha(order, momentum):
     assert slope(counts, errors(sampler, GAUSSIAN, spaced, counts)) > order - 0.25
 
 
+# The linear one ends at a signal-to-noise ratio that no longer matters.
+LINEAR, FLOW = noise_schedule.linear(1600, 1e-5, 2e-2), noise_schedule.flow(1600)
+
+
+@functools.lru_cache(maxsize=8)
+def rows_of(schedule, sampler, num_steps):
+    """For several kinds one after the other."""
+    return samplers.make_rows(sampler, samplers.levels_of(schedule, num_steps))
+
+
 @pytest.mark.parametrize("kind", diffusion.KINDS)
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_the_distribution_of_gaussian_data_is_approached_as_steps_grow(kind, sampler):
-    # The linear schedule ends at a signal-to-noise ratio that no longer matters.
-    schedule = noise_schedule.flow(1600) if kind == "flow" else noise_schedule.linear(1600, 1e-5, 2e-2)
+    schedule = FLOW if kind == "flow" else LINEAR
     denoise = GAUSSIAN.denoise(kind, schedule)
     results = []
     for num_steps in (25, 100, 400, 1600):
-        rows = samplers.make_rows(sampler, samplers.levels_of(schedule, num_steps))
-        results.append(abs(moments(rows, denoise) - (0.3, 0.25)).max())
+        results.append(abs(moments(rows_of(schedule, sampler, num_steps), denoise) - (0.3, 0.25)).max())
     # The move to sigma = 0 is of the first order for all: four times the steps, at most about a quarter of the error.
     assert results[-1] < 0.02 * 0.25
     assert results[-1] < 0.45**3 * results[0]

@@ -36,6 +36,12 @@ from rich.console import Console  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kept():
+    """What is there before a file's tests is not looked through for garbage again: it grows to a second's work."""
+    gc.freeze()
+
+
 @pytest.fixture
 def optimized():
     """What is compiled within is compiled as it is for users."""

@@ -100,7 +100,7 @@ def test_ghvb_has_its_order_at_equal_steps_of_sigma_over_alpha(order, momentum):
 
 
 # The linear one ends at a signal-to-noise ratio that no longer matters.
-LINEAR, FLOW = noise_schedule.linear(1600, 1e-5, 2e-2), noise_schedule.flow(1600)
+LONG, LONG_FLOW = noise_schedule.linear(1600, 1e-5, 2e-2), noise_schedule.flow(1600)
 
 
 @functools.lru_cache(maxsize=8)
@@ -112,7 +112,7 @@ def rows_of(schedule, sampler, num_steps):
 @pytest.mark.parametrize("kind", diffusion.KINDS)
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_the_distribution_of_gaussian_data_is_approached_as_steps_grow(kind, sampler):
-    schedule = FLOW if kind == "flow" else LINEAR
+    schedule = LONG_FLOW if kind == "flow" else LONG
     denoise = GAUSSIAN.denoise(kind, schedule)
     results = []
     for num_steps in (25, 100, 400, 1600):

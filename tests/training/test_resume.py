@@ -49,9 +49,9 @@ def test_a_run_to_which_everything_happens_ends_as_one_to_which_nothing_does(tri
 
 
 def test_two_processes_go_on_together(tmp_path):
-    """One is killed and both are started again by the launcher; then they are asked to stop, and repeated.
+    """One is killed and both are started again by the launcher; then they are asked to stop.
 
-    They end as one process with two devices does that nothing happens to.
+    One process with two devices repeats the command, and ends as one does that nothing happens to.
     """
     workdir = tmp_path / "run"
     changes = "steps=8", "log_every=1", "checkpoint.every=2", "samples.every=8", "mesh.shard=2", "network.channels=48"
@@ -70,9 +70,11 @@ def test_two_processes_go_on_together(tmp_path):
     assert launched[0] == "launch: process 1 was ended by SIGKILL; the others are stopped"
     assert len(launched) == 2 and f"from the checkpoint of step {reached}" in launched[1]
     assert "Traceback" not in said and f"going on from the checkpoint of step {reached}" in said
-    said += trials.repeat(workdir, processes=2)
-    # Both have the one mesh, and process 0 speaks for both; the last step may come before the signal is seen.
-    assert "on 2 x cpu" in said and said.count("step 8/8") == 1
+    # Both have the one mesh, and process 0 speaks for both.
+    assert said.count("on 2 x cpu") == 2 and said.count("step 1/8") == 1
+    said = soak.finish(trials.begin(workdir, devices=2))
+    assert "going on from the checkpoint of step" in said
+    assert soak.differences(workdir, trials.straight(processes=2)[0]) == []
 
 
 def test_a_difference_is_seen(trials, tmp_path):

@@ -44,6 +44,8 @@ def get_config():
     config.optimizer.clip = 1.0
 
     config.data.resize = 64
+    config.data.crop = "centre"
+    config.data.limit = 50_000
     config.samples.count = 16
     config.samples.steps = 50
     return config

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, samplers, sampling
+from dream_jax.data import indexed
 from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
 from dream_jax.tasks import TASKS, resize
@@ -159,11 +160,21 @@ KEYS = {
     "objective.maximum": Key(1.0, "to here", FRACTION),
     "objective.start_epoch": Key(0, "the standard objective before", whole(0)),
     "objective.start_step": Key(0, "the same in steps; the later of the two counts", whole(0)),
+    "objective.stop_step": Key(
+        None, "the standard objective from here on, whose fixed point is unbiased", whole(), int
+    ),
     "objective.ramp_epochs": Key(0, "the weight grows over these, counted from epoch 0", whole(0)),
     "objective.mix": Key(0.7, "conservative_dream: the share of the standard loss", FRACTION),
     "objective.estimate_every": Key(1, "dream: all steps but every so many-th are of the standard objective", whole()),
+    "objective.noise": Key("same", "dream: of the second pass, the first's or fresh", choices=objectives.NOISES),
+    "objective.estimate_noise": Key(
+        0.0, "dream: noise of this deviation is added to the self-estimate, to see what it bears", NOT_NEGATIVE
+    ),
+    "objective.perturbation": Key(
+        0.1, "input_perturbation: the deviation of the noise that inputs have more", NOT_NEGATIVE
+    ),
     "objective.min_snr_gamma": Key(
-        None, "weight losses by min(snr, gamma) on x0's error; 5.0 is usual", POSITIVE, float
+        None, "weight l2 losses by min(snr, gamma) on x0's error; 5.0 is usual", POSITIVE, float
     ),
     "network.name": Key("sr3", "the network", choices=NETWORKS),
     "network.channels": Key(64, "at full resolution", whole(1, LARGE_CHANNELS)),
@@ -198,6 +209,8 @@ KEYS = {
     "data.train_split": Key("train", "tfds: the split to train on"),
     "data.eval_split": Key("test", "tfds: the split to evaluate on"),
     "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),
+    "data.crop": Key("random", "where training crops lie; aligned faces want the centre", choices=indexed.PLACES),
+    "data.limit": Key(None, "train on the first so many pictures only", whole(), int),
     "data.flip": Key(True, "mirror at random"),
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
     "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),

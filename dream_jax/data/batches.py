@@ -20,15 +20,18 @@ class Crop(grain.transforms.RandomMap):
         return picture[top : top + self.crop, left : left + self.crop]
 
 
-def train_pictures(source, seed: int, crop: int, resize: int | None = None) -> grain.MapDataset:
+def train_pictures(source, seed: int, crop: int, resize: int | None = None, place: str = "random") -> grain.MapDataset:
     """An endless sequence of uint8 [crop, crop, 3], a function of (seed, index): shuffled anew each epoch, cropped.
 
-    With resize, the shorter side is first made that many pixels. A picture that is smaller than the crop is a UserError
-    when it is reached.
+    With resize, the shorter side is first made that many pixels. Crops lie at random places, or in the middle, where
+    those lie that are evaluated. A picture that is smaller than the crop is a UserError when it is reached.
     """
     large_enough = indexed.Source(lambda index: indexed.fit(source, index, crop, resize), len(source))
     # Seeds are derived in order, so another order would be other pictures.
-    return grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat().random_map(Crop(crop))
+    pictures = grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat()
+    if place == "centre":
+        return pictures.map(lambda picture: indexed.middle(picture, crop))
+    return pictures.random_map(Crop(crop))
 
 
 def batch_indices(source, seed: int, batch_size: int, k: int) -> list[int]:

@@ -65,6 +65,7 @@ def prepare_folder(
     resize: int | None = None,
     skip_unreadable: bool = False,
     eval_percent: float = 10.0,
+    whole: bool = False,
 ) -> Path:
     """Makes a folder of pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
 
@@ -75,14 +76,14 @@ def prepare_folder(
     eval is all of eval_folder, whose files are then never in train, or about eval_percent of the folder: by a CRC-32 of
     each file's name, so adding files moves none. With resize, the shorter side becomes that many pixels. Evaluation
     pictures are kept whole; training pictures longer than 4 * crop are cut by `tiles`, since decoding a large PNG for
-    every crop is slow.
+    every crop is slow. `whole` keeps these whole, too.
 
     Raises UserError if no picture is left, the cache cannot be written, or, unless skip_unreadable, a picture cannot be
     read or is smaller than the crop: all of them are named.
     """
     folder = Path(folder)
     splits = _split_files(folder, eval_folder, eval_percent)
-    settings = (crop, resize, skip_unreadable, str(Pictures.VERSION))
+    settings = (crop, resize, skip_unreadable, str(Pictures.VERSION), *(["whole"] if whole else []))
     digest = hashlib.sha256(repr(settings).encode())
     for split, files in splits.items():
         for name, path in files.items():
@@ -95,7 +96,7 @@ def prepare_folder(
             parent.mkdir(parents=True, exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
             _warn_of_duplicates(splits)
-            made = _write(splits, unfinished, crop, resize, skip_unreadable)
+            made = _write(splits, unfinished, crop, resize, skip_unreadable, whole)
             try:
                 os.rename(made, prepared)
             except OSError:  # another process was first, with the same files
@@ -180,7 +181,7 @@ def _warn_of_duplicates(splits):
         _warn(f"{len(same)} evaluation pictures are also trained on, byte for byte: {_first(same)}")
 
 
-def _write(splits, unfinished, crop, resize, skip_unreadable):
+def _write(splits, unfinished, crop, resize, skip_unreadable, whole):
     left_out, total = [], sum(len(files) for files in splits.values())
     # A few threads: decoding and encoding release the interpreter's lock, and each holds a whole picture.
     threads = min(os.cpu_count() or 1, 8)
@@ -188,7 +189,7 @@ def _write(splits, unfinished, crop, resize, skip_unreadable):
 
         def examples(split):
             some = False
-            make = functools.partial(_examples_of, crop=crop, resize=resize, whole=split == "eval")
+            make = functools.partial(_examples_of, crop=crop, resize=resize, whole=whole or split == "eval")
             for found, problem in in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
                 some |= bool(found)
                 if problem:

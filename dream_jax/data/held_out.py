@@ -7,12 +7,8 @@ from dream_jax.data import indexed, sources
 
 def middle_crops(source, crop: int, count: int, resize: int | None = None) -> np.ndarray:
     """The middle crop of the first `count` pictures, in order: uint8 [N, crop, crop, 3]."""
-
-    def middle(picture):
-        top, left = ((side - crop) // 2 for side in picture.shape[:2])
-        return picture[top : top + crop, left : left + crop]
-
-    return np.stack([middle(indexed.fit(source, index, crop, resize)) for index in range(min(count, len(source)))])
+    chosen = range(min(count, len(source)))
+    return np.stack([indexed.middle(indexed.fit(source, index, crop, resize), crop) for index in chosen])
 
 
 def side_of(config) -> int:

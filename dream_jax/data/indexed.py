@@ -9,6 +9,9 @@ import numpy as np
 from dream_jax.errors import UserError
 from dream_jax.files import images
 
+# Where training crops lie: `data.crop`.
+PLACES = ("random", "centre")
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -36,6 +39,12 @@ class Source:
         """A name for a person: the file's, else the number."""
         number = int(index) % self.pictures
         return f"picture {number}" if self.name is None else self.name(number)
+
+
+def middle(picture: np.ndarray, crop: int) -> np.ndarray:
+    """The middle square of `crop` pixels."""
+    top, left = ((side - crop) // 2 for side in picture.shape[:2])
+    return picture[top : top + crop, left : left + crop]
 
 
 def fingerprint(source) -> str:

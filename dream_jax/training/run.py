@@ -115,7 +115,7 @@ class Run:
     def pictures(self) -> grain.MapDataset:
         """The pictures of all steps, one after the other."""
         config = self.config
-        return train_pictures(self.source, config.seed, config.image_size, config.data.resize)
+        return train_pictures(self.source, config.seed, config.image_size, config.data.resize, config.data.crop)
 
     def batches(self) -> Batches:
         config = self.config

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny
 from PIL import Image
 
-from dream_jax.data import batches, bundled, catalog, folders, held_out, indexed
+from dream_jax.data import batches, bundled, catalog, folders, held_out, indexed, sources
 from dream_jax.errors import UserError
 from launch import local
 
@@ -544,6 +545,27 @@ for shape in [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2)]:
 assert len(found) == 1
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_crops_in_the_centre_are_those_that_are_evaluated(folder, prepare, tmp_path):
+    source = [noise(i, 30, 41) for i in range(5)]
+    pictures = batches.train_pictures(source, 0, 8, resize=12, place="centre")
+    evaluated = held_out.middle_crops(source, 8, 5, resize=12)
+    assert {picture.tobytes() for picture in evaluated} == {pictures[i].tobytes() for i in range(5)}
+    # A large picture is not cut into tiles, each of which has a middle.
+    save(tmp_path / "large", "large.png", noise(7, 70, 41))
+    (whole,) = records(prepare(tmp_path / "large", eval_folder=folder, whole=True), "train")
+    assert whole["image"].shape == (70, 41, 3)
+
+
+def test_training_may_be_limited_to_the_first_pictures(folder, tmp_path):
+    changes = f"data.folder={folder}", f"data.cache_dir={tmp_path}", "image_size=16", "data.limit=3"
+    config = tiny.tiny_config(*changes, "data.crop=centre")
+    limited, whole = (sources.open_source(c, "train") for c in (config, tiny.tiny_config(*changes[:3])))
+    assert len(limited) == 3 < len(whole)
+    for index in range(3):
+        np.testing.assert_array_equal(limited[index], whole[index])
+    assert len(sources.open_source(config, "eval")) == len(sources.open_source(tiny.tiny_config(*changes[:3]), "eval"))
 
 
 def test_evaluation_takes_the_middle_of_the_first_pictures_in_order():

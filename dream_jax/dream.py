@@ -18,7 +18,7 @@ from dream_jax.errors import UserError
 
 
 def power_weight(sigma, p: float | None):
-    """`lam = sigma^p`, the DREAM paper's weight (arXiv 2312.00210, eq. 8 with section 3.3; the paper uses p = 1).
+    """`lam = sigma^p`, the DREAM paper's weight (arXiv 2312.00210, eq. 12; the paper uses p = 1).
 
     Args:
       sigma: the noise level normalised to `sigma / sqrt(alpha^2 + sigma^2)`; any shape.
@@ -44,7 +44,7 @@ WEIGHTS = {
 def weight(family: str, alpha, sigma, time, *, p=1.0, minimum=0.0, maximum=1.0, ramp=1.0, **options):
     """The rectification weight lam of a noise level; never a function of the data.
 
-    `lam = minimum + ramp * (maximum - minimum) * family(...)`, and None, the standard objective, where p is None.
+    `lam = ramp * (minimum + (maximum - minimum) * family(...))`, and None, the standard objective, where p is None.
 
     Args:
       family: "power" (sigma^p; option p), "constant", "linear" (t/T), "exponential" ((e^{kt/T} - 1) / (e^k - 1); option
@@ -57,21 +57,25 @@ def weight(family: str, alpha, sigma, time, *, p=1.0, minimum=0.0, maximum=1.0, 
     if p is None:
         return None
     value = WEIGHTS[family](sigma / jnp.sqrt(alpha**2 + sigma**2), time, p=p, **options)
-    return minimum + ramp * (maximum - minimum) * value
+    return ramp * (minimum + (maximum - minimum) * value)
 
 
-def rectify_noise(eps, eps_hat, lam):
-    """`eps + lam (eps - eps_hat)`, without a gradient through the estimate (arXiv 2312.00210, eq. 7)."""
+def rectify_noise(eps, eps_hat, lam, fresh=None):
+    """`eps' + lam (eps - eps_hat)`, without a gradient through the estimate (arXiv 2312.00210, eq. 13).
+
+    fresh: eps', the noise of the second pass. None takes eps again (eq. 15), which the paper found to work better.
+    """
     eps_hat = jax.lax.stop_gradient(eps_hat)
-    return eps + expand(lam, eps) * (eps - eps_hat)
+    return (eps if fresh is None else fresh) + expand(lam, eps) * (eps - eps_hat)
 
 
-def training_pair(predict_eps, x0, eps, alpha, sigma, lam, kind: str = "eps"):
+def training_pair(predict_eps, x0, eps, alpha, sigma, lam, kind: str = "eps", fresh=None):
     """The network's input and target for one DREAM training step.
 
     The first pass estimates the noise in `x_t`; the step then trains on the forward process and the target of
-    `eps_tilde = eps + lam (eps - eps_hat)`, the noise that the sampler will really meet (arXiv 2312.00210, algorithm 2,
-    for every kind of prediction).
+    `eps_tilde`, see `rectify_noise` (arXiv 2312.00210, algorithm 3, for every kind of prediction). Both passes have the
+    same x0, so that the picture estimated from `x_t` is blended into it: `alpha x0 + sigma eps_tilde` is
+    `alpha (lam x0_hat + (1 - lam) x0) + sigma eps'` (eq. 12).
 
     Args:
       predict_eps: `x_t -> eps_hat`: the network's current estimate in eps form (`diffusion.to_eps`), live weights, no
@@ -80,12 +84,13 @@ def training_pair(predict_eps, x0, eps, alpha, sigma, lam, kind: str = "eps"):
       alpha, sigma: the level, [B] or [B, 1, 1, 1].
       lam: the weight, likewise; None for the standard objective.
       kind: what the network predicts: "eps", "x0", "v" or "flow".
+      fresh: other noise for the second pass, like eps; None for the same.
 
     Returns:
       (x_t, target), both [B, H, W, C].
     """
     if lam is not None:
-        eps = rectify_noise(eps, predict_eps(diffusion.add_noise(x0, eps, alpha, sigma)), lam)
+        eps = rectify_noise(eps, predict_eps(diffusion.add_noise(x0, eps, alpha, sigma)), lam, fresh)
     return diffusion.add_noise(x0, eps, alpha, sigma), diffusion.target(kind, x0, eps, alpha, sigma)
 
 
@@ -121,13 +126,15 @@ def standard(predict, x0, eps, alpha, sigma, *, kind="eps", distance="l1"):
     return losses, DISTANCES["l1"](eps, eps_hat)
 
 
-def dream(predict, estimate, x0, eps, alpha, sigma, lam, *, kind="eps", distance="l1"):
-    """Per-example losses of DREAM (arXiv 2312.00210, algorithm 2), or of `standard` where lam is None.
+def dream(predict, estimate, x0, eps, alpha, sigma, lam, *, kind="eps", distance="l1", fresh=None, extra=None):
+    """Per-example losses of DREAM (arXiv 2312.00210, algorithm 3), or of `standard` where lam is None.
 
     Args:
       predict: `x_t -> output`, the network with dropout and gradient.
       estimate: `x_t -> output`, the same weights without dropout: the first pass.
       x0, eps: [B, H, W, C]; alpha, sigma, lam: [B].
+      fresh: the noise of the second pass, like eps; None for the same.
+      extra: what is added to the estimate eps_hat, like eps: how much of an error does DREAM bear?
 
     Returns:
       (losses [B], errors [B]): the second is the mean |eps - eps_hat| of the first pass.
@@ -136,7 +143,8 @@ def dream(predict, estimate, x0, eps, alpha, sigma, lam, *, kind="eps", distance
         return standard(predict, x0, eps, alpha, sigma, kind=kind, distance=distance)
     x_t = diffusion.add_noise(x0, eps, alpha, sigma)
     eps_hat = jax.lax.stop_gradient(diffusion.to_eps(kind, estimate(x_t), x_t, alpha, sigma))
-    x_t, target = training_pair(lambda _: eps_hat, x0, eps, alpha, sigma, lam, kind)
+    estimated = eps_hat if extra is None else eps_hat + extra
+    x_t, target = training_pair(lambda _: estimated, x0, eps, alpha, sigma, lam, kind, fresh)
     return DISTANCES[distance](predict(x_t), target), DISTANCES["l1"](eps, eps_hat)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dream_jax import dream
+from dream_jax import diffusion, dream
 from dream_jax.errors import UserError
 
 
@@ -22,7 +22,8 @@ class Draw(NamedTuple):
       alpha, sigma: [B], the level.
       num_steps: T, the steps of the noise schedule.
       dropout: keys [B, 2]: for two passes with independent dropout.
-      ramp: in [0, 1], by which the weight's rise above its minimum is multiplied.
+      keys: [B], for whatever else an objective draws; see `further_noise`.
+      ramp: in [0, 1], by which the weight is multiplied.
     """
 
     x0: jax.Array
@@ -32,6 +33,7 @@ class Draw(NamedTuple):
     sigma: jax.Array
     num_steps: int
     dropout: jax.Array
+    keys: jax.Array | None = None
     ramp: jax.Array | float = 1.0
 
 
@@ -43,6 +45,15 @@ class Losses(NamedTuple):
     lam: jax.Array
 
 
+def _check_distance(config, task):
+    settings = config.objective
+    if settings.min_snr_gamma is not None and settings.distance != "l2":
+        raise UserError(
+            f"objective.min_snr_gamma = {settings.min_snr_gamma}: it is defined for squared errors; set "
+            f"objective.distance = l2, not {settings.distance}"
+        )
+
+
 class Objective(NamedTuple):
     """What is minimised.
 
@@ -50,15 +61,26 @@ class Objective(NamedTuple):
       title: what models that were trained with it are called in tables and pictures.
       losses: `(predict, draw, settings) -> Losses`. predict is `(x_t, dropout_keys=None) -> output`, the network with
         its gradient; settings are `config.objective`.
-      rectifies: whether it makes a self-estimate, from `objective.start_epoch` and `start_step` on; before them the
-        objective is the standard one.
+      rectifies: whether it is the standard objective outside of `objective.start_step` and `stop_step`.
+      weight: `(draw, settings) -> lam [B]`, its rectification weight; None: it has none.
       check: `(config, task) -> None` raises UserError where it is not defined for the schedule, the task or the kind.
     """
 
     title: str
     losses: Callable[[Callable, Draw, object], Losses]
     rectifies: bool = True
-    check: Callable = lambda config, task: None
+    weight: Callable[[Draw, object], jax.Array] | None = None
+    check: Callable = _check_distance
+
+
+def further_noise(draw: Draw, number: int):
+    """Standard normal noise like eps and independent of it, for each number another one."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(draw.keys)
+    return jax.vmap(lambda key: jax.random.normal(key, draw.eps.shape[1:], draw.eps.dtype))(keys)
+
+
+# What a number means to `further_noise`.
+_SECOND_PASS, _ON_ESTIMATE, _ON_INPUT = range(3)
 
 
 def standard(predict, draw: Draw, settings) -> Losses:
@@ -74,20 +96,38 @@ def standard(predict, draw: Draw, settings) -> Losses:
 
 def rectified(predict, draw: Draw, settings) -> Losses:
     """`dream.dream`, with the weight family of `objective.weight`."""
-    lam = _weight(settings.weight, draw, draw.t / draw.num_steps, settings, p=settings.p)
+    lam = _chosen_weight(draw, settings)
+    size = settings.estimate_noise
     loss, error = dream.dream(
         lambda x: predict(x, draw.dropout[:, 0]),
         predict,
         *(draw.x0, draw.eps, draw.alpha, draw.sigma, lam),
         kind=settings.kind,
         distance=settings.distance,
+        fresh=further_noise(draw, _SECOND_PASS) if settings.noise == "fresh" else None,
+        extra=size * further_noise(draw, _ON_ESTIMATE) if size else None,
     )
     return Losses(loss, error, lam)
 
 
+def input_perturbation(predict, draw: Draw, settings) -> Losses:
+    """The standard loss on inputs whose noise has more of it than the target (Ning et al. 2023, arXiv 2301.11706).
+
+    `x_t = alpha x0 + sigma (eps + gamma xi)` with the target of eps (their algorithm 3; gamma = 0.1), gamma is
+    `objective.perturbation`.
+    """
+    eps = draw.eps + settings.perturbation * further_noise(draw, _ON_INPUT)
+    x_t = diffusion.add_noise(draw.x0, eps, draw.alpha, draw.sigma)
+    output = predict(x_t, draw.dropout[:, 0])
+    target = diffusion.target(settings.kind, draw.x0, draw.eps, draw.alpha, draw.sigma)
+    eps_hat = jax.lax.stop_gradient(diffusion.to_eps(settings.kind, output, x_t, draw.alpha, draw.sigma))
+    loss = dream.DISTANCES[settings.distance](output, target)
+    return Losses(loss, dream.DISTANCES["l1"](draw.eps, eps_hat), jnp.zeros_like(draw.sigma))
+
+
 def conservative(predict, draw: Draw, settings) -> Losses:
     """`dream.conservative_dream`, whose weight is linear in the time, counted from 0 as in the face study."""
-    lam = _weight("linear", draw, (draw.t - 1) / draw.num_steps, settings)
+    lam = _linear_weight(draw, settings)
     loss, error = dream.conservative_dream(
         lambda x: predict(x, draw.dropout[:, 0]),
         lambda x: predict(x, draw.dropout[:, 1]),
@@ -98,6 +138,14 @@ def conservative(predict, draw: Draw, settings) -> Losses:
     return Losses(loss, error, lam)
 
 
+def _chosen_weight(draw, settings):
+    return _weight(settings.weight, draw, draw.t / draw.num_steps, settings, p=settings.p)
+
+
+def _linear_weight(draw, settings):
+    return _weight("linear", draw, (draw.t - 1) / draw.num_steps, settings)
+
+
 def _weight(family, draw, time, settings, **options):
     bounds = {"minimum": settings.minimum, "maximum": settings.maximum, "ramp": draw.ramp}
     options |= {"rate": settings.rate, "threshold": settings.threshold}
@@ -106,6 +154,7 @@ def _weight(family, draw, time, settings, **options):
 
 def _check_rectified(config, task):
     settings = config.objective
+    _check_distance(config, task)
     if settings.p is None and settings.weight != "power":
         raise UserError(
             f"objective.p = None: it switches DREAM off for the weight power, not for {settings.weight}; use "
@@ -114,6 +163,7 @@ def _check_rectified(config, task):
 
 
 def _check_conservative(config, task):
+    _check_distance(config, task)
     if config.objective.kind != "eps":
         raise UserError(f"objective.kind = {config.objective.kind!r}: conservative_dream is defined for eps")
     if task.paired:
@@ -129,9 +179,15 @@ def _check_conservative(config, task):
 
 OBJECTIVES = {
     "standard": Objective("standard", standard, rectifies=False),
-    "dream": Objective("DREAM", rectified, check=_check_rectified),
-    "conservative_dream": Objective("conservative DREAM", conservative, check=_check_conservative),
+    "dream": Objective("DREAM", rectified, weight=_chosen_weight, check=_check_rectified),
+    "conservative_dream": Objective(
+        "conservative DREAM", conservative, weight=_linear_weight, check=_check_conservative
+    ),
+    "input_perturbation": Objective("input perturbation", input_perturbation, rectifies=False),
 }
+
+# Of DREAM's second pass.
+NOISES = ("same", "fresh")
 
 
 def chosen(settings) -> Objective:
@@ -140,15 +196,28 @@ def chosen(settings) -> Objective:
     return OBJECTIVES["standard" if off else settings.name]
 
 
+def weight_over_levels(settings, schedule):
+    """(t / T, lam), float [T] each, of `config.objective` when its ramp is over; None where it has no weight."""
+    if chosen(settings).weight is None:
+        return None
+    t = jnp.arange(1, schedule.num_steps + 1)
+    alpha, sigma = (jnp.asarray(table[1:]) for table in (schedule.alpha, schedule.sigma))
+    level = Draw(None, None, t, alpha, sigma, schedule.num_steps, None)
+    return t / schedule.num_steps, chosen(settings).weight(level, settings)
+
+
 def rectifies(settings, step: int, steps_per_epoch: int) -> bool:
-    """Whether a step, counted from 0, rectifies: its start has come, and it is one of every `estimate_every`."""
+    """Whether a step, counted from 0, rectifies: from its start to its stop, one of every `estimate_every`."""
     started = step // steps_per_epoch >= settings.start_epoch and step >= settings.start_step
-    return chosen(settings).rectifies and started and step % settings.estimate_every == 0
+    stopped = settings.stop_step is not None and step >= settings.stop_step
+    return chosen(settings).rectifies and started and not stopped and step % settings.estimate_every == 0
 
 
 def losses(predict, draw: Draw, settings, rectify: bool) -> Losses:
     """The losses of `config.objective` at a step that rectifies or not, with its min-SNR weight where one is set."""
-    objective = chosen(settings) if rectify else OBJECTIVES["standard"]
+    objective = chosen(settings)
+    if objective.rectifies and not rectify:
+        objective = OBJECTIVES["standard"]
     result = objective.losses(predict, draw, settings)
     if settings.min_snr_gamma is None:
         return result

@@ -50,6 +50,40 @@ def test_a_perfect_estimate_changes_nothing(kind, p):
 
 
 @pytest.mark.parametrize("kind", diffusion.KINDS)
+@pytest.mark.parametrize("p", POWERS)
+def test_fresh_noise_is_the_papers_equations_10_to_14(kind, p):
+    """The picture that is estimated from x_t is blended into the true one, and noised anew."""
+    x0, eps, alpha, sigma = case(kind)
+    fresh = jax.random.normal(jax.random.key(1), eps.shape)
+    lam = dream.weight("power", alpha, sigma, None, p=p)
+
+    def estimate(x_t):
+        return jnp.tanh(0.7 * x_t - 0.2)
+
+    x_t, target = dream.training_pair(estimate, x0, eps, alpha, sigma, lam, kind, fresh)
+    a, s, weight = (np.float64(level)[:, None, None, None] for level in (alpha, sigma, lam))
+    first = a * np.float64(x0) + s * eps
+    estimated = (first - s * np.tanh(0.7 * first - 0.2)) / a
+    blended = weight * estimated + (1 - weight) * x0
+    second = a * blended + s * fresh
+    np.testing.assert_allclose(x_t, second, rtol=1e-5, atol=2e-6)
+    # The target still leads to the true picture.
+    x0_back = diffusion.to_x0(kind, np.float64(target), second, np.float64(alpha), np.float64(sigma))
+    np.testing.assert_allclose(x0_back, x0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_without_a_weight_or_with_a_perfect_estimate_the_noise_does_not_matter(fresh):
+    x0, eps, alpha, sigma = case()
+    other = jax.random.normal(jax.random.key(1), eps.shape) if fresh else None
+    standard = dream.training_pair(refuse, x0, other if fresh else eps, alpha, sigma, None)
+    perfect = dream.training_pair(lambda _: eps, x0, eps, alpha, sigma, sigma, fresh=other)
+    chex.assert_trees_all_close(perfect, standard, atol=1e-6)
+    plain = dream.training_pair(refuse, x0, eps, alpha, sigma, None, fresh=other)
+    chex.assert_trees_all_equal(plain, dream.training_pair(refuse, x0, eps, alpha, sigma, None))
+
+
+@pytest.mark.parametrize("kind", diffusion.KINDS)
 def test_no_gradient_flows_through_the_first_pass(kind):
     x0, eps, alpha, sigma = case(kind)
 
@@ -232,10 +266,10 @@ def test_weight_families(family):
     bounded = dream.weight(
         family, *map(jnp.float32, (VP.alpha, VP.sigma, time)), minimum=0.2, maximum=0.7, ramp=0.5, **options
     )
-    np.testing.assert_allclose(bounded, 0.2 + 0.5 * 0.5 * expected, rtol=1e-5)
+    np.testing.assert_allclose(bounded, 0.5 * (0.2 + 0.5 * expected), rtol=1e-5)
     for values in (lam, bounded):
         assert (np.diff(values) >= 0).all()
-    assert bounded.min() >= 0.2 and bounded.max() <= 0.7
+    assert bounded.min() >= 0.1 and bounded.max() <= 0.36
 
 
 def test_unknown_weight_is_refused():

@@ -50,17 +50,20 @@ def _draw(experiment, step_key, batch):
     shared_key = None if config.schedule.per_example else jax.random.fold_in(step_key, 2**31 - 1)
 
     def draw_row(row):
-        flip, task_key, level, noise, dropout = jax.random.split(jax.random.fold_in(step_key, row), 5)
+        key = jax.random.fold_in(step_key, row)
+        flip, task_key, level, noise, dropout = jax.random.split(key, 5)
         levels = noise_schedule.draw(level, schedule, config.schedule.continuous, shared_key)
         eps = jax.random.normal(noise, batch["image"].shape[1:], jnp.float32)
-        return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2)
+        # The sixth of a split: it leaves the others as they are.
+        more = jax.random.fold_in(key, 5)
+        return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2), more
 
-    flip, task_key, (t, alpha, sigma), eps, dropout = jax.vmap(draw_row)(batch["row"])
+    flip, task_key, (t, alpha, sigma), eps, dropout, more = jax.vmap(draw_row)(batch["row"])
     picture = batch["image"]
     if config.data.flip:
         picture = jnp.where(flip[:, None, None, None], picture[:, :, ::-1], picture)
     x0, cond = experiment.task.make_pair(task_key, picture)
-    return objectives.Draw(x0, eps, t, alpha, sigma, schedule.num_steps, dropout), cond
+    return objectives.Draw(x0, eps, t, alpha, sigma, schedule.num_steps, dropout, more), cond
 
 
 def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):

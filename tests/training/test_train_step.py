@@ -100,7 +100,7 @@ def test_conservative_dream_from_its_start_is_the_mix_by_the_formulas(step):
     (x_t, alpha, eps_hat, first), (x_rect, _, second_hat, second) = recorder.calls
 
     ramp = min(step // EPOCH / 20, 1)
-    lam = 0.1 + 0.4 * (np.float64(facts["t"]) - 1) / built.schedule.num_steps * ramp
+    lam = ramp * (0.1 + 0.4 * (np.float64(facts["t"]) - 1) / built.schedule.num_steps)
     np.testing.assert_allclose(facts["lam"], lam, rtol=1e-5)
     np.testing.assert_array_equal(alpha, np.float32(built.schedule.alpha[facts["t"]]))
 

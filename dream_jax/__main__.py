@@ -123,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
     prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
 
+    fixed = commands.add_parser(
+        "fixed_point", help="tell how much variance an objective leaves in samples", epilog=CONFIG_HELP
+    )
+    fixed.add_argument("--config", required=True, help="a recipe, like quickstart, or a config file")
+    fixed.add_argument("--variance", type=float, nargs="+", default=[0.05, 0.33, 1.0], help="of Gaussian data")
+    fixed.add_argument("--sampler", default="ddpm", help="one of docs/sampling.md (default: ddpm)")
+    fixed.add_argument("--steps", type=int, help="network evaluations (default: all of the noise schedule)")
+
     keys = commands.add_parser("keys", help="list the config keys, with their defaults")
     keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
     return parser

@@ -1,7 +1,11 @@
 """The training-sampling gap: how far a sampler's own inputs are from those that the network was trained on.
 
-DREAM is about this gap (arXiv 2312.00210, section 3.1): training shows the network `alpha x0 + sigma eps`, while the
+DREAM is about this gap (arXiv 2312.00210, section 3.2): training shows the network `alpha x0 + sigma eps`, while the
 sampler shows it points that it made itself, with the errors of all evaluations before.
+
+A perfect network's samples are other pictures than the originals, as good as they. So its error against the one
+original is larger while sampling than in training, and falls where all answers are drawn towards their mean. What is
+measured here is what a perfect network passes: `measure` names what it is then.
 """
 
 import functools
@@ -15,50 +19,72 @@ from rich.console import Console
 from rich.table import Table
 
 from dream_jax import diffusion, sampling
-from dream_jax.evaluation import plots
+from dream_jax.evaluation import plots, two_sample
 from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
 from dream_jax.evaluation.plots import Panel
 from dream_jax.files import atomic
 from dream_jax.files.names import set_aside
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
+from dream_jax.metrics import lpips, weights
+from dream_jax.metrics.perceptual import NETS
 from dream_jax.runtime import compiler
 from dream_jax.tasks import value_range
 
 PANELS = (
-    Panel("error of the predicted noise, mean square", "eps_error_training", "eps_error_sampling", True),
-    Panel("ratio of that error, sampling to training", None, "eps_error_ratio", True),
-    Panel("mean square of the noise in x_t (training: 1)", None, "noise_square_sampling", False),
     Panel("mean square of the predicted noise", "eps_hat_square_training", "eps_hat_square_sampling", False),
+    Panel("ratio of that, sampling to training (perfect: 1)", None, "eps_hat_square_ratio", False),
     Panel("variance of x_t over pixels", "x_variance_training", "x_variance_sampling", True),
+    Panel("energy distance of x_t, sampling to training (perfect: 0)", None, "x_distance", False),
+    Panel("slope of x0 on its prediction in training (perfect: 1)", None, "x0_slope", False),
+    Panel("slope of eps on its prediction in training (perfect: 1)", None, "eps_slope", False),
+    Panel("discrepancy: MSE of x0_hat to the original", "x0_error_training", "x0_error_sampling", True),
+    Panel("discrepancy: LPIPS of x0_hat to the original", "x0_lpips_training", "x0_lpips_sampling", False),
 )
 
-# Columns of the printed table and their formats, for models with originals and for others.
-_LEFT, _RIGHT = {"logsnr": ".2f"}, {"x_variance_training": ".3f", "x_variance_sampling": ".3f"}
-_OF_ERRORS = {"eps_error_training": ".4f", "eps_error_sampling": ".4f", "eps_error_ratio": ".3f"}
-_PAIRED = {**_LEFT, **_OF_ERRORS, "noise_square_sampling": ".4f", **_RIGHT}
-_UNPAIRED = {**_LEFT, "eps_hat_square_training": ".4f", "eps_hat_square_sampling": ".4f", **_RIGHT}
+# Columns of the printed table and their formats; those that a record lacks are left out.
+COLUMNS = {
+    "logsnr": ".2f",
+    **dict.fromkeys(("eps_hat_square_training", "eps_hat_square_sampling"), ".4f"),
+    **dict.fromkeys(("eps_hat_square_ratio", "x_variance_ratio"), ".3f"),
+    "x_distance_p": ".2f",
+    **dict.fromkeys(("x0_slope", "eps_slope"), ".3f"),
+    **dict.fromkeys(("x0_error_training", "x0_error_sampling"), ".4f"),
+}
+
+# Directions along which sets of x_t are compared.
+_DIRECTIONS = 64
 
 
 def measure(models: dict[str, Model], pictures: np.ndarray, console: Console) -> dict:
     """Measures the gap on pictures uint8 [N, H, W, 3], along the first of `evaluation.samplers` at its most steps.
 
     There is a row for each network evaluation, at whose noise level two inputs are compared: the sampler's own x
-    ("sampling"), and `alpha x0 + sigma eps` of the same picture ("training"). For both a row holds means, over pixels
-    and pictures:
+    ("sampling"), and `alpha x0 + sigma eps` of the same picture ("training"). What a perfect network has is in
+    brackets; means are over pixels and pictures.
 
-    - `eps_hat_square`, of the square of `eps_hat`: the noise that the sampler's constrained x0_hat implies;
-    - `x_variance`, of the variance of x over a picture's pixels;
-    - for super-resolution, whose x0 is known: `eps_error` and `noise_square`, of the squares of `eps_hat - eps` and of
-      `eps`, where the sampler's eps is `(x - alpha x0) / sigma`.
+    - `eps_hat_square`, of the square of `eps_hat`: the noise that the constrained x0_hat implies; its ratio [1];
+    - `x_variance`, of the variance of x over a picture's pixels; its ratio [1];
+    - `x_distance`, the energy distance between the two sets of x, without bias [0], and `x_distance_p`, the share of
+      random divisions of both sets that are as far apart [uniform in 0 .. 1];
+    - `x0_slope` and `eps_slope`, of training inputs: the regression of the truth on its prediction [1]. Above 1 the
+      predictions are drawn towards their mean;
+    - `x0_error`: the discrepancy of the paper's Figure 3, the mean square of `x0_hat - x0`, with its standard deviation
+      over pictures, and with `evaluation.learned` also their LPIPS, `x0_lpips` [falls with the bias above, and is
+      larger while sampling].
 
     Returns:
-      The result file's content: for each model rows by level, and `gap`, the geometric mean of the errors' ratio over
-      the levels (of the ratio of `eps_hat`'s squares for unconditional models).
+      The result file's content: for each model rows by level, and
+
+      - `gap`, the geometric mean of the ratio of `eps_hat`'s squares over the levels [1];
+      - `variance`, of the sampled x0 over that of the originals, over a picture's pixels [1];
+      - `spectrum`, the same by octaves of frequency, the lowest first [1 each];
+      - `discrepancy`, the geometric mean of the ratio of `x0_error`, for models with originals.
     """
     note = check_models(models)
     first = next(iter(models.values())).experiment.config.evaluation
     sampler, steps, seed = first.samplers[0], max(first.steps), first.seeds[0]
+    networks = {name: weights.load(name, first.weights)[0] for name in first.learned if name.startswith("lpips")}
     record = {
         "protocol": "gap",
         "sampler": sampler,
@@ -73,42 +99,45 @@ def measure(models: dict[str, Model], pictures: np.ndarray, console: Console) ->
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("measuring the gap", total=len(models) * len(pictures))
         for name, model in models.items():
-            facts = _facts(model, inputs, sampler, steps, seed, lambda n: bar.advance(job, n))
-            rows = _rows(model, facts, sampler, steps)
-            key = "eps_error_ratio" if "eps_error_ratio" in rows[0] else "eps_hat_square_ratio"
+            facts = _facts(model, inputs, sampler, steps, seed, networks, lambda n: bar.advance(job, n))
             record["models"][name] = {
                 "workdir": model.workdir,
                 "step": model.step,
                 "sha256": drawing.digest(model.params),
-                "gap": float(np.exp(np.mean([np.log(row[key]) for row in rows]))),
-                "rows": rows,
+                **_summary(model, facts, sampler, steps),
             }
     record["step"] = next(iter(models.values())).step
     return record
 
 
 def _facts(
-    model: Model, inputs: Inputs, sampler: str, steps: int, seed: int, advance: Callable[[int], None]
+    model: Model, inputs: Inputs, sampler: str, steps: int, seed: int, networks: dict, advance: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
-    """{name: [steps, N]} of all pictures."""
+    """{name: [steps, N, ...]} of all pictures; spectra [N, octaves] of originals and samples."""
     built, key = model.experiment, drawing.make_key(seed)
     batch_size = built.config.evaluation.batch_size
     rows = drawing.make_rows(built, sampler, steps)
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
-    def facts_of(params, picture, given, index):
-        x0 = built.task.encode(value_range.to_float(picture), given["cond"])
+    def facts_of(params, networks, picture, given, index):
+        original = value_range.to_float(picture)
+        x0 = built.task.encode(original, given["cond"])
         denoise = drawing.make_denoise(built, params, given)
+        directions = two_sample.directions(x0[0].size, _DIRECTIONS)
 
-        def mean_square(z):
-            return jnp.mean(z**2, axis=(1, 2, 3))
+        def mean(z):
+            return jnp.mean(z, axis=(1, 2, 3))
 
         def observe(x, x0_hat, alpha, sigma):
             eps_hat = diffusion.to_eps("x0", x0_hat, x, alpha, sigma)
-            facts = {"eps_hat_square": mean_square(eps_hat), "x_variance": jnp.var(x, axis=(1, 2, 3))}
+            facts = {"eps_hat_square": mean(eps_hat**2), "x_variance": jnp.var(x, axis=(1, 2, 3))}
+            facts["x_projected"] = x.reshape(len(x), -1) @ directions
             if built.task.paired:
-                eps = diffusion.to_eps("x0", x0, x, alpha, sigma)
-                facts |= {"eps_error": mean_square(eps_hat - eps), "noise_square": mean_square(eps)}
+                facts["x0_error"] = mean((x0_hat - x0) ** 2)
+                shown = built.task.to_picture(x0_hat, given["cond"])
+                for name, values in networks.items():
+                    (net,) = (net for net in NETS if name.endswith(net))
+                    facts["x0_lpips"] = lpips(values, shown, original, net=net)
             return facts
 
         def at_training(level):
@@ -116,31 +145,69 @@ def _facts(
             # Other noise than the sampler's, whose rows are numbered below.
             eps = sampling.noise(key, index, steps + number, x0.shape)
             x = diffusion.add_noise(x0, eps, alpha, sigma)
-            return observe(x, denoise(x, alpha, sigma), alpha, sigma)
+            x0_hat = denoise(x, alpha, sigma)
+            facts = observe(x, x0_hat, alpha, sigma)
+            eps_hat = diffusion.to_eps("x0", x0_hat, x, alpha, sigma)
+            for name, truth, predicted in (("x0", x0, x0_hat), ("eps", eps, eps_hat)):
+                parts = mean(truth), mean(predicted), mean(truth * predicted), mean(predicted**2)
+                facts[f"{name}_moments"] = jnp.stack(parts, -1)
+            return facts
 
-        _, sampled = sampling.run(key, denoise, x0.shape, rows, index, drawing.start_key_of(built), observe)
+        drawn, sampled = sampling.run(key, denoise, x0.shape, rows, index, drawing.start_key_of(built), observe)
         trained = jax.lax.map(at_training, (jnp.arange(steps), jnp.asarray(rows.alpha), jnp.asarray(rows.sigma)))
-        return {f"{name}_{where}": f[name] for where, f in (("sampling", sampled), ("training", trained)) for name in f}
+        facts = {
+            f"{name}_{where}": f[name] for where, f in (("sampling", sampled), ("training", trained)) for name in f
+        }
+        return facts | {
+            f"spectrum_{what}": two_sample.spectrum(x)[None] for what, x in (("data", x0), ("drawn", drawn))
+        }
 
     parts = []
     for chosen, count in drawing.batches(len(inputs.pictures), batch_size):
         given = {name: array[chosen] for name, array in inputs.given.items()}
-        facts = jax.device_get(facts_of(model.params, inputs.pictures[chosen], given, chosen))
+        facts = jax.device_get(facts_of(model.params, networks, inputs.pictures[chosen], given, chosen))
         parts.append({name: values[:, :count] for name, values in facts.items()})
         advance(count)
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
+def _summary(model, facts, sampler, steps):
+    data, drawn = (facts[f"spectrum_{what}"][0].mean(0) for what in ("data", "drawn"))
+    rows = _rows(model, facts, sampler, steps)
+    summary = {
+        "gap": _geometric_mean(row["eps_hat_square_ratio"] for row in rows),
+        # The bands share out a picture's variance.
+        "variance": float(drawn.sum() / data.sum()),
+        "spectrum": (drawn / np.maximum(data, 1e-20)).tolist(),
+    }
+    if model.experiment.task.paired:
+        summary["discrepancy"] = _geometric_mean(row["x0_error_ratio"] for row in rows)
+    return summary | {"rows": rows}
+
+
+def _geometric_mean(values):
+    return float(np.exp(np.mean(np.log(list(values)))))
+
+
 def _rows(model: Model, facts: dict[str, np.ndarray], sampler: str, steps: int) -> list[dict]:
     levels = drawing.make_rows(model.experiment, sampler, steps)
+    of_pictures = [name for name, values in facts.items() if values.ndim == 2]
     rows = []
     for number in range(steps):
         alpha, sigma = float(levels.alpha[number]), float(levels.sigma[number])
         row = {"evaluation": number + 1, "alpha": alpha, "sigma": sigma, "logsnr": 2 * float(np.log(alpha / sigma))}
-        row |= {name: float(np.mean(values[number])) for name, values in facts.items()}
-        for name in ("eps_error", "eps_hat_square"):
+        for name in of_pictures:
+            row[name] = float(np.mean(facts[name][number]))
+            if name.startswith(("x0_error", "x0_lpips")):
+                row[f"{name}_spread"] = float(np.std(facts[name][number]))
+        for name in ("eps_hat_square", "x_variance", "x0_error"):
             if f"{name}_sampling" in row:
                 row[f"{name}_ratio"] = row[f"{name}_sampling"] / max(row[f"{name}_training"], 1e-20)
+        sets = (facts[f"x_projected_{where}"][number] for where in ("sampling", "training"))
+        row["x_distance"], row["x_distance_p"] = two_sample.energy_test(*sets)
+        for name in ("x0", "eps"):
+            truth, predicted, product, square = facts[f"{name}_moments_training"][number].mean(0, dtype=float)
+            row[f"{name}_slope"] = float((product - truth * predicted) / max(square - predicted**2, 1e-20))
         rows.append(row)
     return rows
 
@@ -156,8 +223,9 @@ def show(record: dict, console: Console) -> None:
     for name, model in record["models"].items():
         rows = model["rows"]
         title = f"{name}: {record['sampler']} {record['steps']}, {record['pictures']} pictures; gap {model['gap']:.3f}"
+        title += f", variance {model['variance']:.3f}"
         table = Table(title=title)
-        columns = _PAIRED if "eps_error_ratio" in rows[0] else _UNPAIRED
+        columns = {column: digits for column, digits in COLUMNS.items() if column in rows[0]}
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for number in sorted(set(np.linspace(0, len(rows) - 1, 12).astype(int).tolist())):

@@ -3,6 +3,7 @@
 Each imports what it needs, so that no command waits for what only others need.
 """
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -80,9 +81,11 @@ def _train_and_evaluate(config, workdir, console):
 
 def _evaluate_run(run, begun_at, pictures, mesh, console):
     """Evaluates a run that has come to its end, unless it was there already and is evaluated."""
-    from dream_jax.evaluation import measuring, tables
+    from dream_jax import objectives
+    from dream_jax.evaluation import measuring, plots, tables
     from dream_jax.inference.drawing import Model
     from dream_jax.runtime import consensus
+    from dream_jax.training import run_log
 
     output = run.workdir / "evaluation.json"
     # Only process 0 is sure to see the workdir.
@@ -93,6 +96,9 @@ def _evaluate_run(run, begun_at, pictures, mesh, console):
         )
         console.print("use `python -m dream_jax evaluate`")
         return
+    if run.chief:
+        weight = objectives.weight_over_levels(run.experiment.config.objective, run.experiment.schedule)
+        plots.training(run_log.lines(run.workdir), weight, run.workdir / "training.png")
     model = Model(run.experiment, run.state.ema, run.step, mesh, str(run.workdir))
     record, columns = measuring.evaluate({run.workdir.name: model}, pictures, console)
     if run.chief:
@@ -220,3 +226,32 @@ def keys(options, arguments, console: Console) -> None:
         raise UserError(f"no config key begins with {options.prefix!r}")
     for name, key in chosen.items():
         console.print(f"{name} = {key.default!r}  {key.described()}", markup=False, highlight=False)
+
+
+def fixed_point(options, arguments, console: Console) -> None:
+    """Prints what an objective converges to on Gaussian data, beside the standard one."""
+    from ml_collections import ConfigDict
+    from rich.table import Table
+
+    from dream_jax import experiment
+    from dream_jax.config import checks, command_line
+    from dream_jax.evaluation import fixed_point as fixed
+
+    if not all(math.isfinite(variance) and variance > 0 for variance in options.variance):
+        raise UserError("--variance takes numbers greater than 0")
+    config = command_line.override(command_line.load(options.config), arguments)
+    built = experiment.build(checks.validate(config))
+    steps = built.schedule.num_steps if options.steps is None else options.steps
+    sampling = built.config.sampling
+    chosen = {"spacing": sampling.spacing, "eta": sampling.eta, "momentum": sampling.momentum}
+    standard = ConfigDict(built.config.objective.to_dict() | {"name": "standard"})
+    table = Table(title=f"variance of samples over that of Gaussian data, {options.sampler} {steps}")
+    for column in ("variance of the data", "standard", built.objective.title):
+        table.add_column(column, justify="right")
+    for variance in options.variance:
+        ratios = [
+            fixed.variance_ratio(built.schedule, settings, variance, options.sampler, steps, **chosen)
+            for settings in (standard, built.config.objective)
+        ]
+        table.add_row(f"{variance:g}", *(f"{ratio:.3f}" for ratio in ratios))
+    console.print(table)

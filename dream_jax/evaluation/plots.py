@@ -93,6 +93,46 @@ def gap(record: dict, panels: list[Panel], path: Path) -> None:
     _finish(figure, path)
 
 
+# Of the lines of metrics.jsonl; those that a run lacks are left out.
+_DYNAMICS = {
+    "loss": "loss",
+    "eps_error": "mean |eps - eps_hat|, before the update",
+    "lam": "rectification weight lam, mean",
+    "gradient_norm": "norm of the gradient",
+    "update_norm": "norm of the update",
+}
+
+
+def training(lines: list[dict], weight: tuple | None, path: Path) -> None:
+    """A run's training: losses, self-estimate, weight and norms against steps.
+
+    Args:
+      lines: those of metrics.jsonl.
+      weight: (times t / T, lam at the end of training) of an objective that rectifies, else None.
+    """
+    names = [name for name in _DYNAMICS if any(line.get(name) for line in lines)]
+    figure = _figure(len(names) + 1 + (weight is not None))
+    quartiles, *others = figure.axes
+    for quartile in range(1, 5):
+        of_it = [(line["step"], line[key]) for line in lines if (key := f"loss_quartile_{quartile}") in line]
+        if of_it:
+            quartiles.plot(*zip(*of_it, strict=True), linewidth=1, label=f"quartile {quartile}")
+    quartiles.set_ylabel("loss by quartile of the noise level, 1 the cleanest")
+    quartiles.set_yscale("log")
+    for axes, name in zip(others, names, strict=False):
+        steps, values = zip(*[(line["step"], line[name]) for line in lines if name in line], strict=True)
+        axes.plot(steps, values, linewidth=1)
+        axes.set_ylabel(_DYNAMICS[name])
+    for axes in figure.axes[: len(names) + 1]:
+        axes.set_xlabel("steps")
+    if weight is not None:
+        axes = figure.axes[-1]
+        axes.plot(*weight)
+        axes.set_xlabel("t / T")
+        axes.set_ylabel("rectification weight lam at the end of training")
+    _finish(figure, path)
+
+
 def _figure(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
     # Here, as no start of training or drawing should wait the half second that this takes.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -121,6 +121,11 @@ def _inception_score(compared):
     return distributions.inception_score(logits, min(10, len(logits)))[0]
 
 
+def _inception_spread(compared):
+    _, logits = compared.results.inception()
+    return distributions.inception_score(logits, min(10, len(logits)))[1]
+
+
 def _lpips_metric(net, to_float, about):
     name = f"lpips_{net}"
     function = functools.partial(_lpips, net, to_float)
@@ -210,6 +215,14 @@ METRICS = {
         higher_is_better=True,
         about="Inception Score of pytorch-fid's Inception; 8-bit pictures",
         function=_inception_score,
+        weights="inception",
+    ),
+    "is_spread": Metric(
+        title="IS, spread",
+        digits=".4f",
+        higher_is_better=False,
+        about="standard deviation of the Inception Score over its 10 splits, in the order of the pictures",
+        function=_inception_spread,
         weights="inception",
     ),
     "swd": Metric(

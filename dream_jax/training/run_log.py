@@ -5,6 +5,7 @@ facts of the host go to `timing.jsonl`.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -78,6 +79,11 @@ class RunLog:
         self._board.close()
         for file in self._files.values():
             file.close()
+
+
+def lines(workdir: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return _lines_up_to(workdir / FILES[0], math.inf)
 
 
 def _lines_up_to(path, step):

@@ -65,8 +65,14 @@ def test_metrics_are_chosen_by_their_networks_and_by_what_a_task_has(protocol):
     assert list(metrics.chosen(protocol, (), paired=True)) == names
     assert list(metrics.chosen(protocol, (), paired=False)) == ["swd"]
     with_networks = metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=True)
-    assert set(with_networks) == {*names, "lpips_vgg", "lpips_vgg_diversity", "fid", "kid", "is"}
-    assert set(metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=False)) == {"swd", "fid", "kid", "is"}
+    assert set(with_networks) == {*names, "lpips_vgg", "lpips_vgg_diversity", "fid", "kid", "is", "is_spread"}
+    assert set(metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=False)) == {
+        "swd",
+        "fid",
+        "kid",
+        "is",
+        "is_spread",
+    }
 
 
 def test_a_task_without_a_measure_of_consistency_has_none():

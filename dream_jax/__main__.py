@@ -123,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
     prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
 
+    compare = commands.add_parser(
+        "compare", help="train variants side by side and report which is better, and when", epilog=CONFIG_HELP
+    )
+    compare.add_argument("--config", required=True, help="a config file that defines get_comparison() too")
+    compare.add_argument(
+        "--workdir", required=True, help="where runs and report are kept; an existing one is continued"
+    )
+
     fixed = commands.add_parser(
         "fixed_point", help="tell how much variance an objective leaves in samples", epilog=CONFIG_HELP
     )

@@ -24,12 +24,13 @@ def train(options, arguments, console: Console) -> None:
     train_and_evaluate(config, options.workdir, Console(quiet=True) if jax.process_index() else console)
 
 
-def train_and_evaluate(config, workdir, console: Console):
+def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True):
     """Trains to `config.steps`, going on by itself from the newest checkpoint in the workdir, then evaluates.
 
     Args:
       config: of `command_line.load` and `override`.
       workdir: a local folder; docs/operations.md says what it holds.
+      evaluates: False only trains.
 
     Returns the TrainState after the last step.
     """
@@ -45,16 +46,16 @@ def train_and_evaluate(config, workdir, console: Console):
     directory = config.checkpoint.directory
     mirror.check(directory)
     if jax.process_index():
-        return _train_and_evaluate(config, workdir, console)
+        return _train_and_evaluate(config, workdir, console, evaluates)
     check_local(workdir)
     with lock.hold(workdir, console.print):
         if directory is not None:
             mirror.bring_back(workdir, directory, lambda there: check_same(there, config), console.print)
         make_workdir(workdir, config)
-        return _train_and_evaluate(config, workdir, console)
+        return _train_and_evaluate(config, workdir, console, evaluates)
 
 
-def _train_and_evaluate(config, workdir, console):
+def _train_and_evaluate(config, workdir, console, evaluates):
     from dream_jax.config import records
     from dream_jax.data import held_out, sources
     from dream_jax.evaluation import sample_grids
@@ -75,7 +76,8 @@ def _train_and_evaluate(config, workdir, console):
     begun_at = run.step
     screen.introduce(console, run, pictures, mesh)
     loop.loop(run, sample_grids.make_sampler(experiment, pictures, mesh), console)
-    _evaluate_run(run, begun_at, pictures, mesh, console)
+    if evaluates:
+        _evaluate_run(run, begun_at, pictures, mesh, console)
     return run.state
 
 
@@ -255,3 +257,22 @@ def fixed_point(options, arguments, console: Console) -> None:
         ]
         table.add_row(f"{variance:g}", *(f"{ratio:.3f}" for ratio in ratios))
     console.print(table)
+
+
+def compare(options, arguments, console: Console) -> None:
+    """Trains the variants of a comparison, measures them and writes the report."""
+    from dream_jax.evaluation import comparison, report
+    from dream_jax.files import names
+    from dream_jax.runtime import lock
+
+    chosen, workdir = comparison.load(options.config, arguments), Path(options.workdir)
+    names.check_folder(workdir)
+    with lock.hold(workdir, console.print):
+        record = comparison.advance(
+            chosen,
+            workdir,
+            lambda config, folder: train_and_evaluate(config, folder, console, evaluates=False),
+            console,
+        )
+        report.write(record, comparison.members(chosen, workdir), workdir / "report.html")
+    console.print(f"report: {workdir / 'report.html'}   its numbers: {workdir / 'report.json'}", markup=False)

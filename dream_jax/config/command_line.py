@@ -27,6 +27,21 @@ def load(path: str) -> ConfigDict:
     path may also be the name of a recipe, like `quickstart`. Raises UserError for a file that is missing or does not
     run, and for keys and types that `keys.KEYS` lacks.
     """
+
+    def get_config(module):
+        if "get_config" not in module:
+            raise UserError("a config file must define get_config()")
+        config = module["get_config"]()
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"its get_config() must return a ConfigDict, not {checks.cut(config)}")
+        checks.check_types(config)
+        return config
+
+    return use(path, get_config)
+
+
+def use(path: str, function):
+    """`function({name: what the config file defines})`; path and errors as for `load`."""
     file = Path(path)
     if not file.is_file():
         file = recipes() / f"{path}.py"
@@ -39,14 +54,7 @@ def load(path: str) -> ConfigDict:
     added = [] if root == _PACKAGE else [str(root)]
     sys.path[:0] = added
     try:
-        module = runpy.run_path(str(file))
-        if "get_config" not in module:
-            raise UserError("a config file must define get_config()")
-        config = module["get_config"]()
-        if not isinstance(config, ConfigDict):
-            raise UserError(f"its get_config() must return a ConfigDict, not {checks.cut(config)}")
-        checks.check_types(config)
-        return config
+        return function(runpy.run_path(str(file)))
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from error
     except (Exception, SystemExit) as error:

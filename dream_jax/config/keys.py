@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, samplers, sampling
-from dream_jax.data import indexed
 from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
 from dream_jax.tasks import TASKS, resize
@@ -209,7 +208,7 @@ KEYS = {
     "data.train_split": Key("train", "tfds: the split to train on"),
     "data.eval_split": Key("test", "tfds: the split to evaluate on"),
     "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),
-    "data.crop": Key("random", "where training crops lie; aligned faces want the centre", choices=indexed.PLACES),
+    "data.crop": Key("random", "where training crops lie; aligned faces want the centre", choices=("random", "centre")),
     "data.limit": Key(None, "train on the first so many pictures only", whole(), int),
     "data.flip": Key(True, "mirror at random"),
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),

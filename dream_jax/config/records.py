@@ -17,7 +17,16 @@ CHANGEABLE = (
 )
 
 # Keys of training that came later, and what runs without them did.
-_ADDED = {"objective.start_step": 0, "objective.estimate_every": 1}
+_ADDED = {
+    "objective.start_step": 0,
+    "objective.stop_step": None,
+    "objective.estimate_every": 1,
+    "objective.noise": "same",
+    "objective.estimate_noise": 0.0,
+    "objective.perturbation": 0.1,
+    "data.crop": "random",
+    "data.limit": None,
+}
 
 # Keys that are gone, and their one value that this version still does.
 _GONE = {

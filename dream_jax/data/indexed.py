@@ -9,9 +9,6 @@ import numpy as np
 from dream_jax.errors import UserError
 from dream_jax.files import images
 
-# Where training crops lie: `data.crop`.
-PLACES = ("random", "centre")
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:

@@ -51,23 +51,29 @@ def load(workdir, overrides=()) -> Model:
     return load_weights(workdir, open_experiment(workdir, overrides))
 
 
-def load_weights(workdir, experiment: Experiment) -> Model:
-    """An opened experiment with the EMA weights of the newest checkpoint of its run.
+def load_weights(workdir, experiment: Experiment, step: int | None = None) -> Model:
+    """An opened experiment with the EMA weights of the newest checkpoint of its run, or of the one of a step.
 
     A damaged checkpoint is named on stderr, left where it is, and the next older one is used. Only the EMA weights are
     read and checked: damage to the rest of a checkpoint, the optimizer's state for example, goes unnoticed here.
 
-    Raises UserError where there is no checkpoint yet, or none whose weights are whole.
+    Raises UserError where there is no checkpoint yet, or none whose weights are whole, or not that of the step.
     """
     mirror.check(experiment.config.checkpoint.directory)
     directory = checkpoint_folder(Path(workdir), experiment.config)
     mesh = sharding.make_mesh()
     shapes = _Weights(jax.ShapeDtypeStruct((), jnp.int32), _params_shapes(experiment))
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), shapes)
-    restored = checkpoint.restore(directory, shapes, everywhere, _say, partial=True)
+    if step is None:
+        restored = checkpoint.restore(directory, shapes, everywhere, _say, partial=True)
+    else:
+        # That newer ones are not used is what was asked for.
+        restored = checkpoint.restore(directory, shapes, everywhere, lambda _: None, before=step + 1, partial=True)
     if restored is None:
         raise UserError(f"{directory}: there is no checkpoint yet; train first")
     weights, _ = restored
+    if step is not None and int(weights.step) != step:
+        raise UserError(f"{directory}: there is no whole checkpoint of step {step}")
     return Model(experiment, weights.ema, int(weights.step), mesh, str(workdir))
 
 

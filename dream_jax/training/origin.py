@@ -11,8 +11,7 @@ _PACKAGES = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
 def facts(config, source) -> dict:
     """What a checkpoint records of its run: the config, the versions of packages and a fingerprint of the pictures."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"config": config.to_dict(), "versions": versions, "data": indexed.fingerprint(source)}
+    return {"config": config.to_dict(), "versions": versions(), "data": indexed.fingerprint(source)}
 
 
 def check(about: dict, now: dict, directory) -> None:
@@ -26,3 +25,8 @@ def check(about: dict, now: dict, directory) -> None:
             f"the checkpoints in {directory} are of another run; choose another --workdir (and checkpoint.directory), "
             f"or undo the difference (theirs -> given):\n  {listed}"
         )
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that a run depends on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}

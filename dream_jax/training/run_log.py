@@ -86,6 +86,11 @@ def lines(workdir: Path) -> list[dict]:
     return _lines_up_to(workdir / FILES[0], math.inf)
 
 
+def timing(workdir: Path) -> list[dict]:
+    """The lines of a run's timing.jsonl."""
+    return _lines_up_to(workdir / FILES[1], math.inf)
+
+
 def _lines_up_to(path, step):
     """The records of a JSON-lines file up to a step. A line that was cut off is left out."""
     kept = []

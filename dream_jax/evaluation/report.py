@@ -1,0 +1,229 @@
+"""The report of a comparison: one HTML file that opens without a network."""
+
+import base64
+import importlib.resources
+import io
+import json
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dream_jax.data import held_out
+from dream_jax.evaluation import comparison
+from dream_jax.evaluation.inputs import make_inputs
+from dream_jax.experiment import build
+from dream_jax.files import atomic
+from dream_jax.metrics import METRICS, first_that_measures
+from dream_jax.training import origin
+
+_CLOCKS = {"point": "steps of training", "seconds": "seconds of training"}
+
+
+def write(record: dict, members: list[comparison.Member], path: Path) -> None:
+    """Writes PATH (HTML), and its content beside it as JSON.
+
+    Args:
+      record: of `comparison.advance`; members: its runs, whose pictures are shown.
+    """
+    rows, metrics = record["rows"], comparison.metrics_of(record["rows"])
+    samplers = sorted({row["sampler"] for row in rows})
+    sampler = record["config"]["evaluation"]["samplers"][0]
+    steps = max(row["steps"] for row in rows)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    text = importlib.resources.files("dream_jax.evaluation").joinpath("report.html").read_text()
+    page = environment.from_string(text).render(
+        title=path.stem,
+        statements=_statements(record, metrics, sampler, steps),
+        table=_table(record, metrics, sampler, steps),
+        plots=[
+            *(_convergence(record, metric, clock, sampler, steps) for clock in _CLOCKS for metric in metrics),
+            *(_against_steps(record, metric, name) for name in samplers for metric in metrics),
+            *_tradeoff(record, metrics, sampler),
+        ],
+        pictures=json.dumps(_pictures(members)),
+        facts={
+            "variants": json.dumps(record["variants"]),
+            "seeds of training": ", ".join(map(str, record["seeds"])),
+            "sampler": f"{sampler}, {steps} steps, unless said otherwise",
+            "device": record["device"],
+            "versions": ", ".join(f"{name} {version}" for name, version in origin.versions().items()),
+            "config": json.dumps(record["config"]),
+        },
+    )
+    atomic.write_text(path, page)
+    atomic.write_json(path.with_suffix(".json"), record)
+
+
+def _first(record):
+    return next(iter(record["variants"]))
+
+
+def _statements(record, metrics, sampler, steps):
+    """Sentences like those of the paper: how soon a variant has what the first one has at its end."""
+    found = []
+    for variant in list(record["variants"])[1:]:
+        for what in ("distortion", "perception"):
+            metric = first_that_measures(what, metrics)
+            if metric is None:
+                continue
+            shares = {clock: comparison.speed_up(record, variant, metric, clock, sampler, steps) for clock in _CLOCKS}
+            had = [share for share in shares["point"] if share is not None]
+            if len(had) < len(record["seeds"]):
+                found.append(
+                    f"{variant} comes to {_first(record)}'s last {METRICS[metric].title} from {len(had)} of "
+                    f"{len(record['seeds'])} seeds."
+                )
+            else:
+                told = [
+                    f"{_span(shares[clock])} of its {unit}"
+                    for clock, unit in (("point", "steps"), ("seconds", "seconds"))
+                ]
+                found.append(f"{variant} has {_first(record)}'s last {METRICS[metric].title} at {' and '.join(told)}.")
+            found.append(_fewer_steps(record, variant, metric, sampler))
+    return found
+
+
+def _span(shares):
+    return f"{np.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+
+
+def _fewer_steps(record, variant, metric, sampler):
+    """At how many sampling steps a variant first is as good as the first one at its most."""
+    last, sign = record["points"][-1], 1 if METRICS[metric].higher_is_better else -1
+
+    def value(name, steps):
+        rows = comparison.of(record["rows"], variant=name, point=last, sampler=sampler, steps=steps)
+        return sign * np.mean([comparison.mean(row, metric) for row in rows])
+
+    counts = sorted({row["steps"] for row in record["rows"]})
+    enough = [steps for steps in counts if value(variant, steps) >= value(_first(record), counts[-1])]
+    said = f"from {enough[0]} sampling steps on" if enough else "at no number of sampling steps measured"
+    return f"{variant} is as good in {METRICS[metric].title} as {_first(record)} at {counts[-1]}: {said}."
+
+
+def _table(record, metrics, sampler, steps):
+    """(headings, rows) at the last point: means and spreads over seeds, and how far from the first variant."""
+    rows = []
+    if record["baseline"]:
+        cells = [f"{comparison.mean(record['baseline'], metric):{METRICS[metric].digits}}" for metric in metrics]
+        rows.append([record["baseline"]["name"], *cells])
+    for variant in record["variants"]:
+        cells = []
+        for metric in metrics:
+            digits = METRICS[metric].digits
+            of_seeds = comparison.of(
+                record["rows"], variant=variant, point=record["points"][-1], sampler=sampler, steps=steps
+            )
+            values = [comparison.mean(row, metric) for row in of_seeds]
+            cell = f"{np.mean(values):{digits}}"
+            if len(values) > 1:
+                cell += f" ± {np.std(values, ddof=1):.1g}"
+            apart = None
+            if variant != _first(record):
+                apart = comparison.difference(record, variant, metric, sampler, steps)
+            if apart is not None:
+                cell += f" [{apart[1]:+{digits}}, {apart[2]:+{digits}}]"
+            cells.append(cell)
+        rows.append([variant, *cells])
+    return ["", *(METRICS[metric].title for metric in metrics)], rows
+
+
+def _axes(metric, label):
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.set_xlabel(label)
+    axes.set_ylabel(METRICS[metric].title)
+    if METRICS[metric].logarithmic:
+        axes.set_yscale("log")
+    return figure, axes
+
+
+def _svg(figure, about):
+    """{"about", "svg"}: a plot as text that lies within the page."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return {"about": about, "svg": text[text.index("<svg") :]}
+
+
+def _convergence(record, metric, clock, sampler, steps):
+    figure, axes = _axes(metric, _CLOCKS[clock])
+    for number, variant in enumerate(record["variants"]):
+        of_seeds = [
+            sorted(
+                comparison.of(record["rows"], variant=variant, seed=seed, sampler=sampler, steps=steps),
+                key=lambda row: row["point"],
+            )
+            for seed in record["seeds"]
+        ]
+        x = np.mean([[row[clock] for row in rows] for rows in of_seeds], axis=0)
+        _line(axes, x, [[comparison.mean(row, metric) for row in rows] for rows in of_seeds], variant, number)
+    return _svg(figure, f"{METRICS[metric].title} against {_CLOCKS[clock]}")
+
+
+def _against_steps(record, metric, sampler):
+    figure, axes = _axes(metric, f"sampling steps of {sampler}")
+    axes.set_xscale("log", base=2)
+    for number, variant in enumerate(record["variants"]):
+        of_seeds = [
+            sorted(
+                comparison.of(record["rows"], variant=variant, seed=seed, sampler=sampler, point=record["points"][-1]),
+                key=lambda row: row["steps"],
+            )
+            for seed in record["seeds"]
+        ]
+        x = [row["steps"] for row in of_seeds[0]]
+        _line(axes, x, [[comparison.mean(row, metric) for row in rows] for rows in of_seeds], variant, number)
+        axes.set_xticks(x, [str(steps) for steps in x])
+    axes.minorticks_off()
+    return _svg(figure, f"{METRICS[metric].title} against sampling steps, {sampler}")
+
+
+def _line(axes, x, of_seeds, label, number):
+    """The mean over seeds, and a band between the lowest and the highest."""
+    of_seeds, colour = np.array(of_seeds), f"C{number % 10}"
+    axes.plot(x, of_seeds.mean(0), "o-", color=colour, markersize=3, label=label)
+    axes.fill_between(x, of_seeds.min(0), of_seeds.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
+def _tradeoff(record, metrics, sampler):
+    distortion, perception = (first_that_measures(what, metrics) for what in ("distortion", "perception"))
+    if distortion is None or perception is None:
+        return []
+    figure, axes = _axes(perception, METRICS[distortion].title)
+    for number, variant in enumerate(record["variants"]):
+        rows = comparison.of(record["rows"], variant=variant, point=record["points"][-1], sampler=sampler)
+        path = []
+        for steps in sorted({row["steps"] for row in rows}):
+            at = comparison.of(rows, steps=steps)
+            path.append([np.mean([comparison.mean(row, metric) for row in at]) for metric in (distortion, perception)])
+            axes.annotate(str(steps), path[-1], fontsize=7, xytext=(3, 3), textcoords="offset points")
+        axes.plot(*zip(*path, strict=True), "o-", color=f"C{number % 10}", markersize=3, label=variant)
+    return [_svg(figure, "the perception-distortion plane; numbers are sampling steps")]
+
+
+def _pictures(members):
+    """{name: [picture, ...]} as data URLs: what was observed, the originals and each variant's, of its first seed."""
+    experiment = build(members[0].config)
+    inputs = make_inputs(experiment, held_out.eval_pictures(members[0].config)).first(comparison.SHOWN)
+    columns = {} if inputs.baseline is None else {experiment.task.baseline_name: inputs.baseline}
+    for member in members:
+        if member.variant not in columns:
+            columns[member.variant] = np.load(member.workdir / "shown.npy")
+    columns["original" if experiment.task.paired else "held out"] = inputs.pictures
+    return {name: [_url(picture) for picture in pictures] for name, pictures in columns.items()}
+
+
+def _url(picture):
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(picture, np.uint8)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,164 @@
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tiny
+
+from dream_jax import commands
+from dream_jax.__main__ import main
+from dream_jax.errors import UserError
+from dream_jax.evaluation import comparison
+
+CHANGES = "steps=2", "image_size=16", "evaluation.crop=32", "evaluation.steps=1,2", "optimizer.learning_rate=0.001"
+CHANGES = *CHANGES, "checkpoint.every=1", "checkpoint.keep=2"
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(tiny.tiny_config(*{changes!r}).to_dict())
+
+def get_comparison():
+    return {{"variants": {variants!r}, "seeds": (0,), "points": (1, 2)}}
+"""
+TWO = {"standard": {"objective.name": "standard"}, "DREAM": {}}
+
+
+def write(folder, variants):
+    path = folder / "compared.py"
+    path.write_text(CONFIG.format(tests=str(tiny.ROOT / "tests"), changes=CHANGES, variants=variants))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, trained_once):
+    """(workdir, what was trained in order, the first record) of one that is stopped twice, and given a variant later.
+
+    All variants have the weights of one run.
+    """
+    folder, ready = tmp_path_factory.mktemp("compared"), trained_once("compared", *CHANGES)
+    workdir, trained, kills = folder / "work", [], {2, 4}
+
+    def train_or_stop(config, run, console, evaluates):
+        trained.append(run.name)
+        if len(trained) in kills:
+            raise KeyboardInterrupt
+        assert not evaluates
+        shutil.copytree(ready, run)
+        (run / "evaluation.json").unlink()
+
+    def run(variants):
+        return main(["compare", "--config", write(folder, variants), "--workdir", str(workdir)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "train_and_evaluate", train_or_stop)
+        assert [run(TWO) for _ in range(2)] == [130, 0]
+        before = json.loads((workdir / "report.json").read_text())
+        three = {**TWO, "p=3": {"objective.p": 3.0}}
+        assert [run(three) for _ in range(2)] == [130, 0]
+    return workdir, trained, before
+
+
+def test_a_comparison_goes_on_and_repeats_nothing(compared):
+    workdir, trained, before = compared
+    # The second and the fourth start were stopped.
+    assert trained == ["standard-0", "DREAM-0", "DREAM-0", "p=3-0", "p=3-0"]
+    after = json.loads((workdir / "report.json").read_text())
+    kept = [row for row in after["rows"] if row["variant"] != "p=3"]
+    assert kept == before["rows"] and len(after["rows"]) == 3 * 2 * 2
+
+
+def test_a_row_is_what_the_runs_own_evaluation_measures(compared):
+    workdir, *_ = compared
+    main(["evaluate", "--workdir", str(workdir / "runs" / "DREAM-0")])
+    rows = json.loads((workdir / "runs" / "DREAM-0" / "evaluation.json").read_text())["rows"]
+    record = json.loads((workdir / "report.json").read_text())
+    for steps in (1, 2):
+        (ours,) = comparison.of(record["rows"], variant="DREAM", seed=0, point=2, sampler="ddim", steps=steps)
+        (theirs,) = (row for row in rows if row["steps"] == steps)
+        for metric in comparison.metrics_of([ours]):
+            assert comparison.mean(ours, metric) == pytest.approx(theirs[metric], rel=1e-6)
+
+
+def test_the_report_is_whole(compared):
+    page = (compared[0] / "report.html").read_text()
+    # Nothing is fetched: what is linked lies within the page.
+    assert all(link.startswith(("#", "data:")) for link in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert "@import" not in page and "url(http" not in page
+    assert page.count("<svg") == 5 * 3 + 1 and "p=3 is as good in PSNR" in page and "data:image/png;base64," in page
+
+
+def test_the_report_opens_in_a_browser(compared, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no chromium here")
+    options = "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"
+    file = (compared[0] / "report.html").as_uri()
+    shown = subprocess.run([browser, *options, file], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0
+    # The script has filled the lists and put two pictures over each other.
+    assert shown.stdout.count("<option") >= 2 * 5 and re.search(r'id="over"[^>]*src="data:image/png', shown.stdout)
+    assert "CONSOLE" not in shown.stderr
+
+
+def rows_of(values, steps=(1, 2, 4)):
+    return [
+        {"psnr": [value], "point": point, "seconds": 2.0 * point} for point, value in zip(steps, values, strict=True)
+    ]
+
+
+def test_where_a_curve_reaches_a_value():
+    rows = rows_of((10.0, 20.0, 22.0))
+    assert comparison.reached(rows, "psnr", 15.0, "point") == 1.5
+    assert comparison.reached(rows, "psnr", 21.0, "seconds") == 6.0
+    assert comparison.reached(rows, "psnr", 9.0, "point") == 1
+    assert comparison.reached(rows, "psnr", 23.0, "point") is None
+
+
+def test_speed_is_the_share_of_the_first_ones_steps_and_seconds():
+    rows = []
+    for name, seed, values in (
+        ("a", 0, (10, 20, 22)),
+        ("b", 0, (12, 24, 26)),
+        ("a", 1, (10, 20, 22)),
+        ("b", 1, (1, 2, 3)),
+    ):
+        about = {"variant": name, "seed": seed, "sampler": "ddim", "steps": 1}
+        rows += [row | about for row in rows_of(values)]
+    record = {"variants": {"a": {}, "b": {}}, "seeds": [0, 1], "points": [1, 2, 4], "rows": rows}
+    share = (1 + 10 / 12) / 4
+    for clock in ("point", "seconds"):
+        assert comparison.speed_up(record, "b", "psnr", clock, "ddim", 1) == [pytest.approx(share), None]
+
+
+def test_differences_have_the_interval_of_their_pictures():
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(100)
+    rows = [
+        {"variant": name, "point": 4, "sampler": "ddim", "steps": 1, "psnr": (base + shift).tolist()}
+        for name, shift in (("a", 0), ("b", 0.5 + 0.1 * rng.standard_normal(100)))
+    ]
+    record = {"variants": {"a": {}, "b": {}}, "points": [4], "rows": rows}
+    mean, low, high = comparison.difference(record, "b", "psnr", "ddim", 1)
+    assert low < mean < high and abs(mean - 0.5) < 0.05 and 0.02 < high - low < 0.06
+
+
+@pytest.mark.parametrize(
+    ("variants", "reason"),
+    [
+        ({"a": {"objective.q": 1}}, "did you mean"),
+        ({"a/b": {}}, "cannot be 'a/b'"),
+        ({}, "with something in it"),
+        ({"a": {"objective.p": -1.0}}, "variant a: objective.p"),
+    ],
+)
+def test_mistakes(tmp_path, variants, reason):
+    with pytest.raises(UserError, match=reason):
+        comparison.load(write(tmp_path, variants), [])
+    with pytest.raises(UserError, match="get_comparison"):
+        comparison.load("quickstart", [])

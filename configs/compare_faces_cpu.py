@@ -41,8 +41,7 @@ def get_config():
 
 
 def get_comparison():
-    # More may be added while it runs and after: "p=3": {"objective.p": 3.0}, "DREAM at first": {"objective.stop_step": 1000},
-    # "input perturbation": {"objective.name": "input_perturbation"}, ...
+    # More may be added later: "p=3": {"objective.p": 3.0}, "DREAM at first": {"objective.stop_step": 1000}, ...
     return {
         "variants": {
             "standard": {"objective.name": "standard"},

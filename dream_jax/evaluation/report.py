@@ -35,7 +35,7 @@ def write(record: dict, members: list[comparison.Member], path: Path) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = importlib.resources.files("dream_jax.evaluation").joinpath("report.html").read_text()
     page = environment.from_string(text).render(
-        title=path.stem,
+        title=f"{', '.join(record['variants'])}: which is better, and when?",
         statements=_statements(record, metrics, sampler, steps),
         table=_table(record, metrics, sampler, steps),
         plots=[
@@ -87,6 +87,8 @@ def _statements(record, metrics, sampler, steps):
 
 
 def _span(shares):
+    if len(shares) == 1:
+        return f"{shares[0]:.2f}"
     return f"{np.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
 
 

@@ -26,15 +26,21 @@ def x0_gains(schedule: NoiseSchedule, settings, alpha, sigma, variance: float) -
       alpha, sigma: float64 [L], in the schedule's own coordinates.
       variance: of the data.
 
-    Raises UserError for another objective, whose best network is not linear.
+    Raises UserError for another objective, whose best network is not linear, and for a mixture of both on turns.
     """
     chosen = objectives.chosen(settings)
     if chosen not in (objectives.OBJECTIVES["standard"], objectives.OBJECTIVES["dream"]):
         raise UserError(f"objective.name = {settings.name!r}: the fixed point is known for standard and dream")
+    if chosen.rectifies and settings.estimate_every != 1:
+        raise UserError(
+            f"objective.estimate_every = {settings.estimate_every}: the fixed point is known where all steps rectify; "
+            "set it to 1"
+        )
     with jax.enable_x64(True):
         alpha, sigma = jnp.asarray(alpha, float), jnp.asarray(sigma, float)
         lam = None
-        if chosen.rectifies:
+        # Where DREAM stops, training ends with the standard objective.
+        if chosen.rectifies and settings.stop_step is None:
             options = {"rate": settings.rate, "threshold": settings.threshold, "p": settings.p}
             time = time_of(schedule, alpha) / schedule.num_steps
             bounds = settings.minimum, settings.maximum

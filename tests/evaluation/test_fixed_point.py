@@ -26,6 +26,7 @@ def settings(**changes):
         ({"p": 0.0}, 0.350),
         ({"p": 1.0}, 0.703),
         ({"p": 3.0}, 0.906),
+        ({"p": 1.0, "stop_step": 100}, 0.993),
         ({"p": 1.0, "noise": "fresh"}, 0.926),
     ],
 )
@@ -113,5 +114,7 @@ def test_the_command_and_its_mistakes(capsys):
     said = capsys.readouterr().out
     assert "0.993" in said and "0.703" in said
     assert main(["fixed_point", "--config", "quickstart", "--variance", "0"]) == 2
+    with pytest.raises(UserError, match="estimate_every = 2"):
+        fixed_point.x0_gains(PAPER, settings(estimate_every=2), [0.5], [0.5], 1.0)
     with pytest.raises(UserError, match="known for standard and dream"):
         fixed_point.x0_gains(PAPER, settings(name="input_perturbation"), [0.5], [0.5], 1.0)

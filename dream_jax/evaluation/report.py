@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dream_jax.data import held_out
 from dream_jax.evaluation import comparison
@@ -224,8 +225,6 @@ def _pictures(members):
 
 
 def _url(picture):
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(np.asarray(picture, np.uint8)).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

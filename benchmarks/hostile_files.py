@@ -219,8 +219,9 @@ def _profiled(photo, profile):
     return _saved(Image.fromarray(photo), "PNG", icc_profile=profile)
 
 
-def special_pictures(photo: np.ndarray) -> dict[str, tuple[bytes, bool | None]]:
+def special_pictures(photo: np.ndarray, large: bool = True) -> dict[str, tuple[bytes, bool | None]]:
     """name -> (bytes, readable), made by hand."""
+    flood, wide, side = (10**8, 2**26, 2**13) if large else (10**7, 2**22, 2**11)
     height, width = photo.shape[:2]
     sound = sound_pictures(photo)
     one = np.uint8([[[9, 8, 7]]])
@@ -265,10 +266,10 @@ def special_pictures(photo: np.ndarray) -> dict[str, tuple[bytes, bool | None]]:
         "depth_3.png": (png(8, 8, 3, 2, bomb), False),
         "colour_9.png": (png(8, 8, 8, 9, bomb), False),
         "no_palette.png": (png(8, 8, 8, 3, zlib.compress(bytes(72))), None),
-        "data_goes_on.png": (png(8, 8, data=zlib.compress(bytes(10**8), 1)), None),
-        "long_text.png": (with_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 1)), None),
-        "long_unicode.png": (with_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(10**8), 1)), None),
-        "long_profile.png": (with_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8), 1)), None),
+        "data_goes_on.png": (png(8, 8, data=zlib.compress(bytes(flood), 1)), None),
+        "long_text.png": (with_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(flood), 1)), None),
+        "long_unicode.png": (with_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(flood), 1)), None),
+        "long_profile.png": (with_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(flood), 1)), None),
         "odd_profile.png": (_profiled(photo, b"\0" * 128 + b"acsp" + b"\xff" * 500), True),
         "odd_exif.png": (with_chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 64), None),
         "turned_9.png": (with_chunk(b"eXIf", tiff([(274, 3, [9])])), True),
@@ -312,8 +313,8 @@ def special_pictures(photo: np.ndarray) -> dict[str, tuple[bytes, bool | None]]:
             False,
         ),
         "no_frame_gif.png": (b"GIF89a\1\0\1\0\x80\0\0" + bytes(6) + b";", False),
-        "skips.bmp": (bmp(2**26, 1, 8, 1, b"\0\2\xff\xff" * 64), None),
-        "skips_high.bmp": (bmp(2**13, 2**13, 8, 1, b"\0\2\xff\xff" * 64), None),
+        "skips.bmp": (bmp(wide, 1, 8, 1, b"\0\2\xff\xff" * 64), None),
+        "skips_high.bmp": (bmp(side, side, 8, 1, b"\0\2\xff\xff" * 64), None),
         "claims_a_lot.bmp": (bmp(2**30, 2**30, 24, 0, bytes(64)), False),
         "lowest.bmp": (bmp(8, -(2**31), 24, 0, bytes(192)), False),
         "no_bits.bmp": (bmp(8, 8, 0, 0, bytes(192)), False),
@@ -425,7 +426,7 @@ def odd_files(folder: Path, photo: np.ndarray):
         yield Case(str(folder / name), "picture, no usual file", False)
 
 
-def pictures(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0):
+def pictures(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0, large: bool = True):
     """All sound, special and odd pictures of the first photograph, and `count` mutations of those of all."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
@@ -437,7 +438,7 @@ def pictures(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0):
 
     for name, data in sound_pictures(photos[0]).items():
         yield write(f"sound_{name}", data, "sound", True)
-    for name, (data, readable) in special_pictures(photos[0]).items():
+    for name, (data, readable) in special_pictures(photos[0], large).items():
         yield write(name, data, "by hand", readable)
     script = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n({marker(folder)}) (w) file\nshowpage\n"
     yield write("script.png", script.encode(), "by hand", False)

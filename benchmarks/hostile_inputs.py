@@ -226,7 +226,7 @@ def run(folder: Path, photos, pictures: int, weights: int, config: int, seed: in
     """Makes the files in a folder and reads each; a `Finding` of each."""
     base = json.loads(json.dumps(command_line.load(str(report.ROOT / "configs" / "base.py")).to_dict()))
     made = [
-        *hostile_files.pictures(folder / "pictures", photos, pictures, seed),
+        *hostile_files.pictures(folder / "pictures", photos, pictures, seed, large),
         *(hostile_files.large_pictures(folder / "large") if large else ()),
         *hostile_files.weights(folder / "weights", official_weights(), weights, seed, large),
         *hostile_files.configs(folder / "configs", base, config, seed),

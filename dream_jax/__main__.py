@@ -123,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
     prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
 
+    _add_studies(commands)
+    keys = commands.add_parser("keys", help="list the config keys, with their defaults")
+    keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
+    return parser
+
+
+def _add_studies(commands) -> None:
+    """The commands that ask what an objective is worth."""
     compare = commands.add_parser(
         "compare", help="train variants side by side and report which is better, and when", epilog=CONFIG_HELP
     )
@@ -138,10 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     fixed.add_argument("--variance", type=float, nargs="+", default=[0.05, 0.33, 1.0], help="of Gaussian data")
     fixed.add_argument("--sampler", default="ddpm", help="one of docs/sampling.md (default: ddpm)")
     fixed.add_argument("--steps", type=int, help="network evaluations (default: all of the noise schedule)")
-
-    keys = commands.add_parser("keys", help="list the config keys, with their defaults")
-    keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Variants of one experiment, trained from several seeds and measured at several points of their training."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -132,33 +133,34 @@ def _measured(member, points, journal, train, console):
     settings, finished = member.config.evaluation, read_rows(journal)
     jobs = [(point, sampler, steps) for point in points for sampler in settings.samplers for steps in settings.steps]
     named = {job: _key(member, *job) for job in jobs}
-    if any(key not in finished for key in named.values()):
+    left = [job for job in jobs if named[job] not in finished]
+    if left:
         train(member.config, member.workdir)
-        experiment = trained.open_experiment(member.workdir)
-        pictures = held_out.eval_pictures(experiment.config)
-        inputs = make_inputs(experiment, pictures)
-        measures = measuring.load_measures(experiment, inputs)
-        clock = seconds_of(member.workdir)
-        with drawing.progress_bar(console) as bar:
-            job = bar.add_task(f"measuring {member.variant}", total=len(jobs))
-            for point in points:
-                if all(named[of_it] in finished for of_it in jobs if of_it[0] == point):
-                    bar.advance(job, len(settings.samplers) * len(settings.steps))
-                    continue
-                model = trained.load_weights(member.workdir, experiment, step=point)
-                draw = measuring.make_drawer(model, inputs.given)
-                for sampler in settings.samplers:
-                    for steps in settings.steps:
-                        drawn = draw(sampler, steps, settings.seeds[0])
-                        row = {"variant": member.variant, "seed": member.seed, "point": point}
-                        row |= {"seconds": clock(point), "sampler": sampler, "steps": steps}
-                        row |= values_of(measures, drawn)
-                        add_row(journal, named[point, sampler, steps], row)
-                        bar.advance(job)
-                        if point == points[-1] and steps == max(settings.steps) and sampler == settings.samplers[0]:
-                            np.save(member.workdir / "shown.npy", drawn[:SHOWN])
+        for job, row in _measure(member, left, console):
+            add_row(journal, named[job], row)
         finished = read_rows(journal)
     return [finished[key] for key in named.values()]
+
+
+def _measure(member, jobs, console):
+    """Yields (job, its row) of jobs (point, sampler, steps), those of a point together."""
+    experiment = trained.open_experiment(member.workdir)
+    settings = experiment.config.evaluation
+    inputs = make_inputs(experiment, held_out.eval_pictures(experiment.config))
+    measures, clock = measuring.load_measures(experiment, inputs), seconds_of(member.workdir)
+    shown = member.config.steps, settings.samplers[0], max(settings.steps)
+    with drawing.progress_bar(console) as bar:
+        bar_job = bar.add_task(f"measuring {member.variant}", total=len(jobs))
+        for point, of_point in itertools.groupby(jobs, key=lambda job: job[0]):
+            model = trained.load_weights(member.workdir, experiment, step=point)
+            draw = measuring.make_drawer(model, inputs.given)
+            for _, sampler, steps in of_point:
+                drawn = draw(sampler, steps, settings.seeds[0])
+                if (point, sampler, steps) == shown:
+                    np.save(member.workdir / "shown.npy", drawn[:SHOWN])
+                about = {"variant": member.variant, "seed": member.seed, "point": point, "seconds": clock(point)}
+                yield (point, sampler, steps), about | {"sampler": sampler, "steps": steps} | _values(measures, drawn)
+                bar.advance(bar_job)
 
 
 def _key(member, point, sampler, steps):
@@ -170,15 +172,11 @@ def _key(member, point, sampler, steps):
     return f"{member.variant}-{member.seed}-{point}-{sampler}-{steps}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def values_of(measures: measuring.Measures, drawn: np.ndarray) -> dict[str, list[float] | float]:
-    """{metric: its value for each picture, or one of the set}."""
-    compared = measures.compare(drawn, [drawn])
-    values = {}
-    for name, metric in measures.metrics.items():
-        value = None if metric.over_seeds else metric.function(compared)
-        if value is not None:
-            values[name] = np.asarray(value, float).tolist()
-    return values
+def _values(measures, drawn):
+    """{metric: its value for each picture, or one of the set}, of the one seed that is drawn."""
+    of_one = {name: metric for name, metric in measures.metrics.items() if not metric.over_seeds}
+    values = measuring.values_of(of_one, measures.compare(drawn, [drawn]))
+    return {name: np.asarray(value, float).tolist() for name, value in values.items()}
 
 
 def _baseline(config):
@@ -186,9 +184,8 @@ def _baseline(config):
     inputs = make_inputs(experiment, held_out.eval_pictures(config))
     if inputs.baseline is None:
         return None
-    return {"name": experiment.task.baseline_name} | values_of(
-        measuring.load_measures(experiment, inputs), inputs.baseline
-    )
+    measures = measuring.load_measures(experiment, inputs)
+    return {"name": experiment.task.baseline_name} | _values(measures, inputs.baseline)
 
 
 def seconds_of(workdir: Path) -> Callable[[int], float]:

@@ -131,8 +131,13 @@ def measure(measures: Measures, drawn: list[np.ndarray]) -> dict[str, float]:
 
 
 def _values(metrics, compared):
+    return {name: float(np.mean(value)) for name, value in values_of(metrics, compared).items()}
+
+
+def values_of(metrics: dict[str, Metric], compared: Compared) -> dict[str, np.ndarray | float]:
+    """{metric: its value for each picture [N], or one of the set}, without those whose task lacks what they need."""
     found = {name: metric.function(compared) for name, metric in metrics.items()}
-    return {name: float(np.mean(value)) for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _baseline_row(built, inputs, measures):

@@ -20,7 +20,7 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
     Bands are the spread over seeds; the grey line is the baseline.
     """
     baseline, lines = record["rows"][0], _lines(record["rows"])
-    figure = _figure(len(names))
+    figure = figure_of(len(names))
     for axes, name in zip(figure.axes, names, strict=True):
         for rows, style in zip(lines.values(), _looks(lines), strict=True):
             steps, values = [row["steps"] for row in rows], [row[name] for row in rows if name in row]
@@ -50,7 +50,7 @@ def perception_against_distortion(record: dict, names: list[str], path: Path) ->
     if distortion is None or perception is None:
         return
     lines = _lines(record["rows"])
-    figure = _figure(1, width=9, height=6)
+    figure = figure_of(1, width=9, height=6)
     axes = figure.axes[0]
     for rows, style in zip(lines.values(), _looks(lines), strict=True):
         axes.plot([row[distortion] for row in rows], [row[perception] for row in rows], **style)
@@ -77,7 +77,7 @@ class Panel(NamedTuple):
 
 def gap(record: dict, panels: list[Panel], path: Path) -> None:
     """Training against sampling at the same noise levels, of a record of `gap.measure`."""
-    figure = _figure(len(panels))
+    figure = figure_of(len(panels))
     for axes, panel in zip(figure.axes, panels, strict=True):
         for number, (name, model) in enumerate(record["models"].items()):
             rows, colour = model["rows"], f"C{number % 10}"
@@ -111,7 +111,7 @@ def training(lines: list[dict], weight: tuple | None, path: Path) -> None:
       weight: (times t / T, lam at the end of training) of an objective that rectifies, else None.
     """
     names = [name for name in _DYNAMICS if any(line.get(name) for line in lines)]
-    figure = _figure(len(names) + 1 + (weight is not None))
+    figure = figure_of(len(names) + 1 + (weight is not None))
     quartiles, *others = figure.axes
     for quartile in range(1, 5):
         of_it = [(line["step"], line[key]) for line in lines if (key := f"loss_quartile_{quartile}") in line]
@@ -133,7 +133,8 @@ def training(lines: list[dict], weight: tuple | None, path: Path) -> None:
     _finish(figure, path)
 
 
-def _figure(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
+def figure_of(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
+    """A figure of so many empty panels, at most three in a row, each of this size in inches."""
     # Here, as no start of training or drawing should wait the half second that this takes.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

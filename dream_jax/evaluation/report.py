@@ -8,12 +8,10 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from dream_jax.data import held_out
-from dream_jax.evaluation import comparison
+from dream_jax.evaluation import comparison, plots
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.experiment import build
 from dream_jax.files import atomic
@@ -135,10 +133,8 @@ def _table(record, metrics, sampler, steps):
 
 
 def _axes(metric, label):
-    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
+    figure = plots.figure_of(1, width=5.2, height=3.8)
+    (axes,) = figure.axes
     axes.set_xlabel(label)
     axes.set_ylabel(METRICS[metric].title)
     if METRICS[metric].logarithmic:
@@ -156,35 +152,29 @@ def _svg(figure, about):
     return {"about": about, "svg": text[text.index("<svg") :]}
 
 
-def _convergence(record, metric, clock, sampler, steps):
-    figure, axes = _axes(metric, _CLOCKS[clock])
+def _curves(axes, record, metric, across, **wanted):
+    """A line for each variant: a metric against a column of its rows. Returns the last one's places."""
     for number, variant in enumerate(record["variants"]):
         of_seeds = [
-            sorted(
-                comparison.of(record["rows"], variant=variant, seed=seed, sampler=sampler, steps=steps),
-                key=lambda row: row["point"],
-            )
+            sorted(comparison.of(record["rows"], variant=variant, seed=seed, **wanted), key=lambda row: row[across])
             for seed in record["seeds"]
         ]
-        x = np.mean([[row[clock] for row in rows] for rows in of_seeds], axis=0)
+        x = np.mean([[row[across] for row in rows] for rows in of_seeds], axis=0)
         _line(axes, x, [[comparison.mean(row, metric) for row in rows] for rows in of_seeds], variant, number)
+    return x
+
+
+def _convergence(record, metric, clock, sampler, steps):
+    figure, axes = _axes(metric, _CLOCKS[clock])
+    _curves(axes, record, metric, clock, sampler=sampler, steps=steps)
     return _svg(figure, f"{METRICS[metric].title} against {_CLOCKS[clock]}")
 
 
 def _against_steps(record, metric, sampler):
     figure, axes = _axes(metric, f"sampling steps of {sampler}")
     axes.set_xscale("log", base=2)
-    for number, variant in enumerate(record["variants"]):
-        of_seeds = [
-            sorted(
-                comparison.of(record["rows"], variant=variant, seed=seed, sampler=sampler, point=record["points"][-1]),
-                key=lambda row: row["steps"],
-            )
-            for seed in record["seeds"]
-        ]
-        x = [row["steps"] for row in of_seeds[0]]
-        _line(axes, x, [[comparison.mean(row, metric) for row in rows] for rows in of_seeds], variant, number)
-        axes.set_xticks(x, [str(steps) for steps in x])
+    counts = _curves(axes, record, metric, "steps", sampler=sampler, point=record["points"][-1])
+    axes.set_xticks(counts, [f"{count:g}" for count in counts])
     axes.minorticks_off()
     return _svg(figure, f"{METRICS[metric].title} against sampling steps, {sampler}")
 

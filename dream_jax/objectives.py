@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from dream_jax import diffusion, dream
+from dream_jax.diffusion import expand
 from dream_jax.errors import UserError
+from dream_jax.noise_schedule import NoiseSchedule
 
 
 class Draw(NamedTuple):
@@ -20,7 +22,7 @@ class Draw(NamedTuple):
       x0, eps: [B, H, W, C], what is modelled and the noise.
       t: int32 [B], the step of the noise schedule, 1 .. num_steps.
       alpha, sigma: [B], the level.
-      num_steps: T, the steps of the noise schedule.
+      schedule: the noise schedule, of T = `schedule.num_steps` steps.
       dropout: keys [B, 2]: for two passes with independent dropout.
       keys: [B], for whatever else an objective draws; see `further_noise`.
       ramp: in [0, 1], by which the weight is multiplied.
@@ -31,7 +33,7 @@ class Draw(NamedTuple):
     t: jax.Array
     alpha: jax.Array
     sigma: jax.Array
-    num_steps: int
+    schedule: NoiseSchedule
     dropout: jax.Array
     keys: jax.Array | None = None
     ramp: jax.Array | float = 1.0
@@ -59,8 +61,8 @@ class Objective(NamedTuple):
 
     Attributes:
       title: what models that were trained with it are called in tables and pictures.
-      losses: `(predict, draw, settings) -> Losses`. predict is `(x_t, dropout_keys=None) -> output`, the network with
-        its gradient; settings are `config.objective`.
+      losses: `(predict, draw, settings) -> Losses`. predict is `(x_t, dropout_keys=None, alpha=None) -> output`, the
+        network with its gradient, at the level drawn unless another alpha is given; settings are `config.objective`.
       rectifies: whether it is the standard objective outside of `objective.start_step` and `stop_step`.
       weight: `(draw, settings) -> lam [B]`, its rectification weight; None: it has none.
       check: `(config, task) -> None` raises UserError where it is not defined for the schedule, the task or the kind.
@@ -125,6 +127,47 @@ def input_perturbation(predict, draw: Draw, settings) -> Losses:
     return Losses(loss, dream.DISTANCES["l1"](draw.eps, eps_hat), jnp.zeros_like(draw.sigma))
 
 
+def scheduled_sampling(predict, draw: Draw, settings) -> Losses:
+    """The standard loss on inputs that the sampler made: rollouts from noisier levels, without a gradient through them.
+
+    After multi-step denoising scheduled sampling (Ren et al., AAAI 2024), of which the summary was at hand, not the
+    code. Here x at time t comes from the true x at t + span T by `objective.rollout` equal steps of DDIM; the span is
+    `objective.span`, cut at T. The target is the noise that is then between x and the true x0, as DREAM's is
+    (equation 12), so a rollout of no length is the standard objective.
+    """
+    x, alpha, sigma = _rolled_out(predict, draw, settings)
+    eps = (x - expand(alpha, x) * draw.x0) / expand(sigma, x)
+    output = predict(x, draw.dropout[:, 0])
+    target = diffusion.target(settings.kind, draw.x0, eps, alpha, sigma)
+    eps_hat = jax.lax.stop_gradient(diffusion.to_eps(settings.kind, output, x, alpha, sigma))
+    loss = dream.DISTANCES[settings.distance](output, target)
+    return Losses(loss, dream.DISTANCES["l1"](eps, eps_hat), jnp.zeros_like(sigma))
+
+
+def _rolled_out(predict, draw, settings):
+    """(x, alpha, sigma) at the level drawn, after DDIM's steps from a noisier one."""
+    schedule = draw.schedule
+    tables = jnp.asarray(schedule.alpha, draw.alpha.dtype), jnp.asarray(schedule.sigma, draw.sigma.dtype)
+    span = round(settings.span * schedule.num_steps)
+    # The first is the level drawn, which may lie between entries of the table.
+    levels = [(draw.alpha, draw.sigma)]
+    for step in range(1, settings.rollout + 1):
+        t = jnp.minimum(draw.t + span * step // settings.rollout, schedule.num_steps)
+        # At the noisiest levels a rollout is shorter, and at the last one nothing is left of it.
+        levels.append(tuple(jnp.where(t > draw.t, table[t], now) for table, now in zip(tables, levels[0], strict=True)))
+    (alpha, sigma), *cleaner = reversed(levels)
+    x = diffusion.add_noise(draw.x0, draw.eps, alpha, sigma)
+    for next_alpha, next_sigma in cleaner:
+        output = jax.lax.stop_gradient(predict(x, alpha=alpha))
+        x0_hat = diffusion.to_x0(settings.kind, output, x, alpha, sigma)
+        eps_hat = diffusion.to_eps(settings.kind, output, x, alpha, sigma)
+        moved = diffusion.add_noise(x0_hat, eps_hat, next_alpha, next_sigma)
+        # Where both levels are one, x is kept to the bit.
+        x = jnp.where(expand(next_alpha == alpha, x), x, moved)
+        alpha, sigma = next_alpha, next_sigma
+    return x, alpha, sigma
+
+
 def conservative(predict, draw: Draw, settings) -> Losses:
     """`dream.conservative_dream`, whose weight is linear in the time, counted from 0 as in the face study."""
     lam = _linear_weight(draw, settings)
@@ -139,11 +182,11 @@ def conservative(predict, draw: Draw, settings) -> Losses:
 
 
 def _chosen_weight(draw, settings):
-    return _weight(settings.weight, draw, draw.t / draw.num_steps, settings, p=settings.p)
+    return _weight(settings.weight, draw, draw.t / draw.schedule.num_steps, settings, p=settings.p)
 
 
 def _linear_weight(draw, settings):
-    return _weight("linear", draw, (draw.t - 1) / draw.num_steps, settings)
+    return _weight("linear", draw, (draw.t - 1) / draw.schedule.num_steps, settings)
 
 
 def _weight(family, draw, time, settings, **options):
@@ -184,6 +227,7 @@ OBJECTIVES = {
         "conservative DREAM", conservative, weight=_linear_weight, check=_check_conservative
     ),
     "input_perturbation": Objective("input perturbation", input_perturbation, rectifies=False),
+    "scheduled_sampling": Objective("scheduled sampling", scheduled_sampling, rectifies=False),
 }
 
 # Of DREAM's second pass.
@@ -202,7 +246,7 @@ def weight_over_levels(settings, schedule):
         return None
     t = jnp.arange(1, schedule.num_steps + 1)
     alpha, sigma = (jnp.asarray(table[1:]) for table in (schedule.alpha, schedule.sigma))
-    level = Draw(None, None, t, alpha, sigma, schedule.num_steps, None)
+    level = Draw(None, None, t, alpha, sigma, schedule, None)
     return t / schedule.num_steps, chosen(settings).weight(level, settings)
 
 

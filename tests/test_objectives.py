@@ -22,7 +22,7 @@ def draw(size=32):
     x0, eps = jax.random.normal(jax.random.key(0), (2, 4, size, size, 2))
     alpha, sigma = jnp.float32(SCHEDULE.alpha[T]), jnp.float32(SCHEDULE.sigma[T])
     drop, more = jnp.zeros((4, 2)), jax.random.split(jax.random.key(1), 4)
-    return objectives.Draw(x0, eps, jnp.asarray(T), alpha, sigma, 100, drop, more)
+    return objectives.Draw(x0, eps, jnp.asarray(T), alpha, sigma, SCHEDULE, drop, more)
 
 
 class Recorder:
@@ -31,7 +31,7 @@ class Recorder:
     def __init__(self):
         self.inputs = []
 
-    def __call__(self, x, dropout_keys=None):
+    def __call__(self, x, dropout_keys=None, alpha=None):
         self.inputs.append(x)
         return 0.5 * x
 
@@ -46,6 +46,44 @@ def test_inputs_are_perturbed_and_targets_are_not():
     np.testing.assert_allclose(losses.loss, np.mean((0.5 * x_t - drawn.eps) ** 2, (1, 2, 3)), rtol=1e-5)
     none = objectives.losses(Recorder(), drawn, settings(name="input_perturbation", perturbation=0.0), False)
     chex.assert_trees_all_close(none, objectives.losses(Recorder(), drawn, settings(name="standard"), False))
+
+
+def test_a_rollout_of_no_length_is_the_standard_objective():
+    none = objectives.losses(Recorder(), draw(), settings(name="scheduled_sampling", span=0.0), False)
+    chex.assert_trees_all_close(
+        none, objectives.losses(Recorder(), draw(), settings(name="standard"), False), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", diffusion.KINDS)
+def test_rollouts_of_a_network_that_knows_the_picture_change_nothing(kind):
+    drawn = draw()
+
+    def oracle(x, dropout_keys=None, alpha=None):
+        alpha = drawn.alpha if alpha is None else alpha
+        sigma = jnp.sqrt(1 - alpha**2)
+        eps = (x - diffusion.expand(alpha, x) * drawn.x0) / diffusion.expand(sigma, x)
+        return diffusion.target(kind, drawn.x0, eps, alpha, sigma)
+
+    chosen = settings(name="scheduled_sampling", span=0.3, rollout=3, kind=kind)
+    x, *level = objectives._rolled_out(oracle, drawn, chosen)
+    chex.assert_trees_all_close(level, [drawn.alpha, drawn.sigma])
+    chex.assert_trees_all_close(x, diffusion.add_noise(drawn.x0, drawn.eps, *level), atol=1e-4)
+    assert np.all(np.asarray(objectives.losses(oracle, drawn, chosen, False).loss) < 1e-6)
+
+
+def test_a_rollout_is_the_samplers_way_from_a_noisier_level():
+    """One step of a network that halves its input, by hand; the level nearest T begins at T."""
+    drawn, network = draw(), Recorder()
+    x, *_ = objectives._rolled_out(network, drawn, settings(name="scheduled_sampling", span=0.2, rollout=1))
+    begin = np.minimum(T + 20, 100)
+    far = diffusion.add_noise(
+        drawn.x0, drawn.eps, jnp.float32(SCHEDULE.alpha[begin]), jnp.float32(SCHEDULE.sigma[begin])
+    )
+    np.testing.assert_allclose(network.inputs[0], far, rtol=1e-5)
+    ratio = [1 / SCHEDULE.alpha[begin], SCHEDULE.sigma[begin] / SCHEDULE.alpha[begin]]
+    keep = SCHEDULE.alpha[T] * (ratio[0] - 0.5 * ratio[1]) + 0.5 * SCHEDULE.sigma[T]
+    np.testing.assert_allclose(x, far * keep[:, None, None, None], rtol=1e-4, atol=1e-4)
 
 
 def test_the_second_pass_has_fresh_noise_where_it_is_asked_for():

@@ -172,6 +172,8 @@ KEYS = {
     "objective.perturbation": Key(
         0.1, "input_perturbation: the deviation of the noise that inputs have more", NOT_NEGATIVE
     ),
+    "objective.rollout": Key(2, "scheduled_sampling: the sampler's steps before each input", whole(1, 64)),
+    "objective.span": Key(0.02, "scheduled_sampling: what these cover, as a share of the schedule", FRACTION),
     "objective.min_snr_gamma": Key(
         None, "weight l2 losses by min(snr, gamma) on x0's error; 5.0 is usual", POSITIVE, float
     ),

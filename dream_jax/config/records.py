@@ -24,6 +24,8 @@ _ADDED = {
     "objective.noise": "same",
     "objective.estimate_noise": 0.0,
     "objective.perturbation": 0.1,
+    "objective.rollout": 2,
+    "objective.span": 0.02,
     "data.crop": "random",
     "data.limit": None,
 }

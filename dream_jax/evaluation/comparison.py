@@ -1,7 +1,8 @@
 """Variants of one experiment, trained from several seeds and measured at several points of their training."""
 
+import datetime
+import functools
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -14,18 +15,26 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
 
 from dream_jax.config import checks, command_line, keys
+from dream_jax.config.keys import MOST
 from dream_jax.data import held_out
 from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.experiment import build
+from dream_jax.files import atomic
 from dream_jax.inference import drawing, trained
-from dream_jax.metrics import METRICS
 from dream_jax.training import run_log
+from dream_jax.training.workdir import check_same, checkpoint_folder
 
 # Pictures of each variant that the report shows.
 SHOWN = 8
+
+# What points count: updates, or the time they took, see `seconds_of`.
+UNITS = ("steps", "seconds")
+
+# The keys that held-out pictures and their measures depend on.
+_MEASURED_BY = "task.", "data.", "evaluation.", "image_size"
 
 
 class Comparison(NamedTuple):
@@ -35,13 +44,15 @@ class Comparison(NamedTuple):
       base: the config that all variants change.
       variants: {name: {config key: value}}; the first is what the others are held against.
       seeds: of training.
-      points: numbers of steps, rising, at which every run is measured; the last is where it ends.
+      points: rising, at which every run is measured; the last is where it ends.
+      unit: of the points, one of UNITS.
     """
 
     base: ConfigDict
     variants: dict[str, dict]
     seeds: tuple[int, ...]
     points: tuple[int, ...]
+    unit: str
 
 
 class Member(NamedTuple):
@@ -54,7 +65,7 @@ class Member(NamedTuple):
 
 
 def load(path: str, arguments: list[str]) -> Comparison:
-    """The comparison of a config file that also defines `get_comparison()`: a dict of variants, seeds and points.
+    """The comparison of a config file that also defines `get_comparison()`, a dict: variants, seeds, points and unit.
 
     Raises UserError for a file without it, unknown keys, and variants that are no sound config.
     """
@@ -62,11 +73,11 @@ def load(path: str, arguments: list[str]) -> Comparison:
     about = command_line.use(path, _comparison_of)
     points, seeds = tuple(about["points"]), tuple(about["seeds"])
     if sorted(set(points)) != list(points) or points[0] < 1:
-        raise UserError(f"{shown(path)}: points must be rising numbers of steps")
+        raise UserError(f"{shown(path)}: points must be rising numbers of {about['unit']}")
     bad = [name for name in about["variants"] if not str(name).isprintable() or "/" in str(name)]
     if bad:
         raise UserError(f"{shown(path)}: a variant's name is that of a folder, and cannot be {bad[0]!r}")
-    found = Comparison(base, dict(about["variants"]), seeds, points)
+    found = Comparison(base, dict(about["variants"]), seeds, points, about["unit"])
     members(found, Path())
     return found
 
@@ -76,91 +87,165 @@ def _comparison_of(module):
         raise UserError("it must also define get_comparison(), see docs/comparing.md")
     about = module["get_comparison"]()
     wanted = {"variants": dict, "seeds": (tuple, list), "points": (tuple, list)}
-    if not isinstance(about, dict) or set(about) != set(wanted):
-        raise UserError(f"get_comparison() must return a dict of {', '.join(wanted)}")
+    if not isinstance(about, dict) or set(about) - {"unit"} != set(wanted):
+        raise UserError(f"get_comparison() must return a dict of {', '.join(wanted)}, and unit if it is not steps")
     for name, kind in wanted.items():
         if not isinstance(about[name], kind) or not about[name]:
             raise UserError(f"{name} must be a {'dict' if kind is dict else 'list'} with something in it")
-    return about
+    for name in ("seeds", "points"):
+        if not all(type(value) is int for value in about[name]):
+            raise UserError(f"{name} must be whole numbers")
+    if about.get("unit", "steps") not in UNITS:
+        raise UserError(f"unit must be one of {', '.join(UNITS)}, not {about['unit']!r}")
+    return {"unit": "steps"} | about
 
 
 def members(comparison: Comparison, workdir: Path) -> list[Member]:
     """The runs of a comparison, all variants of a seed before those of the next."""
-    every = math.gcd(*comparison.points)
+    if comparison.unit == "steps":
+        every = math.gcd(*comparison.points)
+        ending = {"steps": comparison.points[-1], "checkpoint.every": every}
+        ending["checkpoint.keep"] = comparison.points[-1] // every
+    else:
+        # How many steps that will be is not known before, and the checkpoint of each point must stay.
+        ending = {"steps": 0, "checkpoint.keep": MOST}
     found = []
     for seed in comparison.seeds:
         for name, changes in comparison.variants.items():
-            ours = {"seed": seed, "steps": comparison.points[-1], "checkpoint.every": every}
-            ours["checkpoint.keep"] = comparison.points[-1] // every
+            ours = {"seed": seed} | ending
             config = keys.nest(keys.flatten(comparison.base) | changes | ours)
             try:
                 found.append(Member(name, seed, checks.validate(config), workdir / "runs" / f"{name}-{seed}"))
             except UserError as error:
                 raise UserError(f"variant {name}: {error}") from error
+            if config.checkpoint.directory is not None:
+                raise UserError("checkpoint.directory: each run of a comparison has its checkpoints in its own workdir")
     return found
 
 
 def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfigDict, Path], None], console: Console):
     """Trains and measures what is left to do; the content of the result file.
 
-    A run that is trained, and a row that is measured, are not made again: after a stop, or when variants, seeds or
-    points were added, only the rest is done.
+    The variants of a seed are trained in turns, from one point to the next, so that a machine whose speed changes is as
+    fast for all of them. A run that is trained, and a row that is measured, are not made again: after a stop, or when
+    variants, seeds or points were added, only the rest is done.
 
     Args:
       train: trains a config in a workdir to its end, going on from where it is.
     """
-    all_members = members(comparison, workdir)
-    journal, rows = workdir / "measured.jsonl", []
-    for number, member in enumerate(all_members, 1):
-        left = len(all_members) - number
-        console.print(f"{member.variant}, seed {member.seed}: {number} of {len(all_members)} runs, {left} after it")
-        rows += _measured(member, comparison.points, journal, train, console)
+    all_members, prepare = members(comparison, workdir), _make_prepare()
+    journal, rows = workdir / "measured.jsonl", {}
+    turns = [
+        (member, point)
+        for seed in comparison.seeds
+        for point in comparison.points
+        for member in all_members
+        if member.seed == seed
+    ]
+    for number, (member, point) in enumerate(turns, 1):
+        what = f"{member.variant}, seed {member.seed}, to {point} {comparison.unit}"
+        console.print(f"{what}: turn {number} of {len(turns)}", markup=False)
+        to = functools.partial(_train_to_step if comparison.unit == "steps" else _train_to_second, train)
+        rows[member.variant, member.seed, point] = _measured(member, point, journal, to, prepare, console)
     config = all_members[0].config
     return {
         "protocol": "comparison",
         "variants": comparison.variants,
         "seeds": list(comparison.seeds),
         "points": list(comparison.points),
+        "unit": comparison.unit,
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "config": config.to_dict(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "baseline": _baseline(config),
-        "rows": rows,
+        "baseline": _baseline(config, prepare),
+        "rows": [row for member in all_members for point in comparison.points for row in rows[*member[:2], point]],
     }
 
 
-def _measured(member, points, journal, train, console):
-    """The rows of a run, measured where the journal lacks them; it is trained where any is lacking."""
+def _measured(member, point, journal, train_to, prepare, console):
+    """The rows of a run at a point, measured where the journal lacks them; it is trained to it where any is lacking."""
     settings, finished = member.config.evaluation, read_rows(journal)
-    jobs = [(point, sampler, steps) for point in points for sampler in settings.samplers for steps in settings.steps]
-    named = {job: _key(member, *job) for job in jobs}
+    jobs = [(sampler, steps) for sampler in settings.samplers for steps in settings.steps]
+    named = {job: _key(member, point, *job) for job in jobs}
     left = [job for job in jobs if named[job] not in finished]
     if left:
-        train(member.config, member.workdir)
-        for job, row in _measure(member, left, console):
+        check_same(member.workdir, member.config)
+        step = train_to(member, point)
+        for job, row in _measure(member, point, step, left, prepare, console):
             add_row(journal, named[job], row)
         finished = read_rows(journal)
     return [finished[key] for key in named.values()]
 
 
-def _measure(member, jobs, console):
-    """Yields (job, its row) of jobs (point, sampler, steps), those of a point together."""
-    experiment = trained.open_experiment(member.workdir)
-    settings = experiment.config.evaluation
-    inputs = make_inputs(experiment, held_out.eval_pictures(experiment.config))
-    measures, clock = measuring.load_measures(experiment, inputs), seconds_of(member.workdir)
-    shown = member.config.steps, settings.samplers[0], max(settings.steps)
+def _train_to_step(train, member, point):
+    """Trains a run to a step, if it has not gone there, and on, before; the step."""
+    if not (checkpoint_folder(member.workdir, member.config) / str(point)).is_dir():
+        train(_ending(member.config, point), member.workdir)
+    return point
+
+
+def _train_to_second(train, member, point):
+    """Trains a run until its steps have taken so many seconds; the step that it is at then.
+
+    It goes there by its rate so far, in whole intervals of the log, and ends within 2% or half an interval.
+    """
+    path, every = member.workdir / "points.json", member.config.log_every
+    reached = json.loads(path.read_text()) if path.exists() else {}
+    while str(point) not in reached:
+        step = _logged_step(member.workdir)
+        seconds = seconds_of(member.workdir)(step)
+        left = (point - seconds) * step / seconds if seconds else 2 * every
+        if step and left < max(0.02 * step, every / 2):
+            reached[str(point)] = step
+            atomic.write_json(path, reached)
+        else:
+            # Short of the point by a tenth, in case that it goes on faster or slower.
+            near = left if left < 0.2 * step else 0.9 * left
+            train(_ending(member.config, step + every * max(1, round(near / every))), member.workdir)
+            if _logged_step(member.workdir) <= step:
+                raise UserError(f"{member.workdir}: timing.jsonl does not tell how long its steps took")
+    return reached[str(point)]
+
+
+def _logged_step(workdir):
+    return max((line["step"] for line in run_log.timing(workdir)), default=0)
+
+
+def _ending(config, step):
+    return FrozenConfigDict(keys.nest(keys.flatten(config) | {"steps": step}))
+
+
+def _make_prepare():
+    """`experiment -> (Inputs, Measures)`, which remembers the last answer: most variants are measured in one way."""
+    remembered = {}
+
+    def prepare(experiment):
+        config = keys.flatten(experiment.config)
+        key = json.dumps({name: value for name, value in config.items() if name.startswith(_MEASURED_BY)}, default=str)
+        if key not in remembered:
+            remembered.clear()
+            inputs = make_inputs(experiment, held_out.eval_pictures(experiment.config))
+            remembered[key] = inputs, measuring.load_measures(experiment, inputs)
+        return remembered[key]
+
+    return prepare
+
+
+def _measure(member, point, step, jobs, prepare, console):
+    """Yields (job, its row) of jobs (sampler, steps) at a point, by the checkpoint of a step."""
+    experiment = build(member.config)
+    settings, seconds = experiment.config.evaluation, seconds_of(member.workdir)(step)
+    inputs, measures = prepare(experiment)
+    model = trained.load_weights(member.workdir, experiment, step=step)
+    draw = measuring.make_drawer(model, inputs.given)
+    about = {"variant": member.variant, "seed": member.seed, "point": point, "step": step, "seconds": seconds}
     with drawing.progress_bar(console) as bar:
-        bar_job = bar.add_task(f"measuring {member.variant}", total=len(jobs))
-        for point, of_point in itertools.groupby(jobs, key=lambda job: job[0]):
-            model = trained.load_weights(member.workdir, experiment, step=point)
-            draw = measuring.make_drawer(model, inputs.given)
-            for _, sampler, steps in of_point:
-                drawn = draw(sampler, steps, settings.seeds[0])
-                if (point, sampler, steps) == shown:
-                    np.save(member.workdir / "shown.npy", drawn[:SHOWN])
-                about = {"variant": member.variant, "seed": member.seed, "point": point, "seconds": clock(point)}
-                yield (point, sampler, steps), about | {"sampler": sampler, "steps": steps} | _values(measures, drawn)
-                bar.advance(bar_job)
+        for sampler, steps in bar.track(jobs, description=f"measuring {member.variant}"):
+            drawn = draw(sampler, steps, settings.seeds[0])
+            if (sampler, steps) == (settings.samplers[0], max(settings.steps)):
+                # Those of the last point stay.
+                np.save(member.workdir / "shown.npy", drawn[:SHOWN])
+            yield (sampler, steps), about | {"sampler": sampler, "steps": steps} | _values(measures, drawn)
 
 
 def _key(member, point, sampler, steps):
@@ -168,6 +253,8 @@ def _key(member, point, sampler, steps):
     # What a run may go on with changes neither its weights nor what is measured.
     passing = "steps", "log_every", "checkpoint.", "samples.", "supervision.", "watch.", "evaluation.samplers"
     what = {key: value for key, value in config.items() if not key.startswith((*passing, "evaluation.steps"))}
+    # So that a key that a later version has more of asks for nothing to be measured again.
+    what = {key: value for key, value in what.items() if value != keys.KEYS[key].default}
     text = json.dumps([what, point, sampler, steps], sort_keys=True, default=str)
     return f"{member.variant}-{member.seed}-{point}-{sampler}-{steps}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -179,12 +266,11 @@ def _values(measures, drawn):
     return {name: np.asarray(value, float).tolist() for name, value in values.items()}
 
 
-def _baseline(config):
+def _baseline(config, prepare):
     experiment = build(config)
-    inputs = make_inputs(experiment, held_out.eval_pictures(config))
+    inputs, measures = prepare(experiment)
     if inputs.baseline is None:
         return None
-    measures = measuring.load_measures(experiment, inputs)
     return {"name": experiment.task.baseline_name} | _values(measures, inputs.baseline)
 
 
@@ -198,66 +284,3 @@ def seconds_of(workdir: Path) -> Callable[[int], float]:
             steps.append(line["step"])
         before = line["step"]
     return lambda point: float(np.interp(point, steps, seconds))
-
-
-def mean(row: dict, metric: str) -> float:
-    """A metric of a row, over its pictures."""
-    return float(np.mean(row[metric]))
-
-
-def of(rows: list[dict], **wanted) -> list[dict]:
-    """The rows with these values."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-
-
-def metrics_of(rows: list[dict]) -> list[str]:
-    """The metrics that were measured, in METRICS' order."""
-    return [name for name in METRICS if name in rows[0]]
-
-
-def reached(rows: list[dict], metric: str, value: float, clock: str) -> float | None:
-    """Where the curve of rows, by `clock`, first is as good as a value, between points; None where it never is."""
-    rows = sorted(rows, key=lambda row: row[clock])
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    times, values = [row[clock] for row in rows], [sign * mean(row, metric) for row in rows]
-    value *= sign
-    for i, found in enumerate(values):
-        if found >= value:
-            if i == 0 or found == values[i - 1]:
-                return float(times[i])
-            part = (value - values[i - 1]) / (found - values[i - 1])
-            return float(times[i - 1] + part * (times[i] - times[i - 1]))
-    return None
-
-
-def speed_up(record: dict, variant: str, metric: str, clock: str, sampler: str, steps: int) -> list[float | None]:
-    """For each seed: the share of the first variant's steps or seconds after which this one has its last value.
-
-    clock: "point" or "seconds". None where it does not come to it.
-    """
-    first, shares = next(iter(record["variants"])), []
-    for seed in record["seeds"]:
-        theirs, ours = (
-            of(record["rows"], variant=name, seed=seed, sampler=sampler, steps=steps) for name in (first, variant)
-        )
-        last = max(theirs, key=lambda row: row["point"])
-        found = reached(ours, metric, mean(last, metric), clock)
-        shares.append(None if found is None else found / last[clock])
-    return shares
-
-
-def difference(record: dict, variant: str, metric: str, sampler: str, steps: int) -> tuple[float, float, float] | None:
-    """(mean, low, high) of this variant's last values less the first one's: a paired bootstrap over pictures, 95%.
-
-    Means over seeds are taken first. None for metrics of whole sets.
-    """
-    last, each = record["points"][-1], []
-    for name in (next(iter(record["variants"])), variant):
-        rows = of(record["rows"], variant=name, point=last, sampler=sampler, steps=steps)
-        each.append(np.mean([np.atleast_1d(row[metric]) for row in rows], axis=0))
-    apart = each[1] - each[0]
-    if len(apart) == 1:
-        return None
-    drawn = np.random.default_rng(0).integers(0, len(apart), (2000, len(apart)))
-    low, high = np.quantile(apart[drawn].mean(1), (0.025, 0.975))
-    return float(apart.mean()), float(low), float(high)

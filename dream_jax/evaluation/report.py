@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from dream_jax.data import held_out
-from dream_jax.evaluation import comparison, plots
+from dream_jax.evaluation import comparison, plots, published, verdicts
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.experiment import build
 from dream_jax.files import atomic
 from dream_jax.metrics import METRICS, first_that_measures
 from dream_jax.training import origin
 
-_CLOCKS = {"point": "steps of training", "seconds": "seconds of training"}
+_CLOCKS = {"step": "steps of training", "seconds": "seconds of training"}
 
 
 def write(record: dict, members: list[comparison.Member], path: Path) -> None:
@@ -27,7 +27,7 @@ def write(record: dict, members: list[comparison.Member], path: Path) -> None:
     Args:
       record: of `comparison.advance`; members: its runs, whose pictures are shown.
     """
-    rows, metrics = record["rows"], comparison.metrics_of(record["rows"])
+    rows, metrics = record["rows"], verdicts.metrics_of(record["rows"])
     samplers = sorted({row["sampler"] for row in rows})
     sampler = record["config"]["evaluation"]["samplers"][0]
     steps = max(row["steps"] for row in rows)
@@ -37,6 +37,7 @@ def write(record: dict, members: list[comparison.Member], path: Path) -> None:
         title=f"{', '.join(record['variants'])}: which is better, and when?",
         statements=_statements(record, metrics, sampler, steps),
         table=_table(record, metrics, sampler, steps),
+        published=_published(members),
         plots=[
             *(_convergence(record, metric, clock, sampler, steps) for clock in _CLOCKS for metric in metrics),
             *(_against_steps(record, metric, name) for name in samplers for metric in metrics),
@@ -46,6 +47,8 @@ def write(record: dict, members: list[comparison.Member], path: Path) -> None:
         facts={
             "variants": json.dumps(record["variants"]),
             "seeds of training": ", ".join(map(str, record["seeds"])),
+            "measured at": f"{', '.join(map(str, record['points']))} {record['unit']} of training",
+            "time": record["time"],
             "sampler": f"{sampler}, {steps} steps, unless said otherwise",
             "device": record["device"],
             "versions": ", ".join(f"{name} {version}" for name, version in origin.versions().items()),
@@ -68,8 +71,8 @@ def _statements(record, metrics, sampler, steps):
             metric = first_that_measures(what, metrics)
             if metric is None:
                 continue
-            shares = {clock: comparison.speed_up(record, variant, metric, clock, sampler, steps) for clock in _CLOCKS}
-            had = [share for share in shares["point"] if share is not None]
+            shares = {clock: verdicts.speed_up(record, variant, metric, clock, sampler, steps) for clock in _CLOCKS}
+            had = [share for share in shares["step"] if share is not None]
             if len(had) < len(record["seeds"]):
                 found.append(
                     f"{variant} comes to {_first(record)}'s last {METRICS[metric].title} from {len(had)} of "
@@ -78,7 +81,7 @@ def _statements(record, metrics, sampler, steps):
             else:
                 told = [
                     f"{_span(shares[clock])} of its {unit}"
-                    for clock, unit in (("point", "steps"), ("seconds", "seconds"))
+                    for clock, unit in (("step", "steps"), ("seconds", "seconds"))
                 ]
                 found.append(f"{variant} has {_first(record)}'s last {METRICS[metric].title} at {' and '.join(told)}.")
             found.append(_fewer_steps(record, variant, metric, sampler))
@@ -96,8 +99,8 @@ def _fewer_steps(record, variant, metric, sampler):
     last, sign = record["points"][-1], 1 if METRICS[metric].higher_is_better else -1
 
     def value(name, steps):
-        rows = comparison.of(record["rows"], variant=name, point=last, sampler=sampler, steps=steps)
-        return sign * np.mean([comparison.mean(row, metric) for row in rows])
+        rows = verdicts.of(record["rows"], variant=name, point=last, sampler=sampler, steps=steps)
+        return sign * np.mean([verdicts.mean(row, metric) for row in rows])
 
     counts = sorted({row["steps"] for row in record["rows"]})
     enough = [steps for steps in counts if value(variant, steps) >= value(_first(record), counts[-1])]
@@ -109,27 +112,37 @@ def _table(record, metrics, sampler, steps):
     """(headings, rows) at the last point: means and spreads over seeds, and how far from the first variant."""
     rows = []
     if record["baseline"]:
-        cells = [f"{comparison.mean(record['baseline'], metric):{METRICS[metric].digits}}" for metric in metrics]
+        cells = [f"{verdicts.mean(record['baseline'], metric):{METRICS[metric].digits}}" for metric in metrics]
         rows.append([record["baseline"]["name"], *cells])
     for variant in record["variants"]:
         cells = []
         for metric in metrics:
             digits = METRICS[metric].digits
-            of_seeds = comparison.of(
+            of_seeds = verdicts.of(
                 record["rows"], variant=variant, point=record["points"][-1], sampler=sampler, steps=steps
             )
-            values = [comparison.mean(row, metric) for row in of_seeds]
+            values = [verdicts.mean(row, metric) for row in of_seeds]
             cell = f"{np.mean(values):{digits}}"
             if len(values) > 1:
                 cell += f" ± {np.std(values, ddof=1):.1g}"
             apart = None
             if variant != _first(record):
-                apart = comparison.difference(record, variant, metric, sampler, steps)
+                apart = verdicts.difference(record, variant, metric, sampler, steps)
             if apart is not None:
                 cell += f" [{apart[1]:+{digits}}, {apart[2]:+{digits}}]"
             cells.append(cell)
         rows.append([variant, *cells])
     return ["", *(METRICS[metric].title for metric in metrics)], rows
+
+
+def _published(members):
+    """{"title", "table"} of the paper's figures for these variants where the setting is the paper's, else None."""
+    setting = published.setting_of(members[0].config)
+    if setting is None:
+        return None
+    found = {member.variant: published.figures_of(setting, member.config.objective) for member in members}
+    rows = [[name, *map(str, figures)] for name, figures in found.items() if figures is not None]
+    return {"title": setting.title, "table": (["", *published.METRICS], rows)} if rows else None
 
 
 def _axes(metric, label):
@@ -156,11 +169,11 @@ def _curves(axes, record, metric, across, **wanted):
     """A line for each variant: a metric against a column of its rows. Returns the last one's places."""
     for number, variant in enumerate(record["variants"]):
         of_seeds = [
-            sorted(comparison.of(record["rows"], variant=variant, seed=seed, **wanted), key=lambda row: row[across])
+            sorted(verdicts.of(record["rows"], variant=variant, seed=seed, **wanted), key=lambda row: row[across])
             for seed in record["seeds"]
         ]
         x = np.mean([[row[across] for row in rows] for rows in of_seeds], axis=0)
-        _line(axes, x, [[comparison.mean(row, metric) for row in rows] for rows in of_seeds], variant, number)
+        _line(axes, x, [[verdicts.mean(row, metric) for row in rows] for rows in of_seeds], variant, number)
     return x
 
 
@@ -192,11 +205,11 @@ def _tradeoff(record, metrics, sampler):
         return []
     figure, axes = _axes(perception, METRICS[distortion].title)
     for number, variant in enumerate(record["variants"]):
-        rows = comparison.of(record["rows"], variant=variant, point=record["points"][-1], sampler=sampler)
+        rows = verdicts.of(record["rows"], variant=variant, point=record["points"][-1], sampler=sampler)
         path = []
         for steps in sorted({row["steps"] for row in rows}):
-            at = comparison.of(rows, steps=steps)
-            path.append([np.mean([comparison.mean(row, metric) for row in at]) for metric in (distortion, perception)])
+            at = verdicts.of(rows, steps=steps)
+            path.append([np.mean([verdicts.mean(row, metric) for row in at]) for metric in (distortion, perception)])
             axes.annotate(str(steps), path[-1], fontsize=7, xytext=(3, 3), textcoords="offset points")
         axes.plot(*zip(*path, strict=True), "o-", color=f"C{number % 10}", markersize=3, label=variant)
     return [_svg(figure, "the perception-distortion plane; numbers are sampling steps")]

@@ -7,21 +7,28 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dream_jax.metrics import features
+from dream_jax.metrics import efficientnet, features
 
 Array = jax.Array | np.ndarray
 
+# What is seen in so many pictures is held in memory.
+SEEN_AT_ONCE = 200
+
 
 class PictureSet(NamedTuple):
-    """Pictures, and what Inception says of them.
+    """Pictures, and what networks say of them. The first call of each computes it, later ones remember.
 
     Attributes:
       pictures: uint8 [N, H, W, 3].
-      inception: `() -> (pool3 [N, 2048], logits [N, 1008])`. The first call computes it, later ones remember.
+      inception: `(resize="linear") -> (pool3 [N, 2048], logits [N, 1008])`, see `features.RESIZES`.
+      efficientnet: `() -> pooled features [N, 1280]`.
+      seen: `(n) -> efficientnet.Seen` of the n-th SEEN_AT_ONCE pictures; only the last call is remembered.
     """
 
     pictures: np.ndarray
-    inception: Callable[[], tuple[np.ndarray, np.ndarray]]
+    inception: Callable[..., tuple[np.ndarray, np.ndarray]]
+    efficientnet: Callable[[], np.ndarray]
+    seen: Callable[[int], efficientnet.Seen]
 
 
 class Compared(NamedTuple):
@@ -48,7 +55,24 @@ class Compared(NamedTuple):
 
 def picture_set(pictures: np.ndarray, weights: Mapping[str, Mapping[str, Array]]) -> PictureSet:
     """Pictures uint8 [N, H, W, 3] as metrics take them; weights as in `Compared`."""
-    return PictureSet(pictures, functools.cache(lambda: features.inception_features(weights["inception"], pictures)))
+
+    @functools.cache
+    def resized(resize):
+        return features.inception_features(weights["inception"], pictures, resize=resize)
+
+    def inception(resize="linear"):
+        return resized(resize)
+
+    @functools.lru_cache(maxsize=1)
+    def seen(number):
+        some = pictures[number * SEEN_AT_ONCE : (number + 1) * SEEN_AT_ONCE]
+        return efficientnet.see(weights["efficientnet_lite0"], some)
+
+    @functools.cache
+    def pooled():
+        return np.concatenate([seen(number).pooled for number in range(-(-len(pictures) // SEEN_AT_ONCE))])
+
+    return PictureSet(pictures, inception, pooled, seen)
 
 
 def in_batches(measure: Callable[..., Array], *arrays: Array, size: int) -> np.ndarray:

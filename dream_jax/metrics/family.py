@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dream_jax.metrics import distributions, perceptual, pixels
-from dream_jax.metrics.compared import Array, Compared, each, in_batches
+from dream_jax.metrics import distributions, efficientnet, perceptual, pixels
+from dream_jax.metrics.compared import SEEN_AT_ONCE, Array, Compared, each, in_batches
 
 
 class Metric(NamedTuple):
@@ -105,15 +105,36 @@ def _swd(compared):
     return distributions.sliced_wasserstein(a[:count], b[:count])
 
 
-def _fid(compared):
+def _efficientnet(compared):
+    parts = range(-(-len(compared.results.pictures) // SEEN_AT_ONCE))
+    pairs = ((compared.results.seen(number), compared.originals.seen(number)) for number in parts)
+    return np.concatenate([efficientnet.distance(*pair) for pair in pairs])
+
+
+def _lpips_pairs(net, compared):
+    if compared.observed is not None:
+        return None
+    samples = _signed(compared.results.pictures[:_PAIRED])
+    return perceptual.lpips_diversity(compared.weights[f"lpips_{net}"], samples, net)
+
+
+def _frechet(features, compared):
     with warnings.catch_warnings():
         # The result file says it once, see `comparable_above`.
         warnings.simplefilter("ignore", UserWarning)
-        return distributions.frechet_distance(compared.results.inception()[0], compared.originals.inception()[0])
+        return distributions.frechet_distance(features(compared.results), features(compared.originals))
 
 
-def _kid(compared):
-    return distributions.kernel_distance(compared.results.inception()[0], compared.originals.inception()[0])
+def _kernel(features, compared):
+    return distributions.kernel_distance(features(compared.results), features(compared.originals))
+
+
+def _pool3(pictures, resize="linear"):
+    return pictures.inception(resize)[0]
+
+
+def _pooled(pictures):
+    return pictures.efficientnet()
 
 
 def _inception_score(compared):
@@ -147,8 +168,24 @@ def _diversity_metric(net):
     )
 
 
+def _pairs_metric(net):
+    return Metric(
+        title=f"LPIPS {net} between samples",
+        digits=".4f",
+        higher_is_better=True,
+        about=f"mean LPIPS over all pairs of the first {_PAIRED} pictures generated, in [-1, 1]",
+        function=functools.partial(_lpips_pairs, net),
+        weights=f"lpips_{net}",
+        smallest=perceptual.NETS[net].smallest,
+        fewest=2,
+    )
+
+
 _ABOUT_INCEPTION = "Inception of pytorch-fid; 8-bit pictures against the held-out ones"
+_ABOUT_EFFICIENTNET = "features of EfficientNet-lite0, neither FID's nor LPIPS's network"
 _FEATURES = 2048
+# Pictures whose pairs the diversity of a set is taken from.
+_PAIRED = 200
 
 # The most telling of a kind come first. swd needs no network, so that perception is always measured.
 METRICS = {
@@ -194,7 +231,7 @@ METRICS = {
         digits=".2f",
         higher_is_better=False,
         about=f"Fréchet distance; {_ABOUT_INCEPTION}",
-        function=_fid,
+        function=functools.partial(_frechet, _pool3),
         weights="inception",
         measures="perception",
         fewest=2,
@@ -205,7 +242,7 @@ METRICS = {
         digits=".4f",
         higher_is_better=False,
         about=f"kernel distance; {_ABOUT_INCEPTION}",
-        function=_kid,
+        function=functools.partial(_kernel, _pool3),
         weights="inception",
         fewest=2,
     ),
@@ -225,6 +262,36 @@ METRICS = {
         function=_inception_spread,
         weights="inception",
     ),
+    "efficientnet": Metric(
+        title="EfficientNet distance",
+        digits=".4f",
+        higher_is_better=False,
+        about=f"distance of unit-length {_ABOUT_EFFICIENTNET}, mean over five resolutions and pictures",
+        function=_efficientnet,
+        weights="efficientnet_lite0",
+        paired=True,
+        measures="perception",
+    ),
+    "efficientnet_frechet": Metric(
+        title="EfficientNet Fréchet",
+        digits=".3f",
+        higher_is_better=False,
+        about=f"Fréchet distance of pooled {_ABOUT_EFFICIENTNET}; 8-bit pictures against the held-out ones",
+        function=functools.partial(_frechet, _pooled),
+        weights="efficientnet_lite0",
+        measures="perception",
+        fewest=2,
+        comparable_above=1280,
+    ),
+    "efficientnet_kernel": Metric(
+        title="EfficientNet kernel, x 1e3",
+        digits=".3f",
+        higher_is_better=False,
+        about=f"kernel distance of pooled {_ABOUT_EFFICIENTNET}, times 1e3",
+        function=lambda compared: 1e3 * _kernel(_pooled, compared),
+        weights="efficientnet_lite0",
+        fewest=2,
+    ),
     "swd": Metric(
         title="SWD, x 1e3",
         digits=".2f",
@@ -235,6 +302,7 @@ METRICS = {
         smallest=16,
     ),
     **{f"lpips_{net}_diversity": _diversity_metric(net) for net in perceptual.NETS},
+    **{f"lpips_{net}_pairs": _pairs_metric(net) for net in perceptual.NETS},
 }
 
 _CONSISTENCY, _FID = METRICS["consistency"], METRICS["fid"]
@@ -253,5 +321,18 @@ _OFFICIAL = {
     },
 }
 
+# Of the same name as clean-fid's numbers, whose resizing these use.
+_CLEAN = {
+    name: METRICS[name]._replace(
+        function=functools.partial(function, functools.partial(_pool3, resize="clean")),
+        about=f"{METRICS[name].about}; resized as clean-fid does",
+    )
+    for name, function in {"fid": _frechet, "kid": _kernel}.items()
+}
+
 # A view, so that a metric that is added later is in both.
-PROTOCOLS = {"standard": METRICS, "dream_official": ChainMap(_OFFICIAL, METRICS)}
+PROTOCOLS = {
+    "standard": METRICS,
+    "dream_official": ChainMap(_OFFICIAL, METRICS),
+    "clean_fid": ChainMap(_CLEAN, METRICS),
+}

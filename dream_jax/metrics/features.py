@@ -9,6 +9,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from dream_jax.errors import UserError
 from dream_jax.metrics import layers
@@ -123,17 +124,23 @@ def shapes():
 
 
 @jax.jit
-def _resize(pictures):
-    """Grey levels [B, H, W, 3] -> [B, 299, 299, 3] in [-1, 1], linear between the nearest pixels, no antialiasing."""
-    x = pictures.astype(jnp.float32) / 255
-    for axis in (1, 2):
-        n = x.shape[axis]
-        place = np.maximum((np.arange(SIZE) + 0.5) * (n / SIZE) - 0.5, 0)
-        low = place.astype(int)
-        weight = np.expand_dims(np.float32(place - low), [k for k in range(4) if k != axis])
-        high = np.minimum(low + 1, n - 1)
-        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
-    return 2 * x - 1
+def _linear(pictures):
+    return 2 * layers.enlarge(pictures, SIZE) - 1
+
+
+def _clean(pictures):
+    """Each channel by Pillow's bicubic in floating point, which averages where it makes smaller."""
+    channels = [
+        np.asarray(Image.fromarray(channel).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        for channel in np.moveaxis(np.asarray(pictures, np.float32), -1, 1).reshape(-1, *pictures.shape[1:3])
+    ]
+    resized = np.reshape(channels, (len(pictures), 3, SIZE, SIZE)).clip(0, 255)
+    return (np.moveaxis(resized, 1, -1) - 128) / 128
+
+
+# How pictures come to 299 x 299 pixels in [-1, 1]: as pytorch-fid does it (linear between the nearest pixels, no
+# antialiasing), and as clean-fid does (Parmar et al. 2022, arXiv 2104.11222).
+RESIZES = {"linear": _linear, "clean": _clean}
 
 
 @jax.jit
@@ -159,19 +166,21 @@ def inception(weights, images_uint8):
     Raises UserError for weights that are missing or of another shape, by name, and for pictures that are no uint8 RGB.
     """
     weights = layers.on_device(layers.select(weights, shapes(), "Inception"))
-    return run_network(weights, _resize(_checked(images_uint8)))
+    return run_network(weights, _linear(_checked(images_uint8)))
 
 
-def inception_features(weights, pictures, batch_size=16):
+def inception_features(weights, pictures, batch_size=16, resize="linear"):
     """`inception` of any number of pictures, `batch_size` at a time: numpy (pool3 [N, 2048], logits [N, 1008]).
 
-    `pictures`: an array uint8 [N, H, W, 3], or an iterable of uint8 [H, W, 3] whose sizes may differ. The network is
-    compiled once and memory is that of one batch. Raises UserError as `inception` does, and for no pictures at all.
+    `pictures`: an array uint8 [N, H, W, 3], or an iterable of uint8 [H, W, 3] whose sizes may differ. `resize`: one of
+    RESIZES. The network is compiled once and memory is that of one batch.
+
+    Raises UserError as `inception` does, and for no pictures at all.
     """
     weights = layers.on_device(layers.select(weights, shapes(), "Inception"))
     pictures, outputs = iter(pictures), []
     while batch := list(itertools.islice(pictures, batch_size)):
-        rows = [_resize(_checked(picture[None])) for picture in batch]
+        rows = [RESIZES[resize](_checked(picture[None])) for picture in batch]
         rows.append(jnp.zeros((batch_size - len(batch), SIZE, SIZE, 3)))
         pool3, logits = run_network(weights, jnp.concatenate(rows))
         outputs.append((np.asarray(pool3)[: len(batch)], np.asarray(logits)[: len(batch)]))

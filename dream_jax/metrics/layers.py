@@ -45,6 +45,19 @@ def avg_pool(x, size=3):
     return total / jnp.broadcast_to(count, total.shape)
 
 
+def enlarge(pictures, size):
+    """Grey levels [B, H, W, 3] -> [B, size, size, 3] in [0, 1], linear between the nearest pixels, no antialiasing."""
+    x = pictures.astype(jnp.float32) / 255
+    for axis in (1, 2):
+        n = x.shape[axis]
+        place = np.maximum((np.arange(size) + 0.5) * (n / size) - 0.5, 0)
+        low = place.astype(int)
+        weight = np.expand_dims(np.float32(place - low), [k for k in range(4) if k != axis])
+        high = np.minimum(low + 1, n - 1)
+        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+    return x
+
+
 @functools.cache
 def shapes(network, size):
     """Name -> shape of the arrays that a network asks for, in its order; `size` is one of pictures that it can take."""

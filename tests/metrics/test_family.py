@@ -1,10 +1,12 @@
 import jax
 import numpy as np
 import pytest
+from stand_ins import random_weights
 
 from dream_jax import metrics
 from dream_jax.errors import UserError
-from dream_jax.metrics import METRICS, PROTOCOLS, features, weights
+from dream_jax.metrics import METRICS, PROTOCOLS, features, perceptual, weights
+from dream_jax.tasks import value_range
 
 WITHOUT_NETWORKS = [name for name, metric in METRICS.items() if metric.weights is None]
 
@@ -64,15 +66,10 @@ def test_metrics_are_chosen_by_their_networks_and_by_what_a_task_has(protocol):
     names = ["psnr", "ssim", "consistency", "mean_colour", "swd"]
     assert list(metrics.chosen(protocol, (), paired=True)) == names
     assert list(metrics.chosen(protocol, (), paired=False)) == ["swd"]
-    with_networks = metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=True)
-    assert set(with_networks) == {*names, "lpips_vgg", "lpips_vgg_diversity", "fid", "kid", "is", "is_spread"}
-    assert set(metrics.chosen(protocol, ("lpips_vgg", "inception"), paired=False)) == {
-        "swd",
-        "fid",
-        "kid",
-        "is",
-        "is_spread",
-    }
+    learned, of_sets = ("lpips_vgg", "inception"), {"swd", "fid", "kid", "is", "is_spread", "lpips_vgg_pairs"}
+    paired = {"lpips_vgg", "lpips_vgg_diversity"}
+    assert set(metrics.chosen(protocol, learned, paired=True)) == {*names, *paired, *of_sets}
+    assert set(metrics.chosen(protocol, learned, paired=False)) == of_sets
 
 
 def test_a_task_without_a_measure_of_consistency_has_none():
@@ -86,6 +83,16 @@ def test_the_most_telling_metric_stands_for_its_kind():
     assert metrics.first_that_measures("perception", names) == "lpips_squeeze"
     assert metrics.first_that_measures("perception", ["swd", "fid"]) == "fid"
     assert metrics.first_that_measures("distortion", ["swd", "fid"]) is None
+
+
+def test_pairs_are_those_of_samples_from_nothing():
+    weights = random_weights(perceptual.shapes("squeeze"))
+    given = compare(pictures(4), pictures(4))._replace(weights={"lpips_squeeze": weights})
+    function = METRICS["lpips_squeeze_pairs"].function
+    assert function(given) is None
+    samples = value_range.to_float(pictures(4))
+    expected = metrics.lpips_diversity(weights, samples, "squeeze")
+    assert function(given._replace(observed=None)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_batches_are_of_one_size():
@@ -106,7 +113,7 @@ def test_inception_looks_at_a_set_once(monkeypatch):
     """Whatever the number of metrics, and of sets that it is compared with."""
     looked_at = []
 
-    def inception_features(weights, pictures):
+    def inception_features(weights, pictures, resize):
         looked_at.append(weights)
         return pictures.mean((1, 2)), pictures.mean((1, 2))
 
@@ -118,3 +125,14 @@ def test_inception_looks_at_a_set_once(monkeypatch):
         for name in ("fid", "kid", "is"):
             assert np.isfinite(METRICS[name].function(compared))
     assert looked_at == ["its weights"] * 3
+
+
+def test_clean_resizing_averages_what_the_other_way_skips():
+    """Every third line is white: a third of white at a third of the size, but black where the middle ones are picked."""
+    stripes = np.zeros((1, 3 * features.SIZE, 3 * features.SIZE, 3), np.uint8)
+    stripes[:, ::3] = 255
+    clean, linear = (np.asarray(features.RESIZES[name](stripes)) for name in ("clean", "linear"))
+    np.testing.assert_allclose(clean[:, 2:-2], (85 - 128) / 128, atol=0.1)
+    np.testing.assert_array_equal(linear, -1)
+    same = pictures(1, features.SIZE)
+    np.testing.assert_allclose(features.RESIZES["clean"](same), (same - 128.0) / 128, atol=1e-6)

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
     )
+    evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")

@@ -84,7 +84,9 @@ def _train_and_evaluate(config, workdir, console, evaluates):
 def _evaluate_run(run, begun_at, pictures, mesh, console):
     """Evaluates a run that has come to its end, unless it was there already and is evaluated."""
     from dream_jax import objectives
-    from dream_jax.evaluation import measuring, plots, tables
+    from dream_jax.data import sources
+    from dream_jax.evaluation import measuring, plots, sample_grids, tables, whole
+    from dream_jax.files import images
     from dream_jax.inference.drawing import Model
     from dream_jax.runtime import consensus
     from dream_jax.training import run_log
@@ -101,8 +103,14 @@ def _evaluate_run(run, begun_at, pictures, mesh, console):
     if run.chief:
         weight = objectives.weight_over_levels(run.experiment.config.objective, run.experiment.schedule)
         plots.training(run_log.lines(run.workdir), weight, run.workdir / "training.png")
-    model = Model(run.experiment, run.state.ema, run.step, mesh, str(run.workdir))
-    record, columns = measuring.evaluate({run.workdir.name: model}, pictures, console)
+        drawn = sample_grids.over_training(run.workdir / "samples")
+        if drawn is not None:
+            images.write(run.workdir / "samples.png", drawn, overwrite=True)
+    models = {run.workdir.name: Model(run.experiment, run.state.ema, run.step, mesh, str(run.workdir))}
+    if run.config.evaluation.whole:
+        record, columns = whole.evaluate(models, sources.open_source(run.config, "eval"), console)
+    else:
+        record, columns = measuring.evaluate(models, pictures, console)
     if run.chief:
         tables.show(record, console)
         tables.write(record, columns, output, overwrite=False)
@@ -118,11 +126,14 @@ def evaluate(options, arguments, console: Console) -> None:
     finding = options.find_start is not None
     if finding and (options.gap or len(options.workdir) > 1 or options.find_start < 1):
         raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
+    if options.pictures and (options.gap or finding):
+        raise UserError("--pictures is for the table, without --gap and --find_start")
     if len(options.workdir) > 1 and not options.output:
         raise UserError("several runs: say with --output FILE.json where their common table goes")
     workdirs = _named(options.workdir)
     kind = "gap" if options.gap else "start" if finding else "evaluation"
     output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
+    arguments = [*arguments, "--config.evaluation.whole=True"] if options.pictures else arguments
     models = {name: trained.load(workdir, arguments) for name, workdir in workdirs.items()}
     names.check_output(output)
     if finding:
@@ -140,12 +151,16 @@ def _named(workdirs):
 
 
 def _measure(options, models, output, console):
-    from dream_jax.data import held_out
-    from dream_jax.evaluation import measuring, tables
+    from dream_jax.data import held_out, sources
+    from dream_jax.evaluation import measuring, tables, whole
 
-    pictures = held_out.eval_pictures(next(iter(models.values())).experiment.config)
+    config = next(iter(models.values())).experiment.config
     journal = output.with_name(f"{output.stem}.partial.jsonl")
-    record, columns = measuring.evaluate(models, pictures, console, journal)
+    if options.pictures or config.evaluation.whole:
+        of_folder = options.pictures and whole.folder_source(options.pictures)
+        record, columns = whole.evaluate(models, of_folder or sources.open_source(config, "eval"), console, journal)
+    else:
+        record, columns = measuring.evaluate(models, held_out.eval_pictures(config), console, journal)
     tables.show(record, console)
     tables.write(record, columns, output, options.overwrite)
     journal.unlink(missing_ok=True)

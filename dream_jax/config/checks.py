@@ -10,7 +10,7 @@ from dream_jax import objectives
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
-from dream_jax.metrics import METRICS
+from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
 from dream_jax.tasks import TASKS
@@ -153,9 +153,10 @@ def _check_evaluation(config):
     c, task = config.evaluation, TASKS[config.task.name](config.task)
     key = "image_size" if c.crop is None else "evaluation.crop"
     side = flatten(config)[key]
-    for name, metric in METRICS.items():
-        asked = metric.weights in c.learned
-        original = f"{metric.weights} compares with originals, which an unconditional model lacks"
-        _require(task.paired or not metric.paired or not asked, config, "evaluation.learned", original)
-        large = side >= metric.smallest or not (asked or metric.weights is None)
-        _require(large, config, key, f"{name} needs pictures of at least {metric.smallest} pixels")
+    held_out = f"{config.task.name} is measured on pictures that it was not trained on"
+    _require(c.against == "eval" or not task.paired, config, "evaluation.against", held_out)
+    if not c.whole:
+        for name, metric in chosen(c.protocol, c.learned, task.paired).items():
+            smallest = metric.smallest + (2 * c.border if metric.measures == "distortion" else 0)
+            _require(side >= smallest, config, key, f"{name} needs pictures of at least {smallest} pixels")
+    _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} enlarges no pictures")

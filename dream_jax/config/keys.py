@@ -275,11 +275,25 @@ KEYS = {
     "samples.steps": Key(20, "network evaluations", whole()),
     "evaluation.samplers": Key(("ddim", "ddpm"), "to measure", at_least_one, choices=samplers.SAMPLERS),
     "evaluation.steps": Key((1, 5, 10, 50), "network evaluations", step_counts),
+    "evaluation.against": Key(
+        "eval",
+        "what generated pictures are compared with: held-out ones, or train, as some report FID",
+        choices=("eval", "train"),
+    ),
+    "evaluation.whole": Key(False, "super_resolution: whole pictures of any size instead of middle crops"),
+    "evaluation.tile": Key(
+        None, "whole: the side of tiles, in pixels of the result, instead of one found by memory", whole(16), int
+    ),
+    "evaluation.overlap": Key(None, "whole: by how many pixels tiles overlap; a quarter, 64 at most", whole(0), int),
+    "evaluation.channel": Key("rgb", "of PSNR and SSIM; y is luma (BT.601)", choices=("rgb", "y")),
+    "evaluation.border": Key(0, "PSNR and SSIM: pixels that are cut off at each side", whole(0, LARGE_SIDE)),
     "evaluation.pictures": Key(100, "at most", whole()),
     "evaluation.crop": Key(None, "side of the middle crop; image_size", whole(16, LARGE_SIDE), int),
     "evaluation.batch_size": Key(8, "pictures at once", whole(1, LARGE_COUNT)),
     "evaluation.seeds": Key((0,), "of the noise; with several, tables hold mean and spread", seeds),
-    "evaluation.protocol": Key("standard", "dream_official has the conventions of that code", choices=PROTOCOLS),
+    "evaluation.protocol": Key(
+        "standard", "dream_official and clean_fid have the conventions of those codes", choices=PROTOCOLS
+    ),
     "evaluation.learned": Key((), "networks whose measures are wanted", choices=LEARNED),
     "evaluation.weights": Key(None, "folder of these networks' weights; ~/.cache/dream_jax/weights", optional=str),
 }

@@ -16,7 +16,7 @@ def side_of(config) -> int:
     return config.image_size if config.evaluation.crop is None else config.evaluation.crop
 
 
-def eval_pictures(config, split: str = "eval") -> np.ndarray:
-    """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3]: held-out ones, or of split "train"."""
-    source = sources.open_source(config, split)
+def eval_pictures(config, split: str | None = None) -> np.ndarray:
+    """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3], of a split; `evaluation.against` by default."""
+    source = sources.open_source(config, split or config.evaluation.against)
     return middle_crops(source, side_of(config), config.evaluation.pictures, resize=config.data.resize)

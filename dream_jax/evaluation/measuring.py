@@ -21,6 +21,14 @@ from dream_jax.inference.drawing import Model
 from dream_jax.metrics import Compared, Metric, chosen, picture_set, weights
 
 
+class Method(NamedTuple):
+    """How results are made: a model's name, and its sampler with so many network evaluations."""
+
+    model: str
+    sampler: str
+    steps: int
+
+
 class Measures(NamedTuple):
     """What is measured of drawn pictures.
 
@@ -68,11 +76,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "protocol": settings.protocol,
         "about_protocol": {name: measures.metrics[name].about for name in tables.measured(table)},
         "rows": table,
-        "models": {
-            name: {"workdir": model.workdir, "step": model.step, "weights": "ema", "sha256": digests[name]}
-            | {"sampling": model.experiment.config.sampling.to_dict()}
-            for name, model in models.items()
-        },
+        "models": about_models(models, digests),
         "step": first.step,
         "pictures": len(pictures),
         "crop": pictures.shape[1],
@@ -85,27 +89,59 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     return record, _pictures_to_look_at(models, measures, inputs, draw, rows, looked_at)
 
 
+def methods_of(models: dict[str, Model]) -> list[Method]:
+    """All that an evaluation of models measures, by the first one's config."""
+    settings = next(iter(models.values())).experiment.config.evaluation
+    return [
+        Method(name, sampler, steps) for name in models for sampler in settings.samplers for steps in settings.steps
+    ]
+
+
+def title_of(models: dict[str, Model], method: Method) -> str:
+    """What a method is called in a table of these models."""
+    return f"{method.sampler} {method.steps}" if len(models) == 1 else "{}: {} {}".format(*method)
+
+
+def about_models(models: dict[str, Model], digests: dict[str, str]) -> dict[str, dict]:
+    """What a result file says of each model; digests: of their weights."""
+    return {
+        name: {"workdir": model.workdir, "step": model.step, "weights": "ema", "sha256": digests[name]}
+        | {"sampling": model.experiment.config.sampling.to_dict()}
+        for name, model in models.items()
+    }
+
+
+def load_metrics(built: Experiment) -> tuple[dict[str, Metric], dict[str, dict], dict[str, dict]]:
+    """What `config.evaluation` asks for: (metrics, what is known of their networks' files, these networks' weights).
+
+    Raises UserError for weights that cannot be had.
+    """
+    settings = built.config.evaluation
+    loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
+    about = {name: about for name, (_, about) in loaded.items()}
+    learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
+    return chosen(settings.protocol, settings.learned, built.task.paired), about, learned
+
+
 def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     """What `config.evaluation` asks to measure against the held-out pictures, with the networks' weights.
 
     Raises UserError for weights that cannot be had, and for fewer pictures than a metric takes.
     """
     settings = built.config.evaluation
-    asked = chosen(settings.protocol, settings.learned, built.task.paired)
+    asked, about, learned = load_metrics(built)
     for name, metric in asked.items():
         if len(inputs.pictures) < metric.fewest:
             what = f"evaluation.learned: {metric.weights}" if metric.weights else name
             held_out = f"there are {len(inputs.pictures)} held-out pictures only"
             raise UserError(f"{what} compares sets of at least {metric.fewest} pictures, and {held_out}")
-    loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
-    about = {name: about for name, (_, about) in loaded.items()}
-    learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
     originals = picture_set(inputs.pictures, learned)
     consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)
 
     def compare(results, samples):
-        results = picture_set(results, learned)
-        return Compared(results, originals, inputs.observed, consistency, learned, settings.batch_size, samples)
+        sets = picture_set(results, learned), originals
+        kept = settings.batch_size, samples, settings.channel, settings.border
+        return Compared(*sets, inputs.observed, consistency, learned, *kept)
 
     identity = {
         "pictures": hashlib.sha256(np.ascontiguousarray(inputs.pictures)).hexdigest(),
@@ -114,6 +150,8 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
         "metrics": list(asked),
         "seeds": list(settings.seeds),
     }
+    if (settings.channel, settings.border) != ("rgb", 0):
+        identity |= {"channel": settings.channel, "border": settings.border}
     return Measures(asked, compare, about, identity)
 
 
@@ -144,7 +182,8 @@ def _baseline_row(built, inputs, measures):
     if built.task.paired:
         name, pictures = built.task.baseline_name, inputs.baseline
     else:
-        name, pictures = "training pictures", held_out.eval_pictures(built.config, "train")[: len(inputs.pictures)]
+        name, other = ("training", "train") if built.config.evaluation.against == "eval" else ("held-out", "eval")
+        name, pictures = f"{name} pictures", held_out.eval_pictures(built.config, other)[: len(inputs.pictures)]
     return {"name": name, "model": None, "sampler": None, "steps": 0} | measure(measures, [pictures])
 
 
@@ -167,13 +206,12 @@ def make_drawer(model: Model, given: dict) -> Callable[..., np.ndarray]:
 def _measure_rows(models, measures, draw, digests, count, console, journal):
     """(the models' rows, the first seed's first pictures by (model, sampler, steps) of those that were drawn)."""
     config = next(iter(models.values())).experiment.config
-    settings, finished = config.evaluation, read_rows(journal)
-    jobs = [(name, sampler, steps) for name in models for sampler in settings.samplers for steps in settings.steps]
+    settings, finished, jobs = config.evaluation, read_rows(journal), methods_of(models)
     rows, looked_at = [], {}
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(jobs) * len(settings.seeds) * count)
         for name, sampler, steps in jobs:
-            title = f"{sampler} {steps}" if len(models) == 1 else f"{name}: {sampler} {steps}"
+            title = title_of(models, Method(name, sampler, steps))
             about = {"name": title, "model": name, "sampler": sampler, "steps": steps}
             key = _fingerprint(about, digests[name], measures.identity, models[name].experiment.config)
             if key in finished:

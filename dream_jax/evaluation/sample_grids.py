@@ -1,6 +1,7 @@
 """The pictures that training shows of what it has learnt so far."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.evaluation.tables import label, picture_columns
 from dream_jax.experiment import Experiment
-from dream_jax.files import grids
+from dream_jax.files import grids, images
 from dream_jax.inference import drawing
 
 
@@ -38,3 +39,17 @@ def make_sampler(built: Experiment, held_out: np.ndarray, mesh: jax.sharding.Mes
         return grids.grid({f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)})
 
     return sampler
+
+
+def over_training(folder: Path, most: int = 8) -> np.ndarray | None:
+    """One grid of those that a run drew, named step_N.png: at most so many, evenly spread; None where there are none.
+
+    Those of another size than the last one, of a run whose `samples.count` was changed, are left out.
+    """
+    found = {int(file.stem.removeprefix("step_")): images.read(file) for file in sorted(folder.glob("step_*.png"))}
+    if not found:
+        return None
+    last = found[max(found)]
+    steps = [step for step in sorted(found) if found[step].shape == last.shape]
+    chosen = sorted({round(place) for place in np.linspace(0, len(steps) - 1, min(most, len(steps)))})
+    return grids.grid({f"step {steps[i]}": found[steps[i]][None] for i in chosen})

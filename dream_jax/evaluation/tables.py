@@ -25,7 +25,8 @@ def show(record: dict, console: Console) -> None:
     rows, several = record["rows"], len(record["models"]) > 1
     scale = f", {record['scale']}x" if "scale" in record else ""
     seeds = f", {len(record['seeds'])} seeds: mean and spread" if len(record["seeds"]) > 1 else ""
-    title = f"{record['pictures']} held-out pictures{scale}, EMA weights at step {record['step']}{seeds}"
+    what = "whole" if record.get("whole") else "held-out"
+    title = f"{record['pictures']} {what} pictures{scale}, EMA weights at step {record['step']}{seeds}"
     table = Table(title=title)
     names = measured(rows)
     for heading in (*(["model"] if several else []), "", "steps"):
@@ -59,6 +60,8 @@ def write(record: dict, columns: dict[str, np.ndarray], path: Path, overwrite: b
     if not overwrite:
         set_aside(path, names.values())
     atomic.write_csv(names["csv"], record["rows"])
+    if "by_picture" in record:
+        atomic.write_csv(names["by picture"], record["by_picture"])
     images.write(names["pictures"], grids.grid(columns), overwrite=True)
     plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
     plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
@@ -70,6 +73,7 @@ def files(path: Path) -> dict[str, Path]:
     return {
         "table": path,
         "csv": path.with_suffix(".csv"),
+        "by picture": path.with_name(f"{path.stem}-pictures.csv"),
         "pictures": path.with_suffix(".png"),
         "steps": path.with_name(f"{path.stem}-steps.png"),
         "tradeoff": path.with_name(f"{path.stem}-tradeoff.png"),

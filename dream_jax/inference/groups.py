@@ -7,10 +7,9 @@ from typing import NamedTuple
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import images
-from dream_jax.inference import drawing
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
-from dream_jax.inference.tile_plans import Plan, Planner, Shape, network_side
+from dream_jax.inference.tile_plans import Plan, Planner, Shape, shape_of
 
 
 class Item(NamedTuple):
@@ -45,7 +44,7 @@ def groups_of(
             report.failed(job, error, len(job.results))
             continue
         report.say("preparing")
-        plan_of, shape = planner(), shape_of(experiment, picture)
+        plan_of, shape = planner(), shape_of(experiment, picture.colours.shape[:2])
         try:
             plan = plan_of(shape)
         except UserError as error:
@@ -65,10 +64,3 @@ def _read(job, scale):
     for _, result in job.results:
         images.check_size(result, *(side * scale for side in picture.colours.shape[:2]))
     return picture
-
-
-def shape_of(experiment: Experiment, picture: images.Picture) -> Shape:
-    low, divisor = picture.colours.shape[:2], drawing.divisor(experiment)
-    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low)
-    # What is projected on a low-resolution picture is compiled for its own shape.
-    return Shape(sides, low if experiment.config.sampling.project else None)

@@ -57,7 +57,7 @@ class Planner:
     Chosen are the largest tiles with which no more than `limit` bytes are taken on each device, `program` of them
     before a picture is drawn, and whole pictures where these fit; `tile` overrides. What a program takes is known only
     when it is compiled. Which tiles are worth that is told by an estimate from the jaxpr, corrected by what the program
-    compiled before really took.
+    compiled before really took. `overlap` is by how many pixels tiles overlap, that of `overlap_of` by default.
 
     tick: `share ->`, called as tiles are done with their share of a network evaluation of the picture.
     """
@@ -70,10 +70,14 @@ class Planner:
         tile: int | None = None,
         tick: Callable[[float], None] = lambda share: None,
         program: float = 0,
+        overlap: int | None = None,
     ):
         self.model, self.rows = model, rows
         self._limit, self._program, self._tile, self._tick = limit, program, tile, tick
+        self._overlap = overlap
         self._divisor = drawing.divisor(model.experiment)
+        # Tiles begin where low-resolution pixels do, as crops do in training.
+        self._align = self._divisor if overlap is None else model.experiment.task.divisor
         self._estimate = make_estimate(model, rows)
         self._correction = None
         self._plans = {}
@@ -129,8 +133,12 @@ class Planner:
         return each
 
     def _groups_of_tiles(self, shape, side, each):
-        count = tiles.count(*shape.sides, side, overlap_of(side, self._divisor), self._divisor)
+        count = tiles.count(*shape.sides, side, self._overlap_of(side), self._align)
         return math.ceil(count / (each * self.model.mesh.size))
+
+    def _overlap_of(self, side):
+        # A picture may be smaller than the tile that was asked for.
+        return overlap_of(side, self._divisor) if self._overlap is None else min(self._overlap, side - self._align)
 
     def _compile(self, shape, side, each):
         mesh = self.model.mesh
@@ -144,7 +152,7 @@ class Planner:
         return Plan(compiled, batch, layout, side if tiled else None, used)
 
     def _in_tiles(self, shape, side, each, predict):
-        mesh, divisor = self.model.mesh, self._divisor
+        mesh = self.model.mesh
         share = 1 / self._groups_of_tiles(shape, side, each)
 
         def predict_and_tell(*tile_inputs):
@@ -152,7 +160,41 @@ class Planner:
             return predict(*tile_inputs)
 
         spread = functools.partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, sharding.BATCH))
-        return tiles.tiled(predict_and_tell, side, overlap_of(side, divisor), divisor, each * mesh.size, spread)
+        return tiles.tiled(predict_and_tell, side, self._overlap_of(side), self._align, each * mesh.size, spread)
+
+
+def shape_of(experiment: Experiment, low: tuple[int, int]) -> Shape:
+    """The shape of a picture from the sides of its low-resolution one."""
+    divisor = drawing.divisor(experiment)
+    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low)
+    # What is projected on a low-resolution picture is compiled for its own shape.
+    return Shape(sides, tuple(low) if experiment.config.sampling.project else None)
+
+
+def draw_lows(model: drawing.Model, rows: Rows, plan: Plan, shape: Shape, lows, numbers, key) -> list[np.ndarray]:
+    """Results uint8 [h, w, 3] of low-resolution pictures of one shape, at most `plan.batch` of them.
+
+    Args:
+      lows: uint8 [h, w, 3] each; numbers: int, what each one's noise depends on, besides the key.
+    """
+    experiment, scale = model.experiment, model.experiment.task.scale
+    # Filled up with the last one.
+    chosen = [min(i, len(lows) - 1) for i in range(plan.batch)]
+    inputs = _inputs_of(experiment, [lows[i] for i in chosen], shape.sides)
+    numbers = np.array([numbers[i] for i in chosen], np.int32)
+    drawn = np.asarray(plan.draw(model.params, jax.device_put(inputs, plan.layout), numbers, rows, key))
+    ends = ([side * scale for side in low.shape[:2]] for low in lows)
+    return [picture[:height, :width] for picture, (height, width) in zip(drawn, ends, strict=False)]
+
+
+def _inputs_of(experiment, lows, sides):
+    # Filled up after enlarging, so that up to the picture's edges cond is what training makes of a low-resolution one.
+    def filled(cond):
+        missing = [(0, side - has) for side, has in zip(sides, cond.shape, strict=False)]
+        return np.pad(cond, [*missing, (0, 0)], mode="reflect")
+
+    cond = np.stack([filled(np.asarray(experiment.task.condition(low[None]))[0]) for low in lows])
+    return drawing.inputs_of(experiment, cond, np.stack(lows) if experiment.config.sampling.project else None)
 
 
 def make_estimate(model: drawing.Model, rows: Rows):
@@ -209,6 +251,19 @@ def smallest_tile(experiment: Experiment) -> int:
     """The side of the smallest tiles: a network knows what it was trained on, and nothing smaller."""
     divisor = drawing.divisor(experiment)
     return math.ceil(experiment.config.image_size / divisor) * divisor
+
+
+def check_tiles(experiment: Experiment, tile: int | None, overlap: int | None = None, key: str = "--tile") -> None:
+    """Raises UserError for tiles that the network does not take, or that begin within low-resolution pixels.
+
+    key: what the person calls the side; the overlap has its name with "overlap" in the place of "tile".
+    """
+    divisor, smallest, scale = drawing.divisor(experiment), smallest_tile(experiment), experiment.task.divisor
+    if tile is not None and (tile < smallest or tile % divisor):
+        raise UserError(f"{key} {tile}: it must be a multiple of {divisor}, and at least {smallest} as in training")
+    if overlap is not None and (overlap % scale or overlap >= (tile or smallest)):
+        most = tile or smallest
+        raise UserError(f"{key.replace('tile', 'overlap')} {overlap}: a multiple of {scale} below {most} is needed")
 
 
 def tile_sides(smallest: int, divisor: int, longest: int) -> list[int]:

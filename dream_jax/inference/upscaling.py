@@ -18,7 +18,7 @@ from dream_jax.inference.groups import Group, Item, groups_of
 from dream_jax.inference.jobs import count_results, list_jobs
 from dream_jax.inference.memory import free_bytes, program_bytes
 from dream_jax.inference.report import Report
-from dream_jax.inference.tile_plans import Planner, smallest_tile
+from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows
 
 
 def upscale(
@@ -86,9 +86,7 @@ def _check_options(experiment, seed, samples, memory, tile):
         raise UserError(f"--seed {seed}: seeds are whole numbers from 0 to 2^32 - 1")
     if memory is not None and not 0 < memory < math.inf:
         raise UserError(f"--memory {memory}: it must be a number of GiB greater than 0")
-    divisor, smallest = drawing.divisor(experiment), smallest_tile(experiment)
-    if tile is not None and (tile < smallest or tile % divisor):
-        raise UserError(f"--tile {tile}: it must be a multiple of {divisor}, and at least {smallest} as in training")
+    check_tiles(experiment, tile)
 
 
 def draw_and_write(group: Group, model: drawing.Model, rows, overwrite: bool, report: Report) -> None:
@@ -117,26 +115,9 @@ def draw_and_write(group: Group, model: drawing.Model, rows, overwrite: bool, re
 
 def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
     """The results of a group, uint8 [h, w, 3] each; the noise of each depends on its name and the seed."""
-    experiment, plan = model.experiment, group.plan
-    # Filled up with its own last picture.
-    chosen = [group.items[min(i, len(group.items) - 1)] for i in range(plan.batch)]
-    inputs = _inputs_of(experiment, [item.picture.colours for item in chosen], group.shape.sides)
-    numbers = np.array([zlib.crc32(os.fsencode(item.job.name)) >> 1 for item in chosen], np.int32)
-    key = drawing.make_key(group.seed)
-    drawn = np.asarray(plan.draw(model.params, jax.device_put(inputs, plan.layout), numbers, rows, key))
-    scale = experiment.task.scale
-    ends = ([side * scale for side in item.picture.colours.shape[:2]] for item in group.items)
-    return [picture[:height, :width] for picture, (height, width) in zip(drawn, ends, strict=False)]
-
-
-def _inputs_of(experiment, lows, sides):
-    # Filled up after enlarging, so that up to the picture's edges cond is what training makes of a low-resolution one.
-    def filled(cond):
-        missing = [(0, side - has) for side, has in zip(sides, cond.shape, strict=False)]
-        return np.pad(cond, [*missing, (0, 0)], mode="reflect")
-
-    cond = np.stack([filled(np.asarray(experiment.task.condition(low[None]))[0]) for low in lows])
-    return drawing.inputs_of(experiment, cond, np.stack(lows) if experiment.config.sampling.project else None)
+    lows = [item.picture.colours for item in group.items]
+    numbers = [zlib.crc32(os.fsencode(item.job.name)) >> 1 for item in group.items]
+    return draw_lows(model, rows, group.plan, group.shape, lows, numbers, drawing.make_key(group.seed))
 
 
 def _write(item: Item, colours, overwrite) -> list[str]:

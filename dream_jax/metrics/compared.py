@@ -42,6 +42,7 @@ class Compared(NamedTuple):
       weights: {network: {PyTorch name: array}} of the learned networks that were asked for.
       batch_size: pictures that are compared at once.
       samples: the results of every seed, each uint8 [N, H, W, 3].
+      channel, border: of PSNR and SSIM, as `pixels.psnr` has them.
     """
 
     results: PictureSet
@@ -51,6 +52,8 @@ class Compared(NamedTuple):
     weights: Mapping[str, Mapping[str, Array]]
     batch_size: int
     samples: Sequence[np.ndarray] = ()
+    channel: str = "rgb"
+    border: int = 0
 
 
 def picture_set(pictures: np.ndarray, weights: Mapping[str, Mapping[str, Array]]) -> PictureSet:

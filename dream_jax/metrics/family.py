@@ -65,6 +65,13 @@ def first_that_measures(what: Literal["distortion", "perception"], names: Collec
     return next((name for name, metric in METRICS.items() if name in names and metric.measures == what), None)
 
 
+def _of_channel(measure):
+    def function(compared):
+        return each(functools.partial(measure, channel=compared.channel, crop=compared.border))(compared)
+
+    return function
+
+
 def _consistency(compared):
     if compared.consistency is None:
         return None
@@ -193,8 +200,8 @@ METRICS = {
         title="PSNR, dB",
         digits=".2f",
         higher_is_better=True,
-        about="RGB, no border crop, dB, mean over pictures",
-        function=each(pixels.psnr),
+        about="dB, mean over pictures; of evaluation.channel without evaluation.border",
+        function=_of_channel(pixels.psnr),
         paired=True,
         measures="distortion",
     ),
@@ -202,8 +209,8 @@ METRICS = {
         title="SSIM",
         digits=".4f",
         higher_is_better=True,
-        about="RGB, Gaussian window 11 with sigma 1.5, mean over pictures",
-        function=each(pixels.ssim),
+        about="Gaussian window 11 with sigma 1.5, mean over pictures; channel and border as of psnr",
+        function=_of_channel(pixels.ssim),
         paired=True,
         measures="distortion",
         smallest=11,

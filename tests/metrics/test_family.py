@@ -128,7 +128,7 @@ def test_inception_looks_at_a_set_once(monkeypatch):
 
 
 def test_clean_resizing_averages_what_the_other_way_skips():
-    """Every third line is white: a third of white at a third of the size, but black where the middle ones are picked."""
+    """Every third line is white: a third of white at a third of the size; black where the middle ones are picked."""
     stripes = np.zeros((1, 3 * features.SIZE, 3 * features.SIZE, 3), np.uint8)
     stripes[:, ::3] = 255
     clean, linear = (np.asarray(features.RESIZES[name](stripes)) for name in ("clean", "linear"))

@@ -34,7 +34,7 @@ def get_config():
     config.log_every = 100
     config.samples.every = 100_000
     config.evaluation.samplers = ("ddim",)
-    config.evaluation.steps = (25,)
+    config.evaluation.steps = (20,)
     config.evaluation.pictures = 2000
     config.evaluation.against = "train"
     config.evaluation.batch_size = 100
@@ -44,7 +44,7 @@ def get_config():
 
 def get_comparison():
     # The study begins to rectify at a tenth of its training.
-    conservative = {"objective.start_step": 150}
+    conservative = {"objective.start_step": 100}
     aggressive = {"objective.maximum": 1.0, "objective.mix": 0.0}
     return {
         "variants": {
@@ -53,5 +53,5 @@ def get_comparison():
             "aggressive": aggressive,
         },
         "seeds": (0, 1, 2),
-        "points": (1500,),
+        "points": (1000,),
     }

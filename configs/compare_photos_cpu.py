@@ -1,4 +1,4 @@
-"""Is it so on other pictures than faces? Three variants of compare_faces_cpu.py, for photographs of things and animals.
+"""Is it so on other pictures than faces? Two variants of compare_faces_cpu.py, for photographs of things and animals.
 
     python -m dream_jax compare --config compare_photos_cpu --workdir runs/photos \\
         --config.data.folder=PICTURES --config.data.eval_folder=OTHER_PICTURES
@@ -18,7 +18,6 @@ def get_comparison():
         "variants": {
             "standard": {"objective.name": "standard"},
             "p=1": {"objective.p": 1.0},
-            "p=3": {"objective.p": 3.0},
         },
         "seeds": (0, 1, 2),
         "points": (1000, 2000),

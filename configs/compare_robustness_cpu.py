@@ -10,7 +10,9 @@ from dream_jax.config import command_line
 
 
 def get_config():
-    return command_line.load("compare_faces_cpu")
+    config = command_line.load("compare_faces_cpu")
+    config.evaluation.steps = (100,)
+    return config
 
 
 def get_comparison():
@@ -18,5 +20,5 @@ def get_comparison():
     return {
         "variants": {"standard": {"objective.name": "standard"}, "p=1": {"objective.p": 1.0}} | sizes,
         "seeds": (0, 1, 2),
-        "points": (2000,),
+        "points": (1000,),
     }

@@ -14,7 +14,9 @@ MEAN_SIGMA, MEAN_TIME = 0.8015, 0.5
 
 
 def get_config():
-    return command_line.load("compare_faces_cpu")
+    config = command_line.load("compare_faces_cpu")
+    config.evaluation.steps = (100,)
+    return config
 
 
 def get_comparison():

@@ -26,13 +26,28 @@ class Experiment(NamedTuple):
     def objective(self) -> objectives.Objective:
         return objectives.chosen(self.config.objective)
 
+    @property
+    def cond_channels(self) -> int:
+        """Of what the network is given beside x_t: the task's, and those of its own estimate where it is shown one."""
+        return self.task.cond_channels + (self.task.channels if self.objective.self_conditions else 0)
+
     def inputs_shape(self) -> tuple:
         """The shape of one network input, [1, H, W, C]."""
         size = self.config.image_size
-        return (1, size, size, self.task.channels + self.task.cond_channels)
+        return (1, size, size, self.task.channels + self.cond_channels)
+
+    def shown(self, cond, previous=None, like=None):
+        """cond as `predict` takes it: of a network that is shown its own estimate, with that; zeros for None.
+
+        Args:
+          previous: x0_hat [B, H, W, C]; like: x_t, where it may be None.
+        """
+        if not self.objective.self_conditions:
+            return cond
+        return jnp.concatenate([cond, jnp.zeros_like(like) if previous is None else previous], -1)
 
     def predict(self, params, x_t, cond, alpha, dropout_keys=None):
-        """The network's raw output for x_t [B, H, W, C] at alpha [B], given cond."""
+        """The network's raw output for x_t [B, H, W, C] at alpha [B], given cond [B, H, W, cond_channels]."""
         level = self.network.told(self.schedule, alpha)
         return self.network.apply({"params": params}, jnp.concatenate([cond, x_t], -1), level, dropout_keys)
 

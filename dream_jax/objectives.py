@@ -26,6 +26,7 @@ class Draw(NamedTuple):
       dropout: keys [B, 2]: for two passes with independent dropout.
       keys: [B], for whatever else an objective draws; see `further_noise`.
       ramp: in [0, 1], by which the weight is multiplied.
+      constrain: `x0 -> x0` that a picture can be, as sampling constrains predictions.
     """
 
     x0: jax.Array
@@ -37,6 +38,7 @@ class Draw(NamedTuple):
     dropout: jax.Array
     keys: jax.Array | None = None
     ramp: jax.Array | float = 1.0
+    constrain: Callable = lambda x0: x0
 
 
 class Losses(NamedTuple):
@@ -61,10 +63,12 @@ class Objective(NamedTuple):
 
     Attributes:
       title: what models that were trained with it are called in tables and pictures.
-      losses: `(predict, draw, settings) -> Losses`. predict is `(x_t, dropout_keys=None, alpha=None) -> output`, the
-        network with its gradient, at the level drawn unless another alpha is given; settings are `config.objective`.
+      losses: `(predict, draw, settings) -> Losses`. predict is `(x_t, dropout_keys=None, alpha=None, previous=None) ->
+        output`, the network with its gradient, at the level drawn unless another alpha is given; settings are
+        `config.objective`.
       rectifies: whether it is the standard objective outside of `objective.start_step` and `stop_step`.
       weight: `(draw, settings) -> lam [B]`, its rectification weight; None: it has none.
+      self_conditions: whether the network is also given `previous`, the x0 estimated before; zeros where there is none.
       check: `(config, task) -> None` raises UserError where it is not defined for the schedule, the task or the kind.
     """
 
@@ -72,6 +76,7 @@ class Objective(NamedTuple):
     losses: Callable[[Callable, Draw, object], Losses]
     rectifies: bool = True
     weight: Callable[[Draw, object], jax.Array] | None = None
+    self_conditions: bool = False
     check: Callable = _check_distance
 
 
@@ -83,6 +88,8 @@ def further_noise(draw: Draw, number: int):
 
 # What a number means to `further_noise`.
 _SECOND_PASS, _ON_ESTIMATE, _ON_INPUT = range(3)
+# Another number that keys are folded with.
+_WHETHER_SHOWN = 3
 
 
 def standard(predict, draw: Draw, settings) -> Losses:
@@ -168,6 +175,20 @@ def _rolled_out(predict, draw, settings):
     return x, alpha, sigma
 
 
+def self_conditioning(predict, draw: Draw, settings) -> Losses:
+    """The standard loss of a network that is shown its own estimate, for half of the examples (arXiv 2208.04202).
+
+    Chen et al. 2022, algorithm 1: the estimate has no gradient, and the other half is shown zeros. Sampling shows the
+    network what it predicted in the step before.
+    """
+    x_t = diffusion.add_noise(draw.x0, draw.eps, draw.alpha, draw.sigma)
+    output = jax.lax.stop_gradient(predict(x_t))
+    x0_hat = draw.constrain(diffusion.to_x0(settings.kind, output, x_t, draw.alpha, draw.sigma))
+    shown = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, _WHETHER_SHOWN)))(draw.keys)
+    previous = jnp.where(expand(shown, x0_hat), x0_hat, 0)
+    return standard(lambda x, keys: predict(x, keys, previous=previous), draw, settings)
+
+
 def conservative(predict, draw: Draw, settings) -> Losses:
     """`dream.conservative_dream`, whose weight is linear in the time, counted from 0 as in the face study."""
     lam = _linear_weight(draw, settings)
@@ -228,6 +249,7 @@ OBJECTIVES = {
     ),
     "input_perturbation": Objective("input perturbation", input_perturbation, rectifies=False),
     "scheduled_sampling": Objective("scheduled sampling", scheduled_sampling, rectifies=False),
+    "self_conditioning": Objective("self-conditioning", self_conditioning, rectifies=False, self_conditions=True),
 }
 
 # Of DREAM's second pass.

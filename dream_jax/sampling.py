@@ -28,11 +28,11 @@ _ENTRIES = 2**13
 
 
 def make_denoise(predict, kind: str, schedule: NoiseSchedule, constrain=lambda x0: x0, eps_scale=None, told=None):
-    """`denoise(x, alpha, sigma) -> x0_hat` for `sample`, from a network's prediction.
+    """`denoise(x, alpha, sigma, previous=None) -> x0_hat` for `sample`, from a network's prediction.
 
     Args:
       predict: `(x_t, alpha, sigma) -> output` in the training schedule's own coordinates; alpha and sigma are scalars,
-        or [B] where `told` makes them so.
+        or [B] where `told` makes them so. A fourth argument is x0_hat of the step before, where `run` shows it.
       kind: what it predicts.
       schedule: the training schedule. `sample` works in variance-preserving coordinates, x / hypot(alpha, sigma).
       constrain: `x0_hat -> x0_hat`, a clip for example.
@@ -43,13 +43,13 @@ def make_denoise(predict, kind: str, schedule: NoiseSchedule, constrain=lambda x
 
     length_of = _length_of(schedule)
 
-    def denoise(x, alpha, sigma):
+    def denoise(x, alpha, sigma, *previous):
         level = alpha, sigma
         if told is not None:
             shifted = told(x, alpha)
             level = shifted, jnp.sqrt((1 - shifted) * (1 + shifted))
         length = length_of(alpha, sigma)
-        output = predict(length * x, *(length_of(*level) * part for part in level))
+        output = predict(length * x, *(length_of(*level) * part for part in level), *previous)
         x0_hat = diffusion.to_x0(kind, output, length * x, length * alpha, length * sigma)
         if eps_scale is not None:
             eps_hat = diffusion.to_eps("x0", x0_hat, x, alpha, sigma) / eps_scale(alpha)
@@ -159,13 +159,14 @@ def sample(
     return run(key, denoise, shape, make_rows(sampler, levels), example_index)
 
 
-def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, observe=None):
+def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, observe=None, shows=False):
     """`sample` with the rows at hand; as an argument of a jitted function they share one trace among all samplers.
 
     Args:
       start_key: where x_T comes from, the same for every picture, instead of each picture's own key. A good one serves
         all pictures (Ma et al. 2023, arXiv 2305.15357).
       observe: `(x, x0_hat, alpha, sigma) -> facts`, called at every network evaluation.
+      shows: denoise takes a fourth argument: its x0_hat of the network evaluation before, zeros at the first.
 
     Returns:
       x0; with observe, (x0, facts stacked along a new first axis).
@@ -177,22 +178,24 @@ def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, obs
         return noise(key, index, row, shape).astype(dtype)
 
     def step(carry, row):
-        base, y, history = carry
+        base, y, history, *previous = carry
         number, row = row
-        out = denoise(y, row.alpha, row.sigma)
+        out = denoise(y, row.alpha, row.sigma, *previous)
         facts = None if observe is None else observe(y, out, row.alpha, row.sigma)
         newest = _combine(row.remember, [y, out, history[0]])
         history = [newest, *history[:-1]]
         # Drawing noise costs as much as a small layer; deterministic rows skip it.
         fresh = jax.lax.cond(row.move[-1] != 0, noise_of, lambda _: jnp.zeros(shape, dtype), number)
         base = _combine(row.move, [base, *history, fresh])
-        return (base, _combine(row.look, [base, *history]), history), facts
+        return (base, _combine(row.look, [base, *history]), history, *([out] if shows else [])), facts
 
     own = start_key is None
     x = noise_of(_START) if own else noise(start_key, jnp.zeros_like(index), _START, shape).astype(dtype)
     table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows)
     numbered = jnp.arange(len(rows.alpha)), table
-    (_, y, _), facts = jax.lax.scan(step, (x, x, [jnp.zeros(shape, dtype)] * HISTORY), numbered)
+    nothing = jnp.zeros(shape, dtype)
+    first = x, x, [nothing] * HISTORY, *([nothing] if shows else [])
+    (_, y, *_), facts = jax.lax.scan(step, first, numbered)
     return y if observe is None else (y, facts)
 
 

@@ -31,7 +31,7 @@ class Recorder:
     def __init__(self):
         self.inputs = []
 
-    def __call__(self, x, dropout_keys=None, alpha=None):
+    def __call__(self, x, dropout_keys=None, alpha=None, previous=None):
         self.inputs.append(x)
         return 0.5 * x
 
@@ -84,6 +84,29 @@ def test_a_rollout_is_the_samplers_way_from_a_noisier_level():
     ratio = [1 / SCHEDULE.alpha[begin], SCHEDULE.sigma[begin] / SCHEDULE.alpha[begin]]
     keep = SCHEDULE.alpha[T] * (ratio[0] - 0.5 * ratio[1]) + 0.5 * SCHEDULE.sigma[T]
     np.testing.assert_allclose(x, far * keep[:, None, None, None], rtol=1e-4, atol=1e-4)
+
+
+def test_half_of_the_examples_are_shown_the_estimate():
+    drawn, shown = draw(8), []
+    count = 64
+    drawn = drawn._replace(
+        **{name: jnp.repeat(getattr(drawn, name), 16, 0) for name in ("x0", "eps", "t", "alpha", "sigma", "dropout")},
+        keys=jax.random.split(jax.random.key(3), count),
+        constrain=lambda x0: jnp.clip(x0, -1, 1),
+    )
+
+    def network(x, dropout_keys=None, alpha=None, previous=None):
+        shown.append(previous)
+        return 0.5 * x
+
+    losses = objectives.losses(network, drawn, settings(name="self_conditioning"), False)
+    chex.assert_trees_all_close(losses, objectives.losses(Recorder(), drawn, settings(name="standard"), False))
+    nothing, previous = shown
+    x_t = diffusion.add_noise(drawn.x0, drawn.eps, drawn.alpha, drawn.sigma)
+    x0_hat = np.clip(diffusion.to_x0("eps", 0.5 * x_t, x_t, drawn.alpha, drawn.sigma), -1, 1)
+    whether = np.asarray([np.any(picture) for picture in previous])
+    assert nothing is None and 0.25 < whether.mean() < 0.75
+    np.testing.assert_allclose(previous, np.where(whether[:, None, None, None], x0_hat, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_the_second_pass_has_fresh_noise_where_it_is_asked_for():

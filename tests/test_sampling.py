@@ -185,3 +185,20 @@ def test_tables_of_any_kind_sample_a_gaussian_with_its_moments(sampler):
     x0 = sampling.sample(jax.random.key(0), denoise, (64, 8, 8, 1), schedule, sampler, 50)
     assert np.isfinite(x0).all()
     assert abs(x0.mean() - MEAN) < 0.02 and abs(x0.std() - DEVIATION) < 0.05
+
+
+def test_the_network_is_shown_what_it_predicted_before():
+    """Zeros at first; and a network that ignores it draws the same."""
+    rows = sampling.make_rows("ddim", sampling.levels_of(VP, 4))
+
+    def denoise(x, alpha, sigma, previous=0.0):
+        return 0.25 * x + previous
+
+    def observe(x, x0_hat, alpha, sigma):
+        return x, x0_hat
+
+    _, (x, out) = sampling.run(KEY, denoise, SHAPE, rows, observe=observe, shows=True)
+    before = np.concatenate([np.zeros((1, *SHAPE)), out[:-1]])
+    np.testing.assert_allclose(out, 0.25 * x + before, rtol=1e-5, atol=1e-6)
+    ignoring = sampling.run(KEY, lambda x, alpha, sigma, previous: 0.25 * x, SHAPE, rows, shows=True)
+    np.testing.assert_array_equal(ignoring, sampling.run(KEY, lambda x, alpha, sigma: 0.25 * x, SHAPE, rows))

@@ -153,7 +153,8 @@ def _facts(
                 facts[f"{name}_moments"] = jnp.stack(parts, -1)
             return facts
 
-        drawn, sampled = sampling.run(key, denoise, x0.shape, rows, index, drawing.start_key_of(built), observe)
+        start, shows = drawing.start_key_of(built), built.objective.self_conditions
+        drawn, sampled = sampling.run(key, denoise, x0.shape, rows, index, start, observe, shows)
         trained = jax.lax.map(at_training, (jnp.arange(steps), jnp.asarray(rows.alpha), jnp.asarray(rows.sigma)))
         facts = {
             f"{name}_{where}": f[name] for where, f in (("sampling", sampled), ("training", trained)) for name in f

@@ -33,7 +33,8 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def drawn_from(params, inputs, start_key):
         denoise, shape = drawing.make_denoise(built, params, inputs), (*inputs["cond"].shape[:3], 3)
-        x0 = sampling.run(drawing.make_key(settings.seeds[0]), denoise, shape, rows, start_key=start_key)
+        key, shows = drawing.make_key(settings.seeds[0]), built.objective.self_conditions
+        x0 = sampling.run(key, denoise, shape, rows, start_key=start_key, shows=shows)
         return value_range.to_uint8(built.task.to_picture(x0, inputs["cond"]))
 
     ranking = []

@@ -50,7 +50,7 @@ def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.
 
 
 def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predict: predict):
-    """`denoise(x, alpha, sigma) -> x0_hat` of an experiment's network, with the modifiers of `config.sampling`.
+    """`denoise(x, alpha, sigma, previous=None) -> x0_hat` of a network, with the modifiers of `config.sampling`.
 
     Args:
       inputs: cond [B, H, W, Cc], and low [B, h, w, 3] where `sampling.project` is on. Pictures that are filled up to
@@ -61,9 +61,9 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     cond = inputs["cond"]
     network = wrap(functools.partial(experiment.predict, params))
 
-    def predict(x, alpha, sigma):
+    def predict(x, alpha, sigma, previous=None):
         del sigma
-        return network(x, cond, jnp.broadcast_to(alpha, x.shape[:1]))
+        return network(x, experiment.shown(cond, previous, x), jnp.broadcast_to(alpha, x.shape[:1]))
 
     def limit(picture):
         picture = sampling.LIMITS[options.clip](picture, options.percentile)
@@ -102,7 +102,8 @@ def make_draw(experiment: Experiment, mesh, wrap=None):
         inputs = jax.lax.with_sharding_constraint(inputs, layout)
         denoise = make_denoise(experiment, params, inputs, wrap)
         shape = (*inputs["cond"].shape[:3], experiment.task.channels)
-        x0 = sampling.run(key, denoise, shape, rows, index, start_key)
+        shows = experiment.objective.self_conditions
+        x0 = sampling.run(key, denoise, shape, rows, index, start_key, shows=shows)
         return value_range.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
 
     return draw

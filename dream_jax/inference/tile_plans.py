@@ -211,7 +211,7 @@ def make_estimate(model: drawing.Model, rows: Rows):
 
     @functools.cache
     def network_bytes(*shape):
-        channels = experiment.task.channels, experiment.task.cond_channels
+        channels = experiment.task.channels, experiment.cond_channels
         x, cond = (jax.ShapeDtypeStruct((*shape, c), jnp.float32) for c in channels)
         alpha = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
         return memory.live_bytes(jax.make_jaxpr(experiment.predict)(model.params, x, cond, alpha).jaxpr)

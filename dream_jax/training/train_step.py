@@ -34,8 +34,9 @@ def make_losses(experiment: Experiment, key, steps_per_epoch: int):
         if settings.ramp_epochs:
             draw = draw._replace(ramp=jnp.minimum(step // steps_per_epoch / settings.ramp_epochs, 1.0))
 
-        def predict(x_t, dropout_keys=None, alpha=None):
-            return experiment.predict(params, x_t, cond, draw.alpha if alpha is None else alpha, dropout_keys)
+        def predict(x_t, dropout_keys=None, alpha=None, previous=None):
+            alpha = draw.alpha if alpha is None else alpha
+            return experiment.predict(params, x_t, experiment.shown(cond, previous, x_t), alpha, dropout_keys)
 
         result = objectives.losses(predict, draw, settings, rectify)
         return result.loss, {"eps_error": result.eps_error, "lam": result.lam, "t": draw.t}
@@ -63,7 +64,8 @@ def _draw(experiment, step_key, batch):
     if config.data.flip:
         picture = jnp.where(flip[:, None, None, None], picture[:, :, ::-1], picture)
     x0, cond = experiment.task.make_pair(task_key, picture)
-    return objectives.Draw(x0, eps, t, alpha, sigma, schedule, dropout, more), cond
+    constrain = functools.partial(experiment.task.constrain, cond=cond)
+    return objectives.Draw(x0, eps, t, alpha, sigma, schedule, dropout, more, constrain=constrain), cond
 
 
 def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):

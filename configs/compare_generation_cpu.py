@@ -22,7 +22,7 @@ def get_config():
     config.network.channel_multipliers = (1, 2)
     config.network.attention_resolutions = ()
     config.network.num_res_blocks = 1
-    config.network.patch = 2
+    config.network.patch = 4
     config.network.dropout = 0.0
 
     config.optimizer.learning_rate = 1e-3
@@ -44,7 +44,7 @@ def get_config():
 
 def get_comparison():
     # The study begins to rectify at a tenth of its training.
-    conservative = {"objective.start_step": 100}
+    conservative = {"objective.start_step": 300}
     aggressive = {"objective.maximum": 1.0, "objective.mix": 0.0}
     return {
         "variants": {
@@ -53,5 +53,5 @@ def get_comparison():
             "aggressive": aggressive,
         },
         "seeds": (0, 1, 2),
-        "points": (1000,),
+        "points": (3000,),
     }

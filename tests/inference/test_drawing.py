@@ -6,7 +6,7 @@ import numpy as np
 import tiny
 
 from dream_jax import experiment, sampling
-from dream_jax.inference import drawing
+from dream_jax.inference import drawing, tiles
 from dream_jax.runtime import sharding
 
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -100,3 +100,25 @@ def test_ddim_with_all_its_noise_is_ddpm():
     built = experiment.build(tiny.tiny_config("sampling.eta=1.0"))
     ours, theirs = drawing.make_rows(built, "ddim", 5), drawing.make_rows(built, "ddpm", 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
+
+
+def test_a_network_that_is_shown_its_estimate_can_count():
+    """It adds a tenth to what it is shown, which is nothing at first; tiles see their part of it."""
+
+    class Network:
+        def told(self, schedule, alpha):
+            return alpha
+
+        def apply(self, variables, inputs, level, dropout_keys=None):
+            assert inputs.shape[-1] == 9
+            return inputs[..., 3:6] + 0.1
+
+    built = experiment.build(tiny.tiny_config("objective.name=self_conditioning", "task.gain=1.0"))
+    assert built.inputs_shape()[-1] == 9
+    built, mesh = built._replace(network=Network()), sharding.make_mesh(devices=jax.devices()[:1])
+    cond = np.full((1, 32, 32, 3), -0.5, np.float32)
+    wraps = None, lambda predict: tiles.tiled(predict, 16, 4, 2)
+    for wrap in wraps:
+        draw = drawing.make_draw(built, mesh, wrap)
+        drawn = draw({}, {"cond": cond}, np.arange(1), drawing.make_rows(built, "ddim", 4), KEY)
+        np.testing.assert_array_equal(drawn, round(127.5 * (1 - 0.5 + 0.4)))

@@ -17,6 +17,7 @@ def get_config():
     config.steps = 1_000_000
     config.batch_size = 32
     config.image_size = 160
+    config.compute_dtype = "float32"
     config.task.scale = 4
     config.schedule.num_steps = 1000
     config.network.attention_resolutions = (20,)

@@ -1,15 +1,17 @@
 """The command line: `python -m dream_jax COMMAND ...`."""
 
 import argparse
+import difflib
 import errno
+import functools
 import os
 import sys
 import traceback
 
 from rich.console import Console
 
-from dream_jax.errors import UserError
-from dream_jax.runtime import compilation_cache, processes
+from dream_jax.errors import UserError, shown
+from dream_jax.runtime import compilation_cache, platforms, processes
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
@@ -17,6 +19,9 @@ FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
 # Commands that take no config arguments, and compile nothing.
 _PLAIN = ("prepare", "keys")
+
+# What a command line holds without dashes.
+_NO_OPTIONS = ("command", "prefix")
 
 # What the disk may say to any write.
 _DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
@@ -29,11 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     the status is 128 + the signal, as in shells: 130 after Ctrl-C, 143 after SIGTERM; a training run has then saved
     all that it has done, and the same command goes on.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command in _PLAIN:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options, rest = _parser().parse_known_args(arguments)
     try:
+        _check_options(options, rest)
         return _run(options, rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,6 +62,20 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+def _check_options(options, rest) -> None:
+    """Raises UserError for an argument that is no option of the command, with the nearest one."""
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and (options.command in _PLAIN or not name.startswith("--config.")):
+            known = [f"--{option}" for option in vars(options) if option not in _NO_OPTIONS]
+            known += [] if options.command in _PLAIN else ["--config.KEY=VALUE"]
+            near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6) or known
+            meant = f"did you mean {' or '.join(near)}?" if near else "it has none"
+            raise UserError(f"{shown(name)[:200]}: not an option of {options.command}; {meant}")
+    if rest and options.command in _PLAIN:
+        raise UserError(f"{shown(rest[0])[:200]}: {options.command} takes no more arguments")
+
+
 def _run(options, rest) -> int:
     console = Console(soft_wrap=True)
 
@@ -67,6 +84,9 @@ def _run(options, rest) -> int:
             console.print(message, markup=False)
 
     if options.command not in _PLAIN:
+        # The processes of a run join before they look at devices.
+        if not processes.several():
+            platforms.check()
         compilation_cache.use(tell)
     # Only now: `--help` and a mistyped option are answered at once.
     from dream_jax import commands
@@ -75,8 +95,10 @@ def _run(options, rest) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("dream_jax", description="Train and use diffusion models with DREAM.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    # Not abbreviated: --step would be taken for --steps of a command that has it.
+    whole = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
+    parser = whole("dream_jax", description="Train and use diffusion models with DREAM.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=whole)
 
     train = commands.add_parser("train", help="train from a config file, then evaluate", epilog=CONFIG_HELP)
     train.add_argument("--config", required=True, help="a recipe, like quickstart, or a config file")

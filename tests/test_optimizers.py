@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import flax.linen as nn
 import jax
@@ -17,7 +19,8 @@ DEFAULTS = {"name": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "betas": (0.
 
 
 def make(**options):
-    return make_optimizer(ConfigDict(DEFAULTS | {"weight_decay": 0.0, "clip": None} | options))
+    more = {"weight_decay": 0.0, "clip": None, "decay": "constant", "decay_steps": None, "final": 0.0}
+    return make_optimizer(ConfigDict(DEFAULTS | more | options))
 
 
 def updates(optimizer, gradient=GRADIENT, count=1):
@@ -37,6 +40,17 @@ def test_sgd_is_the_scaled_gradient():
 def test_warmup_rises_to_the_rate_and_stays(warmup):
     rates = [-update["w"][0] / GRADIENT["w"][0] for update in updates(make(warmup_steps=warmup), count=warmup + 3)]
     np.testing.assert_allclose(rates, 0.1 * np.minimum(np.arange(1, warmup + 4) / warmup, 1), rtol=1e-5)
+
+
+def test_the_rate_falls_after_the_warmup_and_stays():
+    shape = {"cosine": lambda share: 0.5 * (1 + np.cos(np.pi * share)), "linear": lambda share: 1 - share}
+    for (name, falls), warmup in itertools.product(shape.items(), (0, 3)):
+        optimizer = make(decay=name, decay_steps=8, warmup_steps=warmup, final=0.2)
+        rates = [-update["w"][0] / GRADIENT["w"][0] for update in updates(optimizer, count=11)]
+        share = np.clip((np.arange(11) - warmup) / (8 - warmup), 0, 1)
+        expected = 0.1 * (0.2 + 0.8 * falls(share))
+        expected[:warmup] = 0.1 * np.arange(1, warmup + 1) / 3
+        np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
 def test_clipping_keeps_the_direction_and_bounds_the_global_norm():

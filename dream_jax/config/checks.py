@@ -29,7 +29,7 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
     try:
         check_types(config)
         _check_each(config)
-        for check in (_check_batch, _check_data, _check_families, _check_sizes, _check_sampling, _check_evaluation):
+        for check in _CHECKS:
             check(config)
     except RecursionError as error:
         raise UserError("the config holds a section within itself") from error
@@ -96,6 +96,15 @@ def _check_batch(config):
     _require(divides, config, "batch_size", f"it must divide by accumulation = {config.accumulation}")
 
 
+def _check_rate(config):
+    c = config.optimizer
+    falls = c.decay != "constant"
+    given = (c.decay_steps is not None) == falls
+    _require(given, config, "optimizer.decay_steps", "it goes with optimizer.decay = cosine or linear, which need it")
+    later = not falls or c.decay_steps > c.warmup_steps
+    _require(later, config, "optimizer.decay_steps", f"it must be more than warmup_steps = {c.warmup_steps}")
+
+
 def _check_data(config):
     c = config.data
     _require(c.folder is None or c.tfds is None, config, "data.tfds", "give data.folder or it, not both")
@@ -160,3 +169,6 @@ def _check_evaluation(config):
             smallest = metric.smallest + (2 * c.border if metric.measures == "distortion" else 0)
             _require(side >= smallest, config, key, f"{name} needs pictures of at least {smallest} pixels")
     _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} enlarges no pictures")
+
+
+_CHECKS = _check_batch, _check_rate, _check_data, _check_families, _check_sizes, _check_sampling, _check_evaluation

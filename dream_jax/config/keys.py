@@ -195,6 +195,11 @@ KEYS = {
     "optimizer.name": Key("adam", "the optimizer", choices=optimizers.OPTIMIZERS),
     "optimizer.learning_rate": Key(1e-4, "after the warmup", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(0, "over which the rate grows to it", whole(0)),
+    "optimizer.decay": Key("constant", "how the rate falls after the warmup", choices=optimizers.DECAYS),
+    "optimizer.decay_steps": Key(
+        None, "cosine, linear: the step at which it has fallen, most often steps", whole(), int
+    ),
+    "optimizer.final": Key(0.0, "cosine, linear: to this share of learning_rate", FRACTION),
     "optimizer.betas": Key((0.9, 0.999), "of adam and adamw", betas),
     "optimizer.epsilon": Key(1e-8, "of adam and adamw", NOT_NEGATIVE),
     "optimizer.weight_decay": Key(0.0, "adamw", NOT_NEGATIVE),

@@ -26,6 +26,9 @@ _ADDED = {
     "objective.perturbation": 0.1,
     "objective.rollout": 2,
     "objective.span": 0.02,
+    "optimizer.decay": "constant",
+    "optimizer.decay_steps": None,
+    "optimizer.final": 0.0,
     "data.crop": "random",
     "data.limit": None,
 }

@@ -158,6 +158,9 @@ def test_what_is_not_an_override_is_refused(base, arguments):
         ("objective.weight", "objective.weight=cubic"),
         ("objective.distance", "objective.distance=l3"),
         ("task.kernel", "task.kernel=bicubic"),
+        ("optimizer.decay_steps", "optimizer.decay=cosine"),
+        ("optimizer.decay_steps", "optimizer.decay=linear optimizer.decay_steps=5 optimizer.warmup_steps=5"),
+        ("optimizer.decay_steps", "optimizer.decay_steps=5"),
         ("task.scale", "task.scale=0"),
         ("task.gain", "task.gain=0"),
         ("image_size", "image_size=72"),
@@ -315,7 +318,11 @@ def test_steps_and_epochs_given_last_count(base):
         *("sampling.spacing=even", "sampling.clip=hard", "sampling.percentile=2", "sampling.shift_window=-1"),
         *("evaluation.seeds=1,1", "evaluation.seeds=-1,", "evaluation.protocol=best", "evaluation.learned=vgg,"),
         *("sampling.start_seed=-1", "task.name=unconditional sampling.project=True"),
-        *("task.name=unconditional sampling.start_seed=1", "task.name=unconditional evaluation.learned=lpips_alex,"),
+        *(
+            "task.name=unconditional sampling.start_seed=1",
+            "task.name=unconditional evaluation.whole=True",
+            "evaluation.against=train",
+        ),
         *("evaluation.crop=24 evaluation.learned=lpips_alex,",),
     ],
 )

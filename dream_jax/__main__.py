@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train from a config file, then evaluate", epilog=CONFIG_HELP)
     train.add_argument("--config", required=True, help="a recipe, like quickstart, or a config file")
     train.add_argument("--workdir", required=True, help="where the run is kept; an existing one is continued")
+    train.add_argument("--init_from", metavar="RUN", help="begin with the weights of this workdir or file: init.path")
+    train.add_argument("--partial", action="store_true", help="arrays that do not fit begin at random: init.partial")
+    _add_checkpoint(train, "of --init_from: init.checkpoint", default=None)
 
     evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
     evaluate.add_argument("--workdir", required=True, nargs="+", help="of the training run; of several, side by side")
@@ -111,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
     )
     evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
+    _add_checkpoint(evaluate, "of the run (default: latest)")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
@@ -130,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", type=float, metavar="GIB", help="most that the program may take (default: half of what is free)"
     )
     upscale.add_argument("--tile", type=int, metavar="PIXELS", help="side of tiles, instead of one found by --memory")
+    _add_checkpoint(upscale, "of the run (default: latest)")
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
 
     generate = commands.add_parser("generate", help="make new pictures with a trained model", epilog=CONFIG_HELP)
@@ -140,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
     generate.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
+    _add_checkpoint(generate, "of the run (default: latest)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")
 
     prepare = commands.add_parser("prepare", help="prepare a dataset of the TensorFlow Datasets catalog")
@@ -150,6 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="list the config keys, with their defaults")
     keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
     return parser
+
+
+def _add_checkpoint(parser, what, default="latest") -> None:
+    parser.add_argument("--checkpoint", metavar="WHICH", default=default, help=f"latest, best or a step, {what}")
 
 
 def _add_studies(commands) -> None:

@@ -16,7 +16,9 @@ def train(options, arguments, console: Console) -> None:
     from dream_jax.config import checks, command_line
     from dream_jax.runtime import processes
 
-    config = command_line.override(command_line.load(options.config), arguments)
+    given = {"path": options.init_from, "checkpoint": options.checkpoint, "partial": options.partial or None}
+    named = [f"--config.init.{key}={value}" for key, value in given.items() if value is not None]
+    config = command_line.override(command_line.load(options.config), [*named, *arguments])
     checks.validate(config)
     processes.join(config)
     import jax
@@ -134,7 +136,7 @@ def evaluate(options, arguments, console: Console) -> None:
     kind = "gap" if options.gap else "start" if finding else "evaluation"
     output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
     arguments = [*arguments, "--config.evaluation.whole=True"] if options.pictures else arguments
-    models = {name: trained.load(workdir, arguments) for name, workdir in workdirs.items()}
+    models = {name: trained.load(workdir, arguments, options.checkpoint) for name, workdir in workdirs.items()}
     names.check_output(output)
     if finding:
         return _find_start(options, next(iter(models.values())), output, console)
@@ -209,7 +211,7 @@ def upscale(options, arguments, console: Console) -> int:
     """Enlarges pictures; 1 where some failed."""
     from dream_jax.inference import upscaling
 
-    choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite")
+    choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite", "checkpoint")
     return upscaling.upscale(
         *(options.workdir, options.input, options.output, console),
         suffix=options.format and f".{options.format}",
@@ -222,7 +224,7 @@ def generate(options, arguments, console: Console) -> None:
     """Makes new pictures."""
     from dream_jax.inference import generation
 
-    choices = ("count", "sampler", "steps", "seed", "batch_size", "overwrite")
+    choices = ("count", "sampler", "steps", "seed", "batch_size", "overwrite", "checkpoint")
     choices = {name: getattr(options, name) for name in choices}
     generation.generate(options.workdir, options.output, console=console, overrides=arguments, **choices)
 

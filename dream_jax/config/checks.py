@@ -131,6 +131,8 @@ def _check_sizes(config):
     readers = [name for name, other in NETWORKS.items() if other.load]
     known = config.network.weights is None or entry.load is not None
     _require(known, config, "network.weights", f"they are read for the network {', '.join(readers)} only")
+    one = config.network.weights is None or config.init.path is None
+    _require(one, config, "init.path", "give it or network.weights, not both")
     for key in ("image_size", "evaluation.crop"):
         size = flatten(config)[key]
         if size is None:

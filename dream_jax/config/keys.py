@@ -192,6 +192,12 @@ KEYS = {
         1, "sr3: work on patches of this many pixels a side, for a cheap network", whole(1, LARGE_SIDE)
     ),
     "network.remat": Key(False, "recompute blocks in the backward pass to save memory"),
+    "init.path": Key(None, "begin with trained weights: a run's workdir, or a file of PyTorch weights", optional=str),
+    "init.checkpoint": Key("latest", "of a workdir: latest, best (by its loss) or a step"),
+    "init.weights": Key(
+        "ema", "of a workdir: the average that is used, or the last step's own", choices=("ema", "live")
+    ),
+    "init.partial": Key(False, "arrays that do not fit begin at random, instead of being refused"),
     "optimizer.name": Key("adam", "the optimizer", choices=optimizers.OPTIMIZERS),
     "optimizer.learning_rate": Key(1e-4, "after the warmup", NOT_NEGATIVE),
     "optimizer.warmup_steps": Key(0, "over which the rate grows to it", whole(0)),

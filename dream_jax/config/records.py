@@ -10,8 +10,10 @@ from dream_jax.config.keys import flatten
 from dream_jax.errors import UserError, shown
 from dream_jax.files import atomic
 
-# A run may go on with other values of these: they do not change what the steps before would have been.
+# A run may go on with other values of these: they do not change what the steps before would have been. Where pictures
+# lie is among them, because a checkpoint knows them by their fingerprint.
 CHANGEABLE = (
+    *("data.folder", "data.eval_folder", "data.tfds_dir", "log_every"),
     *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best", "samples.", "sampling."),
     *("evaluation.", "data.workers", "data.cache_dir", "supervision.", "watch.", "deterministic"),
 )
@@ -26,6 +28,10 @@ _ADDED = {
     "objective.perturbation": 0.1,
     "objective.rollout": 2,
     "objective.span": 0.02,
+    "init.path": None,
+    "init.checkpoint": "latest",
+    "init.weights": "ema",
+    "init.partial": False,
     "optimizer.decay": "constant",
     "optimizer.decay_steps": None,
     "optimizer.final": 0.0,

@@ -30,6 +30,7 @@ from dream_jax.metrics import lpips, weights
 from dream_jax.metrics.perceptual import NETS
 from dream_jax.runtime import compiler
 from dream_jax.tasks import value_range
+from dream_jax.training import integrity
 
 PANELS = (
     Panel("mean square of the predicted noise", "eps_hat_square_training", "eps_hat_square_sampling", False),
@@ -103,7 +104,7 @@ def measure(models: dict[str, Model], pictures: np.ndarray, console: Console) ->
             record["models"][name] = {
                 "workdir": model.workdir,
                 "step": model.step,
-                "sha256": drawing.digest(model.params),
+                "sha256": integrity.digest(model.params),
                 **_summary(model, facts, sampler, steps),
             }
     record["step"] = next(iter(models.values())).step

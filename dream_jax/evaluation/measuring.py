@@ -19,6 +19,7 @@ from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.metrics import Compared, Metric, chosen, picture_set, weights
+from dream_jax.training import integrity
 
 
 class Method(NamedTuple):
@@ -63,7 +64,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     inputs = make_inputs(built, pictures)
     measures = load_measures(built, inputs)
     draw = {name: make_drawer(model, inputs.given) for name, model in models.items()}
-    digests = {name: drawing.digest(model.params) for name, model in models.items()}
+    digests = {name: integrity.digest(model.params) for name, model in models.items()}
     baseline = _baseline_row(built, inputs, measures)
     rows, looked_at = _measure_rows(models, measures, draw, digests, len(pictures), console, journal)
     table = [baseline, *rows]
@@ -129,12 +130,12 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     Raises UserError for weights that cannot be had, and for fewer pictures than a metric takes.
     """
     settings = built.config.evaluation
-    asked, about, learned = load_metrics(built)
-    for name, metric in asked.items():
+    for name, metric in chosen(settings.protocol, settings.learned, built.task.paired).items():
         if len(inputs.pictures) < metric.fewest:
             what = f"evaluation.learned: {metric.weights}" if metric.weights else name
             held_out = f"there are {len(inputs.pictures)} held-out pictures only"
             raise UserError(f"{what} compares sets of at least {metric.fewest} pictures, and {held_out}")
+    asked, about, learned = load_metrics(built)
     originals = picture_set(inputs.pictures, learned)
     consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)
 

@@ -21,6 +21,7 @@ from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
 from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows, shape_of
 from dream_jax.metrics import METRICS, Compared, Metric, picture_set
+from dream_jax.training import integrity
 
 # Pixels a side of what a grid shows of each picture, its middle.
 _SHOWN = 256
@@ -63,7 +64,7 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
     asked, about, learned = measuring.load_metrics(built)
     asked = {name: metric for name, metric in asked.items() if metric.paired and not metric.over_seeds}
     values_of = _make_values(built, asked, learned)
-    methods, digests = measuring.methods_of(models), {name: drawing.digest(m.params) for name, m in models.items()}
+    methods, digests = measuring.methods_of(models), {name: integrity.digest(m.params) for name, m in models.items()}
     pictures = range(min(len(source), settings.pictures))
     finished, by_picture, columns = read_rows(journal), [], {}
     identity = {"settings": settings.to_dict(), "learned": about, "metrics": list(asked), "scale": built.task.scale}

@@ -1,14 +1,12 @@
 """Drawing pictures from a trained model: what training's samples, evaluation, upscaling and generation share."""
 
 import functools
-import hashlib
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -107,18 +105,6 @@ def make_draw(experiment: Experiment, mesh, wrap=None):
         return value_range.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
 
     return draw
-
-
-def digest(params) -> str:
-    """SHA-256 of the weights' names, shapes and values. All processes take part where leaves are spread over them."""
-    total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not getattr(leaf, "is_fully_addressable", True):
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        total.update(array)
-    return total.hexdigest()
 
 
 def start_key_of(experiment: Experiment):

@@ -11,6 +11,7 @@ from dream_jax.errors import UserError
 from dream_jax.files import atomic, grids, images
 from dream_jax.files.names import check_folder
 from dream_jax.inference import drawing, trained
+from dream_jax.training import integrity
 
 # What the grid shows.
 _SHOWN = 64
@@ -27,6 +28,7 @@ def generate(
     batch_size: int = 16,
     overwrite: bool = False,
     overrides=(),
+    checkpoint: str = "latest",
 ) -> None:
     """Draws pictures 0 .. count-1 of a seed into OUTPUT/pictures/NUMBER.png, with OUTPUT/grid.png of the first.
 
@@ -38,6 +40,7 @@ def generate(
       batch_size: pictures drawn at once.
       overwrite: draw again what is there.
       overrides: `--config.KEY=VALUE` arguments, of `config.sampling` above all.
+      checkpoint: latest, best or a step.
 
     Raises UserError, before anything is compiled, for a super-resolution model, impossible values, an output that
     cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
@@ -51,7 +54,7 @@ def generate(
     pictures = output / "pictures"
     check_folder(pictures)
 
-    model = trained.load_weights(workdir, experiment)
+    model = trained.load_weights(workdir, experiment, trained.step_of(workdir, experiment, checkpoint))
     asked = {"sampler": sampler, "steps": steps, "seed": seed, "count": count}
     _claim(output, _about(model, asked), overwrite)
     missing = [i for i in range(count) if overwrite or not _path(pictures, i).exists()]
@@ -84,7 +87,7 @@ def _about(model, asked) -> dict:
         "workdir": model.workdir,
         "step": model.step,
         "weights": "ema",
-        "sha256": drawing.digest(model.params),
+        "sha256": integrity.digest(model.params),
         **asked,
         "sampling": config.sampling.to_dict(),
         "compute_dtype": config.compute_dtype,

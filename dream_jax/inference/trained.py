@@ -2,19 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from dream_jax.config import checks, command_line, keys, records
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment, build
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import sharding
-from dream_jax.training import checkpoint, mirror
+from dream_jax.training import mirror, weights
 from dream_jax.training.workdir import checkpoint_folder
 
 # Keys without which weights mean nothing; others may be given for a use of them. A network for one scale can be used
@@ -48,48 +42,27 @@ def _check_only_sampling(saved, chosen):
             raise UserError(f"--config.{key}: the model is trained; only --config.sampling.KEY=VALUE can be chosen")
 
 
-def load(workdir, overrides=()) -> Model:
-    """A trained model: `open_experiment`, and its weights by `load_weights`."""
-    return load_weights(workdir, open_experiment(workdir, overrides))
+def load(workdir, overrides=(), which: str = "latest") -> Model:
+    """A trained model: `open_experiment`, and its weights by `load_weights`; which as for `weights.step_of`."""
+    experiment = open_experiment(workdir, overrides)
+    return load_weights(workdir, experiment, step_of(workdir, experiment, which))
+
+
+def step_of(workdir, experiment: Experiment, which: str) -> int | None:
+    """The step of the checkpoint "latest", "best" or of a number; None is the newest. See `weights.step_of`."""
+    mirror.check(experiment.config.checkpoint.directory)
+    return weights.step_of(checkpoint_folder(Path(workdir), experiment.config), which)
 
 
 def load_weights(workdir, experiment: Experiment, step: int | None = None) -> Model:
     """An opened experiment with the EMA weights of the newest checkpoint of its run, or of the one of a step.
 
-    A damaged checkpoint is named on stderr, left where it is, and the next older one is used. Only the EMA weights are
-    read and checked: damage to the rest of a checkpoint, the optimizer's state for example, goes unnoticed here.
-
-    Raises UserError where there is no checkpoint yet, or none whose weights are whole, or not that of the step.
+    Damage and errors as in `weights.read`; damage is named on stderr.
     """
     mirror.check(experiment.config.checkpoint.directory)
-    directory = checkpoint_folder(Path(workdir), experiment.config)
-    mesh = sharding.make_mesh()
-    shapes = _Weights(jax.ShapeDtypeStruct((), jnp.int32), _params_shapes(experiment))
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), shapes)
-    if step is None:
-        restored = checkpoint.restore(directory, shapes, everywhere, _say, partial=True)
-    else:
-        # That newer ones are not used is what was asked for.
-        restored = checkpoint.restore(directory, shapes, everywhere, lambda _: None, before=step + 1, partial=True)
-    if restored is None:
-        raise UserError(f"{directory}: there is no checkpoint yet; train first")
-    weights, _ = restored
-    if step is not None and int(weights.step) != step:
-        raise UserError(f"{directory}: there is no whole checkpoint of step {step}")
-    return Model(experiment, weights.ema, int(weights.step), mesh, str(workdir))
-
-
-class _Weights(NamedTuple):
-    """What is read of a checkpoint, named as in the training state."""
-
-    step: jax.Array | jax.ShapeDtypeStruct
-    ema: dict
-
-
-def _params_shapes(experiment):
-    inputs = jax.ShapeDtypeStruct(experiment.inputs_shape(), jnp.float32)
-    alpha = jax.ShapeDtypeStruct(inputs.shape[:1], jnp.float32)
-    return jax.eval_shape(experiment.network.init, jax.random.key(0), inputs, alpha)["params"]
+    directory, mesh = checkpoint_folder(Path(workdir), experiment.config), sharding.make_mesh()
+    params, step = weights.read(directory, weights.shapes_of(experiment), mesh, _say, step)
+    return Model(experiment, params, step, mesh, str(workdir))
 
 
 def _say(message):

@@ -35,6 +35,7 @@ def upscale(
     tile: int | None = None,
     overwrite: bool = False,
     overrides=(),
+    checkpoint: str = "latest",
 ) -> int:
     """Enlarges low-resolution pictures of any size by the scale of a trained model, with its EMA weights.
 
@@ -48,6 +49,7 @@ def upscale(
         Pictures that need more are done in overlapping tiles, the largest that fit.
       tile: side of the tiles in pixels of the result, instead of one found by memory.
       overrides: `--config.sampling.KEY=VALUE` arguments.
+      checkpoint: latest, best or a step.
 
     Returns the exit status: 0, or 1 where a picture could not be read, drawn or written; each is named on stderr at
     the end with its reason, and the others are done. Raises UserError, before anything is loaded or compiled, where
@@ -58,6 +60,7 @@ def upscale(
         raise UserError(f"{workdir}: this model is unconditional, it makes pictures from nothing; choose another")
     rows = drawing.make_rows(experiment, sampler, steps)
     _check_options(experiment, seed, samples, memory, tile)
+    step = trained.step_of(workdir, experiment, checkpoint)
     jobs, there = list_jobs(source, output, suffix, range(seed, seed + samples), overwrite)
     already = f", {there} already there, however made" if there else ""
     if not jobs:
@@ -69,7 +72,7 @@ def upscale(
         @functools.cache
         def planner():
             """Loads the weights when a first picture was read."""
-            model = trained.load_weights(workdir, experiment)
+            model = trained.load_weights(workdir, experiment, step)
             half = free_bytes(model.mesh.local_devices[0]) / 2
             limit, program = (half, 0) if memory is None else (memory * 2**30, program_bytes())
             return Planner(model, rows, limit, tile, lambda share: report.advance(share / len(rows.alpha)), program)

@@ -1,7 +1,9 @@
 """The device mesh, and how batches and training state are laid out on it."""
 
 import jax
+import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -53,6 +55,17 @@ def state_specs(state, mesh, smallest: int = _SMALLEST_SPLIT):
 def named(specs, mesh):
     """The NamedShardings for a tree of PartitionSpecs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def on_host(tree):
+    """The whole arrays of a tree, on every process; all processes call it."""
+
+    def whole(leaf):
+        if not getattr(leaf, "is_fully_addressable", True):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
 
 
 def sum_to_specs(tree, specs):

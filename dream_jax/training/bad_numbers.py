@@ -25,7 +25,10 @@ FINITE = ("loss", "gradient_norm", "update_norm")
 # An excess counts as at most so many deviations, and a deviation as at least so much (of a log loss: 5 %).
 _MOST, _LEAST_DEVIATION = 4.0, 0.05
 
-BEGIN_ANEW = "begin anew in another --workdir with a lower optimizer.learning_rate or with optimizer.clip"
+BEGIN_ANEW = (
+    "begin anew in another --workdir with a lower --config.optimizer.learning_rate or with --config.optimizer.clip=1, "
+    "from the last good weights: --init_from THIS_WORKDIR (--checkpoint STEP for an older one)"
+)
 
 
 class Verdict(NamedTuple):

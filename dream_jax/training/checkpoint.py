@@ -72,12 +72,23 @@ class _Best:
         return [checkpoint.step in best for checkpoint in checkpoints]
 
     def _loss(self, step):
-        try:
-            loss = json.loads((self.directory / str(step) / "about" / "metadata").read_text())["loss"]
-            return float(loss) if loss is not None else math.inf
-        except (OSError, ValueError, KeyError, TypeError):
-            # It is damaged, or still being written.
-            return math.inf
+        loss = _loss_of(self.directory, step)
+        return math.inf if loss is None else loss
+
+
+def _loss_of(directory, step):
+    try:
+        loss = json.loads((directory / str(step) / "about" / "metadata").read_text())["loss"]
+        return None if loss is None else float(loss)
+    except (OSError, ValueError, KeyError, TypeError):
+        # It is damaged, or still being written.
+        return None
+
+
+def losses(directory) -> dict[int, float | None]:
+    """{step: its mean loss since the line of the log before} of the checkpoints there; None where it has none."""
+    directory = _absolute(directory)
+    return {step: _loss_of(directory, step) for step in _listed(directory)[0]}
 
 
 def save(manager, state, about: dict) -> None:

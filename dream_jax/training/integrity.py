@@ -6,6 +6,7 @@ the restore. They find damage, not forgery.
 """
 
 import functools
+import hashlib
 import json
 import re
 import zlib
@@ -18,6 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError
+from dream_jax.runtime import sharding
 
 
 def seal(about: dict, tree) -> dict:
@@ -47,6 +49,16 @@ def _crc32(about):
 def named_leaves(tree) -> dict:
     """{name: leaf} of a tree, like {"params['conv_in']['bias']": array}."""
     return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def digest(params) -> str:
+    """SHA-256 of the weights' names, shapes and values. All processes take part where leaves are spread over them."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(sharding.on_host(leaf))
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array)
+    return total.hexdigest()
 
 
 def describe(tree) -> dict:

@@ -15,11 +15,7 @@ def read(experiment: Experiment, shapes):
     Raises UserError for a file that cannot be read, and for a network with other shapes, with the keys to set.
     """
     config = experiment.config.network
-    arrays = tensors.read_weights(config.weights)
-    try:
-        network, params = NETWORKS[config.name].load(arrays, config.norm_groups)
-    except UserError as error:
-        raise UserError(f"{shown(config.weights)}: {error}") from None
+    network, params = _load(config.weights, config)
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
         # The official code names attention by the picture's side, as the config does.
         sides = [experiment.config.image_size >> level for level in network.attention_levels]
@@ -29,3 +25,23 @@ def read(experiment: Experiment, shapes):
             f"{network.num_res_blocks}, network.attention_resolutions={','.join(map(str, sides))}, network.patch=1"
         )
     return jax.tree.map(lambda array, shape: array.astype(shape.dtype), params, shapes)
+
+
+def arrays_of(experiment: Experiment, path):
+    """The parameters that a file holds, whatever network they make up.
+
+    Raises UserError for a file that cannot be read, and where the experiment's network has no reader.
+    """
+    config = experiment.config.network
+    if NETWORKS[config.name].load is None:
+        readers = [name for name, other in NETWORKS.items() if other.load]
+        raise UserError(f"{shown(path)}: files are read for the network {', '.join(readers)}, not for {config.name}")
+    return _load(path, config)[1]
+
+
+def _load(path, config):
+    arrays = tensors.read_weights(path)
+    try:
+        return NETWORKS[config.name].load(arrays, config.norm_groups)
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from None

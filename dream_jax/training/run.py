@@ -20,9 +20,19 @@ from dream_jax.data.batches import Batches, train_pictures
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
+from dream_jax.files import atomic
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import consensus, sharding
-from dream_jax.training import bad_numbers, bad_step_files, checkpoint, mirror, origin, published_weights, train_state
+from dream_jax.training import (
+    bad_numbers,
+    bad_step_files,
+    checkpoint,
+    mirror,
+    origin,
+    parent,
+    published_weights,
+    train_state,
+)
 from dream_jax.training.run_log import RunLog
 from dream_jax.training.train_state import TrainState
 from dream_jax.training.train_step import make_train_step, start_state
@@ -148,10 +158,23 @@ class Run:
         return restored is not None
 
     def _first_state(self):
+        if self.config.init.path is not None:
+            return self._state_of_parent()
         if self.config.network.weights is None:
             self.tell("initialising the network")
             return jax.block_until_ready(self.program.init())
         return self.program.start(published_weights.read(self.experiment, jax.eval_shape(self.program.init).params))
+
+    def _state_of_parent(self):
+        """The first state, from the weights of `config.init`; process 0 records where they are from."""
+        shapes = jax.eval_shape(self.program.init).params
+        params, about = parent.read(
+            self.experiment, shapes, lambda: sharding.on_host(self.program.init().params), self.tell
+        )
+        if self.chief:
+            atomic.write_json(self.workdir / "parent.json", about)
+        self.tell(f"beginning with the weights of {self.config.init.path}")
+        return self.program.start(params)
 
     def advance(self, batches: Batches) -> None:
         """Does the next step; one that is left out is only counted."""
@@ -256,7 +279,8 @@ def open_run(
         rolled_back_to=consensus.of_first(rolled_back_to),
     )
     run.resumed = run.load()
-    if not run.resumed and (config.network.weights is not None or run.total == 0):
+    given = config.network.weights is not None or config.init.path is not None
+    if not run.resumed and (given or run.total == 0):
         run.save()
     if chief:
         # Checkpoints may know of more than the workdir's own list, which may be lost.

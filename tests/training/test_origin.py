@@ -10,12 +10,14 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     about = {"config": config, "data": "2 pictures, crc32 00000001"}
     origin.check(about, about, "here")
     origin.check(about, about | {"config": config | {"steps": 9}}, "here")
+    moved = {"log_every": 7, "data": config["data"] | {"folder": "elsewhere", "eval_folder": "there"}}
+    origin.check(about, about | {"config": config | moved}, "here")
     with pytest.raises(UserError, match="training pictures"):
         origin.check(about, about | {"data": "3 pictures, crc32 00000001"}, "here")
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         origin.check(about, about | {"config": config | {"seed": 1}}, "here")
     # Keys that came later.
-    later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation"
+    later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
     objective = {key: value for key, value in config["objective"].items() if key not in later}
     data = {key: value for key, value in config["data"].items() if key not in ("crop", "limit")}
     origin.check(about | {"config": config | {"objective": objective, "data": data}}, about, "here")

@@ -1,0 +1,84 @@
+"""The weights in a run's checkpoints, without the rest of its state."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dream_jax.errors import UserError, shown
+from dream_jax.experiment import Experiment
+from dream_jax.training import checkpoint
+
+
+class _Averaged(NamedTuple):
+    """What is read of a checkpoint, named as in the training state."""
+
+    step: jax.Array | jax.ShapeDtypeStruct
+    ema: dict
+
+
+class _Live(NamedTuple):
+    """The same of the weights that training moves."""
+
+    step: jax.Array | jax.ShapeDtypeStruct
+    params: dict
+
+
+# By what a person calls them: the average of those of the last steps, which is used, and the last step's own.
+FIELDS = {"ema": _Averaged, "live": _Live}
+
+
+def shapes_of(experiment: Experiment) -> dict:
+    """The parameters of an experiment's network, as ShapeDtypeStructs."""
+    inputs = jax.ShapeDtypeStruct(experiment.inputs_shape(), jnp.float32)
+    alpha = jax.ShapeDtypeStruct(inputs.shape[:1], jnp.float32)
+    return jax.eval_shape(experiment.network.init, jax.random.key(0), inputs, alpha)["params"]
+
+
+def step_of(directory, which: str) -> int | None:
+    """The step of "latest" (None: the newest whole one), of "best", or of a number, among the checkpoints there.
+
+    The best has the lowest mean loss since the line of the log before; only checkpoints on such a line have one.
+
+    Raises UserError for other words, a step that is not there, and where no checkpoint has a loss.
+    """
+    if which == "latest":
+        return None
+    losses = checkpoint.losses(directory)
+    there = ", ".join(map(str, sorted(losses))) or "none"
+    if which == "best":
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        if not known:
+            raise UserError(f"{directory}: no checkpoint there has a loss to be the best by; steps: {there}")
+        return min(known, key=known.get)
+    if not re.fullmatch(r"\d{1,10}", which):
+        raise UserError(f"checkpoint {shown(which)[:100]}: say latest, best or a step, one of {there}")
+    if int(which) not in losses:
+        raise UserError(f"{directory}: there is no checkpoint of step {which}; steps: {there}")
+    return int(which)
+
+
+def read(directory, shapes: dict, mesh, tell, step: int | None = None, field: str = "ema") -> tuple[dict, int]:
+    """(parameters on every device, their step) of the newest whole checkpoint, or of that of a step.
+
+    Only these weights are read and checked: damage to the rest of a checkpoint, the optimizer's state for example, goes
+    unnoticed here. A damaged checkpoint is told and left where it is, and the next older one is used.
+
+    Raises UserError where there is no checkpoint yet, or none whose weights are whole, or not that of the step.
+    """
+    target = FIELDS[field](jax.ShapeDtypeStruct((), jnp.int32), shapes)
+    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), target)
+    if step is None:
+        restored = checkpoint.restore(directory, target, everywhere, tell, partial=True)
+    else:
+        # That newer ones are not used is what was asked for.
+        restored = checkpoint.restore(directory, target, everywhere, lambda _: None, before=step + 1, partial=True)
+    if restored is None:
+        raise UserError(f"{directory}: there is no checkpoint yet; train first")
+    weights, _ = restored
+    if step is not None and int(weights.step) != step:
+        raise UserError(f"{directory}: there is no whole checkpoint of step {step}")
+    return weights[1], int(weights.step)

@@ -21,7 +21,7 @@ FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 _PLAIN = ("prepare", "keys")
 
 # What a command line holds without dashes.
-_NO_OPTIONS = ("command", "prefix")
+_NO_OPTIONS = ("command", "prefix", "results", "originals")
 
 # What the disk may say to any write.
 _DISK = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
@@ -116,8 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
     _add_checkpoint(evaluate, "of the run (default: latest)")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
+    evaluate.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
+    evaluate.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
+
+    _add_measure(commands)
 
     upscale = commands.add_parser(
         "upscale", help="enlarge your own pictures with a trained model", epilog=SAMPLING_HELP
@@ -156,6 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="list the config keys, with their defaults")
     keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
     return parser
+
+
+def _add_measure(commands) -> None:
+    measure = commands.add_parser("measure", help="measure one folder of pictures against another", epilog=CONFIG_HELP)
+    measure.add_argument("results", help="a folder of pictures")
+    measure.add_argument("originals", help="another one: pairs by name, else two sets")
+    measure.add_argument("--output", help="table, JSON, with the values of each pair beside it as CSV")
+    measure.add_argument("--overwrite", action="store_true", help="replace an earlier table")
+    measure.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
+    measure.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
 
 
 def _add_checkpoint(parser, what, default="latest") -> None:

@@ -135,12 +135,42 @@ def evaluate(options, arguments, console: Console) -> None:
     workdirs = _named(options.workdir)
     kind = "gap" if options.gap else "start" if finding else "evaluation"
     output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
-    arguments = [*arguments, "--config.evaluation.whole=True"] if options.pictures else arguments
+    whole = ["--config.evaluation.whole=True"] if options.pictures else []
+    arguments = [*whole, *_of_pixels(options), *arguments]
     models = {name: trained.load(workdir, arguments, options.checkpoint) for name, workdir in workdirs.items()}
     names.check_output(output)
     if finding:
         return _find_start(options, next(iter(models.values())), output, console)
     return (_measure_gap if options.gap else _measure)(options, models, output, console)
+
+
+def measure(options, arguments, console: Console) -> None:
+    """Measures the pictures of one folder against those of another."""
+    from dream_jax.config import checks, keys
+    from dream_jax.config.command_line import override
+    from dream_jax.evaluation import folders
+    from dream_jax.files import names
+
+    config = override(keys.defaults(), [*_of_pixels(options), *arguments])
+    for key, value in keys.flatten(config).items():
+        if value != keys.KEYS[key].default and not key.startswith("evaluation."):
+            raise UserError(f"--config.{key}: there is no model here; only --config.evaluation.KEY=VALUE can be chosen")
+    checks.validate(config)
+    output = options.output and Path(options.output)
+    if output:
+        names.check_output(output)
+    record = folders.measure(options.results, options.originals, config.evaluation, console)
+    folders.show(record, console)
+    if output:
+        if not options.overwrite:
+            names.set_aside(output, [output, output.with_suffix(".csv")])
+        folders.write(record, output)
+        console.print(f"table: {output}", markup=False)
+
+
+def _of_pixels(options):
+    given = {"channel": options.channel, "border": options.border}
+    return [f"--config.evaluation.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def _named(workdirs):

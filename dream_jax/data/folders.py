@@ -81,7 +81,8 @@ def prepare_folder(
     Raises UserError if no picture is left, the cache cannot be written, or, unless skip_unreadable, a picture cannot be
     read or is smaller than the crop: all of them are named.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    eval_folder = eval_folder and Path(eval_folder).expanduser()
     splits = _split_files(folder, eval_folder, eval_percent)
     settings = (crop, resize, skip_unreadable, str(Pictures.VERSION), *(["whole"] if whole else []))
     digest = hashlib.sha256(repr(settings).encode())

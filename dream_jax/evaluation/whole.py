@@ -35,7 +35,7 @@ def folder_source(folder) -> Source:
     Raises UserError where there are none.
     """
     files = images.list_pictures(folder)
-    names = [file.relative_to(folder).as_posix() for file in files]
+    names = [file.relative_to(Path(folder).expanduser()).as_posix() for file in files]
     return Source(lambda i: images.read(files[i]), len(files), name=names.__getitem__)
 
 

@@ -282,24 +282,35 @@ def read(path):
 def list_pictures(folder):
     """The picture files (by suffix, any case) in a folder and its subfolders, as a sorted list of paths.
 
-    Links to folders are not followed. Raises UserError if the folder is missing or has no pictures.
+    Links to folders are followed, each folder once. Files that other systems leave beside pictures (`._NAME`) are none.
+    Raises UserError if the folder is missing, is a file, cannot be listed or has no pictures.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{shown(folder)}: there is no such folder")
+        what = "it is a file, not a folder" if folder.exists() else "there is no such folder"
+        raise UserError(f"{shown(folder)}: {what}")
 
     def refuse(error):
         raise UserError(f"{shown(error.filename)}: cannot be listed ({error.strerror})") from error
 
-    found = [
-        Path(root, name)
-        for root, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if name.lower().endswith(SUFFIXES)
-    ]
+    found, seen = [], {os.path.realpath(folder)}
+
+    def is_new(path):
+        # A link may lead to a folder above itself, or two of them to one.
+        real = os.path.realpath(path)
+        return real not in seen and not seen.add(real)
+
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if is_new(os.path.join(root, name))]
+        found += [Path(root, name) for name in names if _is_picture_name(name)]
     if not found:
         raise UserError(f"{shown(folder)}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
     return sorted(found)
+
+
+def _is_picture_name(name):
+    # macOS leaves ._NAME on other systems' disks: what it knows of the file NAME.
+    return name.lower().endswith(SUFFIXES) and not name.startswith("._")
 
 
 def format_of(path) -> str:

@@ -28,8 +28,8 @@ def list_jobs(source, output, suffix=None, seeds=(0,), overwrite: bool = False) 
     replace an input, or would be that of two pictures.
     """
     # Path forgets the slash at the end, by which a person says that the folder is still to be made.
-    into_folder = str(output).endswith(("/", os.sep)) or Path(output).is_dir()
-    source, output = Path(source), Path(output)
+    into_folder = str(output).endswith(("/", os.sep)) or Path(output).expanduser().is_dir()
+    source, output = Path(source).expanduser(), Path(output).expanduser()
     if source.is_dir():
         folder = output
         named = [(path, path.relative_to(source)) for path in _pictures_of(source, output)]

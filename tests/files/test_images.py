@@ -317,3 +317,20 @@ def test_list_pictures(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     assert images.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
     assert images.list_pictures(str(tmp_path)) == images.list_pictures(tmp_path)
+    with pytest.raises(UserError, match="a file, not a folder"):
+        images.list_pictures(tmp_path / "b.PNG")
+
+
+def test_linked_folders_are_listed_once_and_sidecars_never(tmp_path, monkeypatch):
+    outside, inside = tmp_path / "outside", tmp_path / "home" / "pictures"
+    for folder, names in ((outside, ("o.png", "._o.png")), (inside, ("a.png", "Thumbs.db", ".DS_Store", "._a.png"))):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    for name in ("one", "two"):
+        (inside / name).symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    found = [inside / "a.png", inside / "one" / "o.png"]
+    assert images.list_pictures(inside) == found
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert images.list_pictures("~/pictures") == found

@@ -1,0 +1,136 @@
+"""Measures between the pictures of two folders, whoever made them: no model is needed."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dream_jax.errors import UserError, shown
+from dream_jax.evaluation import measuring
+from dream_jax.files import atomic, images
+from dream_jax.inference import drawing
+from dream_jax.metrics import METRICS, Compared, chosen, picture_set, weights
+
+# Of the pictures without a partner, a message names so many.
+_NAMED = 5
+# The networks whose features are taken of pictures of any size.
+_ANY_SIZE = "inception"
+
+
+def measure(results, originals, settings, console: Console) -> dict:
+    """Every metric of `config.evaluation` between two folders: the result file's content.
+
+    Pictures with the same name (and folder below; the suffix may differ) are pairs. Where there are none, the folders
+    are two sets. Measures of sets need pictures of one size, but for those of Inception.
+
+    Args:
+      results, originals: folders; metrics that are not symmetric take the second one for the truth.
+      settings: `config.evaluation`.
+
+    Raises UserError for folders without pictures, pairs of different sizes, and weights that cannot be had.
+    """
+    named = [_named(folder) for folder in (results, originals)]
+    common = [name for name in named[0] if name in named[1]]
+    alone = [str(files[name]) for files in named for name in files if name not in common] if common else []
+    asked = chosen(settings.protocol, settings.learned, paired=bool(common))
+    asked = {name: metric for name, metric in asked.items() if not metric.over_seeds}
+    loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
+    learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
+    paths = [[files[name] for name in common or files] for files in named]
+    by_picture = []
+    with drawing.progress_bar(console) as bar:
+        for name, *pair in bar.track(list(zip(common, *paths, strict=True)) if common else [], description="measuring"):
+            by_picture.append({"picture": name} | _of_pair(asked, pair, settings, learned))
+    of_pairs = [name for name in METRICS if by_picture and all(name in row for row in by_picture)]
+    values = {name: float(np.mean([row[name] for row in by_picture])) for name in of_pairs}
+    of_sets, notes = _of_sets(asked, paths, settings, learned)
+    if alone:
+        listed = ", ".join(map(shown, alone[:_NAMED])) + (", ..." if len(alone) > _NAMED else "")
+        notes.append(f"{len(alone)} pictures have no partner of their name, and are left out: {listed}")
+    values |= of_sets
+    return {
+        "protocol": settings.protocol,
+        "results": str(results),
+        "originals": str(originals),
+        "pairs": len(common),
+        "pictures": [len(each) for each in paths],
+        "about_protocol": {name: asked[name].about for name in METRICS if name in values},
+        "values": {name: values[name] for name in METRICS if name in values},
+        "by_picture": by_picture,
+        "learned": {name: about for name, (_, about) in loaded.items()},
+        "notes": notes,
+    }
+
+
+def _named(folder) -> dict[str, Path]:
+    """{name without its suffix: file} of a folder's pictures."""
+    found = {}
+    for path in images.list_pictures(folder):
+        name = path.relative_to(Path(folder).expanduser()).with_suffix("").as_posix()
+        if name in found:
+            raise UserError(f"{shown(found[name])} and {shown(path)} have one name; which is to be measured?")
+        found[name] = path
+    return found
+
+
+def _compared(a, b, settings, learned):
+    sets = picture_set(a, learned), picture_set(b, learned)
+    size = settings.batch_size
+    return Compared(*sets, None, None, learned, size, channel=settings.channel, border=settings.border)
+
+
+def _of_pair(asked, pair, settings, learned):
+    a, b = (images.read(path) for path in pair)
+    if a.shape != b.shape:
+        sizes = " and ".join(f"{shown(path)} {p.shape[1]}x{p.shape[0]}" for path, p in zip(pair, (a, b), strict=True))
+        raise UserError(f"a pair must have one size: {sizes}")
+    smallest = min(a.shape[:2]) - 2 * settings.border
+    paired = {name: metric for name, metric in asked.items() if metric.paired and smallest >= metric.smallest}
+    found = measuring.values_of(paired, _compared(a[None], b[None], settings, learned))
+    return {name: float(np.mean(value)) for name, value in found.items()}
+
+
+def _of_sets(asked, paths, settings, learned):
+    """({metric: value}, notes) of the two sets."""
+    sets = [[images.read(path) for path in each] for each in paths]
+    one_size, notes = len({picture.shape for each in sets for picture in each}) == 1, []
+    fewest, side = min(map(len, sets)), min(min(picture.shape[:2]) for each in sets for picture in each)
+    of_sets = {name: metric for name, metric in asked.items() if not metric.paired}
+    fitting = {
+        name: metric
+        for name, metric in of_sets.items()
+        if fewest >= metric.fewest and side >= metric.smallest and (one_size or metric.weights == _ANY_SIZE)
+    }
+    left_out = [name for name in of_sets if name not in fitting]
+    if left_out:
+        why = "they need more or larger pictures" if one_size else "they need pictures of one size"
+        notes.append(f"without {', '.join(left_out)}: {why}")
+    notes += [
+        f"{name} from no more than {metric.comparable_above} pictures compares only with that of as many"
+        for name, metric in fitting.items()
+        if fewest <= metric.comparable_above
+    ]
+    found = measuring.values_of(fitting, _compared(*(np.stack(s) if one_size else s for s in sets), settings, learned))
+    return {name: float(np.mean(value)) for name, value in found.items()}, notes
+
+
+def show(record: dict, console: Console) -> None:
+    """Prints the result file's table."""
+    what = (
+        f"{record['pairs']} pairs" if record["pairs"] else "two sets of {} and {} pictures".format(*record["pictures"])
+    )
+    table = Table("", "", title=f"{what}: {record['results']} against {record['originals']}", show_header=False)
+    for name, value in record["values"].items():
+        table.add_row(METRICS[name].title, format(value, METRICS[name].digits))
+    console.print(table)
+    for note in record["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
+def write(record: dict, path: Path) -> None:
+    """Writes PATH (JSON), and for pairs the values of each picture beside it as CSV."""
+    if record["by_picture"]:
+        atomic.write_csv(path.with_suffix(".csv"), record["by_picture"])
+    atomic.write_json(path, record)

@@ -1,0 +1,79 @@
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from dream_jax import metrics
+from dream_jax.__main__ import main
+from dream_jax.files import images
+
+
+def write(folder, names, *shape, seed=0):
+    """Pictures of these names; the same seed gives the same ones."""
+    rng = np.random.default_rng(seed)
+    made = {name: rng.integers(0, 256, (*shape, 3), np.uint8) for name in names}
+    for name, picture in made.items():
+        images.write(folder / name, picture, overwrite=True)
+    return list(made.values())
+
+
+def run(*arguments):
+    return main(["measure", *map(str, arguments)])
+
+
+def test_pairs_are_found_by_name(tmp_path, capsys):
+    a = write(tmp_path / "a", ("x.png", "s/y.png", "alone.png"), 40, 36, seed=1)
+    b = write(tmp_path / "b", ("x.bmp", "s/y.tif"), 40, 36, seed=2)
+    output = tmp_path / "t.json"
+    assert run(tmp_path / "a", tmp_path / "b", "--output", output, "--channel", "y", "--border", 2) == 0
+    record = json.loads(output.read_text())
+    assert record["pairs"] == 2 and "alone.png" in record["notes"][-1]
+    expected = [float(metrics.psnr(p[None], q[None], "y", 2)[0]) for p, q in zip(a, b, strict=False)]
+    with output.with_suffix(".csv").open() as file:
+        rows = {row["picture"]: float(row["psnr"]) for row in csv.DictReader(file)}
+    assert [rows["x"], rows["s/y"]] == pytest.approx(expected)
+    assert record["values"]["psnr"] == pytest.approx(np.mean(expected)) and record["values"]["swd"] > 0
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_equal_folders_are_equal(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, ("x.png", "y.png"), 32, 32)
+    assert run(tmp_path / "a", tmp_path / "b", "--output", tmp_path / "t.json") == 0
+    values = json.loads((tmp_path / "t.json").read_text())["values"]
+    assert (
+        values["ssim"] == pytest.approx(1)
+        and values["mean_colour"] == 0
+        and values["swd"] == pytest.approx(0, abs=1e-6)
+    )
+
+
+def test_folders_without_common_names_are_two_sets(tmp_path):
+    write(tmp_path / "a", ("1.png", "2.png"), 32, 32, seed=1)
+    write(tmp_path / "b", ("3.png", "4.png", "5.png"), 32, 32, seed=2)
+    assert run(tmp_path / "a", tmp_path / "b", "--output", tmp_path / "t.json") == 0
+    record = json.loads((tmp_path / "t.json").read_text())
+    assert record["pairs"] == 0 and list(record["values"]) == ["swd"] and record["pictures"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("a", "missing"), "no such folder"),
+        (("a", "other"), "must have one size: .*x.png 32x32 and .*x.png 33x32"),
+        (("a", "twice"), "have one name"),
+        (("a", "a", "--config.steps=3"), "only --config.evaluation.KEY"),
+        (("a", "a", "--config.evaluation.protocol=x"), "evaluation.protocol"),
+    ],
+)
+def test_mistakes(arguments, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a", ("x.png",), 32, 32)
+    write(tmp_path / "other", ("x.png",), 32, 33)
+    write(tmp_path / "twice", ("x.png", "x.bmp"), 32, 32)
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(reason, error)

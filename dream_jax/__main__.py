@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "upscale", help="enlarge your own pictures with a trained model", epilog=SAMPLING_HELP
     )
     upscale.add_argument("--workdir", required=True, help="of the training run")
-    upscale.add_argument("--input", required=True, help="a picture, or a folder of pictures")
+    upscale.add_argument("--input", required=True, nargs="+", help="a picture or a folder of pictures, or several")
     upscale.add_argument("--output", required=True, help="a picture, or a folder")
     upscale.add_argument("--format", choices=FORMATS, help="of results in a folder (default: that of each picture)")
     upscale.add_argument("--sampler", default="ddim", help="one of docs/sampling.md (default: ddim)")

@@ -40,6 +40,12 @@ _OPTIONS = {
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _HOLDS = {"WEBP": ("exif", "icc_profile"), "BMP": ("dpi",)}
 _OPAQUE = ("JPEG", "BMP")
+# What systems leave beside pictures; macOS also ._NAME, what it knows of the file NAME, on other systems' disks.
+_SIDECARS = (".DS_Store", "Thumbs.db", "desktop.ini")
+# Pixels of a picture in which the nearest of each is looked for.
+_LARGE = 2**24
+# Pillow's names of pictures with so many channels.
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 # Tags of a file's own making, wrong in another file: its layout, tables, thumbnails, profile and second copies of EXIF.
 _LAYOUT_TAGS = (
@@ -48,17 +54,22 @@ _LAYOUT_TAGS = (
     *(332, 334, 336, 338, 339, 340, 341, 347, 513, 514, 529, 530, 531, 532, 700, 34377, 34675),
 )
 _DIMENSION_TAGS = (0xA002, 0xA003)
+_SAMPLES = 277
 
 
 class Picture(NamedTuple):
     """What a file holds: colours uint8 [H, W, 3], alpha uint8 [H, W] or None, and extras to be written again.
 
     extras: Pillow's options exif (bytes), icc_profile (bytes, one that fits the colours) and dpi, where there are any.
+    grey: the file has one channel of colour, so that the three here are the same.
+    more_pages: the file has others after this one: pages, or pictures of an animation.
     """
 
     colours: np.ndarray
     alpha: np.ndarray | None
     extras: dict
+    grey: bool = False
+    more_pages: bool = False
 
 
 def resize_shorter_side(picture, size):
@@ -185,17 +196,26 @@ def _to_srgb(picture, icc_profile):
         return picture.convert("RGB")
 
 
+def _check_claims(picture, file):
+    """Raises ValueError where an opened picture says that it is too large, too costly, or of bands that none has."""
+    width, height = picture.size
+    allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
+    if width * height > allowed:
+        raise ValueError(f"{width} x {height} pixels are more than the {allowed} allowed")
+    if picture.format in ("JPEG", "MPO"):
+        _check_scans(file)
+    if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
+        raise ValueError("its numbers are written as text, and too many")
+    # Pillow leaves out what is beyond colours and alpha.
+    bands = picture.tag_v2.get(_SAMPLES, 0) if picture.format == "TIFF" else 0
+    if bands > len(picture.getbands()):
+        raise ValueError(f"it has {bands} bands; colours and alpha are {len(picture.getbands())} of them")
+
+
 def _decode(file, managed):
     """A Picture; where managed, with extras, and grey and CMYK colours by their profiles."""
     with Image.open(file, formats=_READ) as picture:
-        width, height = picture.size
-        allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
-        if width * height > allowed:
-            raise ValueError(f"{width} x {height} pixels are more than the {allowed} allowed")
-        if picture.format in ("JPEG", "MPO"):
-            _check_scans(file)
-        if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
-            raise ValueError("its numbers are written as text, and too many")
+        _check_claims(picture, file)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
         profile = picture.info.get("icc_profile")
@@ -203,9 +223,10 @@ def _decode(file, managed):
         extras = {}
         if managed:
             extras = {"exif": _kept_exif(picture), "dpi": _kept_dpi(picture.info.get("dpi"))}
-        if space == "RGB" and picture.mode != "CMYK":
-            extras["icc_profile"] = profile
         deep = picture.mode.startswith("I;16") or picture.mode in ("I", "F")
+        grey = deep or picture.mode in ("1", "L", "LA", "La")
+        if space == "RGB" and picture.mode != "CMYK" and not grey:
+            extras["icc_profile"] = profile
         grey_levels = _grey_scale(picture) if deep else None
         colours = np.empty((*picture.size[::-1], 3), np.uint8)
         alpha = np.empty(colours.shape[:2], np.uint8) if picture.has_transparency_data and not deep else None
@@ -221,7 +242,36 @@ def _decode(file, managed):
                 colours[part] = _to_srgb(band.getchannel("L") if space == "GRAY" else band, profile)
             elif alpha is None:
                 colours[part] = band.convert("RGB")
-        return Picture(colours, alpha, {name: value for name, value in extras.items() if value})
+        if alpha is not None:
+            _hide(colours, alpha == 0)
+        kept = {name: value for name, value in extras.items() if value}
+        return Picture(colours, alpha, kept, grey, managed and _has_more(picture))
+
+
+def _has_more(picture):
+    try:
+        picture.seek(1)
+    except (EOFError, AttributeError):
+        return False
+    except Exception:  # as in reading: something follows that is damaged
+        return True
+    return True
+
+
+def _hide(colours, unseen):
+    """Gives pixels that nobody sees the colours of the nearest seen one, in place: what lies there may be anything."""
+    if not unseen.any() or unseen.all():
+        colours[unseen] = 0
+        return
+    # Here, as most pictures need no second that this takes.
+    from scipy import ndimage
+
+    if unseen.size <= _LARGE:
+        nearest = ndimage.distance_transform_edt(unseen, return_distances=False, return_indices=True)
+        colours[unseen] = colours[tuple(axis[unseen] for axis in nearest)]
+    else:
+        # Where the nearest ones take too much memory, those of the mean.
+        colours[unseen] = np.floor(colours[~unseen].mean(0, dtype=np.float64) + 0.5)
 
 
 def _read(path, managed):
@@ -266,10 +316,12 @@ def read_picture(path) -> Picture:
 def read_with_alpha(path):
     """Read a picture file, upright as its EXIF says: (uint8 [H, W, 3], alpha uint8 [H, W] or None).
 
-    `path` may also be the file's bytes. Colours are as stored, not multiplied by alpha. Grey pictures of 16 bits are
-    divided by 257; float ones are taken to span 0..1 if nothing exceeds 1, and 0..255 otherwise. Of several frames
-    the first is read. Raises UserError for whatever cannot be read whole or is no PNG, JPEG, WebP, BMP, TIFF, GIF or
-    PPM file, above MAX_PIXELS pixels (WebP: half of them), and for files that ask for more work than any of that size.
+    `path` may also be the file's bytes. Colours are as stored, not multiplied by alpha, but for pixels that nobody sees
+    (alpha 0): these have the colours of the nearest one that is seen, and are black where none is. Grey pictures of 16
+    bits are divided by 257; float ones are taken to span 0..1 if nothing exceeds 1, and 0..255 otherwise. Of several
+    pages the first is read. Raises UserError for whatever cannot be read whole or is no PNG, JPEG, WebP, BMP, TIFF, GIF
+    or PPM file, for more bands than colours and alpha, above MAX_PIXELS pixels (WebP: half of them), and for files that
+    ask for more work than any of that size.
     """
     return _read(path, managed=False)[:2]
 
@@ -282,13 +334,27 @@ def read(path):
 def list_pictures(folder):
     """The picture files (by suffix, any case) in a folder and its subfolders, as a sorted list of paths.
 
-    Links to folders are followed, each folder once. Files that other systems leave beside pictures (`._NAME`) are none.
+    Links to folders are followed, each folder once. Files that systems leave beside pictures are none.
     Raises UserError if the folder is missing, is a file, cannot be listed or has no pictures.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         what = "it is a file, not a folder" if folder.exists() else "there is no such folder"
         raise UserError(f"{shown(folder)}: {what}")
+
+    found = [path for path in _files(folder) if path.name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise UserError(f"{shown(folder)}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
+    return found
+
+
+def list_others(folder):
+    """The files that `list_pictures` leaves out, but for those that systems leave there, as a sorted list of paths."""
+    return [path for path in _files(folder) if not path.name.lower().endswith(SUFFIXES)]
+
+
+def _files(folder):
+    """The files in a folder and below, sorted; see `list_pictures`."""
 
     def refuse(error):
         raise UserError(f"{shown(error.filename)}: cannot be listed ({error.strerror})") from error
@@ -302,15 +368,8 @@ def list_pictures(folder):
 
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in sorted(folders) if is_new(os.path.join(root, name))]
-        found += [Path(root, name) for name in names if _is_picture_name(name)]
-    if not found:
-        raise UserError(f"{shown(folder)}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
+        found += [Path(root, name) for name in names if not name.startswith("._") and name not in _SIDECARS]
     return sorted(found)
-
-
-def _is_picture_name(name):
-    # macOS leaves ._NAME on other systems' disks: what it knows of the file NAME.
-    return name.lower().endswith(SUFFIXES) and not name.startswith("._")
 
 
 def format_of(path) -> str:
@@ -334,7 +393,9 @@ def holds_alpha(path) -> bool:
 
 
 def write(path, picture, overwrite=False, extras=None):
-    """Write uint8 [H, W, 3] or [H, W, 4] (RGBA) to a file whose suffix names the format, making its folders.
+    """Write uint8 [H, W, C] to a file whose suffix names the format, making its folders.
+
+    C is 1 (grey), 2 (grey with alpha), 3 (RGB) or 4 (RGBA).
 
     The file appears whole or not at all. PNG, BMP, TIFF and WebP are lossless, JPEG has quality 95 without chroma
     subsampling. extras are those of a `Picture`, as far as the format can hold them; where it has no place for a
@@ -342,10 +403,10 @@ def write(path, picture, overwrite=False, extras=None):
     suffix, alpha in a format without it, and when the file cannot be written.
     """
     path, picture = Path(path), np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (3, 4):
-        raise ValueError(f"a picture is uint8 [H, W, 3] or [H, W, 4], not {picture.dtype} {picture.shape}")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in _MODES:
+        raise ValueError(f"a picture is uint8 [H, W, 1 to 4], not {picture.dtype} {picture.shape}")
     image_format = format_of(path)
-    if picture.shape[2] == 4 and not holds_alpha(path):
+    if picture.shape[2] in (2, 4) and not holds_alpha(path):
         raise UserError(f"{shown(path)}: {path.suffix.lower()} cannot hold transparency; use .png, .webp or .tif")
     check_size(path, *picture.shape[:2])
     try:
@@ -361,7 +422,11 @@ def write(path, picture, overwrite=False, extras=None):
 
 def _encode(picture, image_format, extras):
     """The bytes of a file."""
-    picture, options = Image.fromarray(picture), dict(_OPTIONS[image_format])
+    if image_format == "WEBP" and picture.shape[2] < 3:
+        # WebP has colours only.
+        picture = np.concatenate([*[picture[..., :1]] * 3, picture[..., 1:]], -1)
+    size, mode = picture.shape[1::-1], _MODES[picture.shape[2]]
+    picture, options = Image.frombytes(mode, size, picture.tobytes()), dict(_OPTIONS[image_format])
     held = {name: extras[name] for name in _HOLDS.get(image_format, extras) if name in extras}
     if "icc_profile" in extras and "icc_profile" not in held:
         picture = _to_srgb(picture, extras["icc_profile"])

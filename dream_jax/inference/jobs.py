@@ -17,40 +17,52 @@ class Job(NamedTuple):
     results: tuple[tuple[int, Path], ...]
 
 
-def list_jobs(source, output, suffix=None, seeds=(0,), overwrite: bool = False) -> tuple[list[Job], int]:
+def list_jobs(sources, output, suffix=None, seeds=(0,), overwrite: bool = False) -> tuple[list[Job], int]:
     """What is to be done, and how many results are there already. Makes the output's folder.
 
-    For a picture, output is a file, whose suffix says the format, or a folder. For a folder of pictures, output is a
-    folder that gets the same sub-folders and names; pictures that lie in it are no input. suffix (".png", ...) is that
-    of results in a folder, None for that of each picture. Of several seeds each is added to the name: NAME-seed3.png.
+    For one picture, output is a file, whose suffix says the format, or a folder. For several, or folders of pictures,
+    output is a folder that gets the same names, and sub-folders of each folder; pictures that lie in it are no input.
+    suffix (".png", ...) is that of results in a folder, None for that of each picture. Of several seeds each is added
+    to the name: NAME-seed3.png.
 
     Raises UserError where there is no input, an output cannot be written, is there already (of a single picture), would
     replace an input, or would be that of two pictures.
     """
     # Path forgets the slash at the end, by which a person says that the folder is still to be made.
     into_folder = str(output).endswith(("/", os.sep)) or Path(output).expanduser().is_dir()
-    source, output = Path(source).expanduser(), Path(output).expanduser()
-    if source.is_dir():
-        folder = output
-        named = [(path, path.relative_to(source)) for path in _pictures_of(source, output)]
-        jobs = [Job(path, name.as_posix(), _results(folder / name, suffix, seeds)) for path, name in named]
-    elif not source.exists():
-        raise UserError(f"{shown(source)}: there is no such picture or folder")
-    elif into_folder:
-        folder = output
-        jobs = [Job(source, source.name, _results(folder / source.name, suffix, seeds))]
-    else:
+    sources, output = [Path(source).expanduser() for source in sources], Path(output).expanduser()
+    alone = len(sources) == 1 and not sources[0].is_dir()
+    named = [pair for source in sources for pair in _named(source, output)]
+    if alone and not into_folder:
         folder = output.parent
         if suffix is not None and output.suffix.lower() != suffix:
             raise UserError(f"{shown(output)}: its suffix is not {suffix}, the format asked for; leave one out")
-        jobs = [Job(source, source.name, _results(output, None, seeds))]
+        jobs = [Job(sources[0], sources[0].name, _results(output, None, seeds))]
+    else:
+        folder = output
+        jobs = [Job(path, name.as_posix(), _results(folder / name, suffix, seeds)) for path, name in named]
     _check_results(jobs)
     check_folder(folder)
     left = [job._replace(results=tuple(r for r in job.results if overwrite or not r[1].exists())) for job in jobs]
     left = [job for job in left if job.results]
-    if not source.is_dir() and not left:
+    if alone and not left:
         raise UserError(f"{shown(jobs[0].results[0][1])}: exists already; name another file or pass --overwrite")
     return left, count_results(jobs) - count_results(left)
+
+
+def _named(source, output):
+    """(picture, its name) of a picture, or of those in a folder."""
+    if source.is_dir():
+        return [(path, path.relative_to(source)) for path in _pictures_of(source, output)]
+    if not source.exists():
+        raise UserError(f"{shown(source)}: there is no such picture or folder")
+    return [(source, Path(source.name))]
+
+
+def list_passed_over(sources) -> list[Path]:
+    """The files in folders that are no picture files by their suffix, but for those that systems leave there."""
+    folders = [Path(source).expanduser() for source in sources]
+    return [path for folder in folders if folder.is_dir() for path in images.list_others(folder)]
 
 
 def count_results(jobs: list[Job]) -> int:

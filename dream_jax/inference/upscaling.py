@@ -15,15 +15,18 @@ from dream_jax.errors import UserError, shown
 from dream_jax.files import images
 from dream_jax.inference import drawing, trained
 from dream_jax.inference.groups import Group, Item, groups_of
-from dream_jax.inference.jobs import count_results, list_jobs
+from dream_jax.inference.jobs import count_results, list_jobs, list_passed_over
 from dream_jax.inference.memory import free_bytes, program_bytes
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows
 
+# Files that a message names.
+_NAMED = 10
+
 
 def upscale(
     workdir,
-    source,
+    sources,
     output,
     console: Console,
     sampler: str = "ddim",
@@ -40,7 +43,7 @@ def upscale(
     """Enlarges low-resolution pictures of any size by the scale of a trained model, with its EMA weights.
 
     Args:
-      source, output, suffix: see `jobs.list_jobs`.
+      sources, output, suffix: see `jobs.list_jobs`.
       sampler: a name in `sampling.SAMPLERS`.
       steps: network evaluations for each picture.
       seed, samples: each of the seeds seed .. seed + samples - 1 gives a result. A picture's noise depends on the seed
@@ -61,7 +64,10 @@ def upscale(
     rows = drawing.make_rows(experiment, sampler, steps)
     _check_options(experiment, seed, samples, memory, tile)
     step = trained.step_of(workdir, experiment, checkpoint)
-    jobs, there = list_jobs(source, output, suffix, range(seed, seed + samples), overwrite)
+    jobs, there = list_jobs(sources, output, suffix, range(seed, seed + samples), overwrite)
+    if others := list_passed_over(sources):
+        named = ", ".join(map(shown, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+        console.print(f"{len(others)} files are no pictures by their names, and are passed over: {named}", markup=False)
     already = f", {there} already there, however made" if there else ""
     if not jobs:
         console.print(f"nothing to do{already}; --overwrite makes them again", markup=False)
@@ -126,6 +132,9 @@ def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
 def _write(item: Item, colours, overwrite) -> list[str]:
     """Writes a result with what is kept of its picture; returns what is to be told of it."""
     notes, result, alpha = [], item.result, item.picture.alpha
+    if item.picture.grey:
+        # A network of three channels may tint it by a level or two.
+        colours = np.floor(colours.mean(-1, keepdims=True) + 0.5).astype(np.uint8)
     if alpha is not None and images.holds_alpha(result):
         height, width = colours.shape[:2]
         enlarged = Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC)
@@ -133,4 +142,8 @@ def _write(item: Item, colours, overwrite) -> list[str]:
     elif alpha is not None:
         notes.append(f"{shown(result)}: without the picture's transparency, which {result.suffix} cannot hold")
     images.write(result, colours, overwrite, item.picture.extras)
+    if item.picture.more_pages:
+        notes.append(
+            f"{shown(item.job.picture)}: only its first page was enlarged; save the others as files of their own"
+        )
     return notes

@@ -41,7 +41,8 @@ def test_alpha_is_kept(tmp_path, suffix):
     picture[0, 0, 3] = 0
     images.write(tmp_path / f"a{suffix}", picture)
     colours, alpha = images.read_with_alpha(tmp_path / f"a{suffix}")
-    np.testing.assert_array_equal(np.dstack([colours, alpha]), picture)
+    np.testing.assert_array_equal(alpha, picture[..., 3])
+    np.testing.assert_array_equal(colours[alpha > 0], picture[alpha > 0, :3])
 
 
 def test_jpeg_is_near(tmp_path):
@@ -59,7 +60,7 @@ def test_write_refuses(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         images.write(tmp_path / "file" / "a.png", picture)
-    for wrong in (picture.astype(np.float32), picture[..., 0], noise(4, 4, 2)):
+    for wrong in (picture.astype(np.float32), picture[..., 0], noise(4, 4, 5)):
         with pytest.raises(ValueError, match="uint8"):
             images.write(tmp_path / "a.png", wrong)
 
@@ -89,7 +90,8 @@ def test_every_mode_agrees_with_pillow(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     picture.save(path)
     colours, alpha = images.read_with_alpha(path)
-    np.testing.assert_array_equal(colours, np.asarray(picture.convert("RGBA"))[..., :3])
+    seen = np.asarray(picture.convert("RGBA"))[..., 3] > 0
+    np.testing.assert_array_equal(colours[seen], np.asarray(picture.convert("RGBA"))[..., :3][seen])
     assert (alpha is not None) == (mode in ("LA", "RGBA"))
     if alpha is not None:
         np.testing.assert_array_equal(alpha, np.asarray(original)[..., 3])
@@ -101,8 +103,46 @@ def test_palette_with_transparency(tmp_path):
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     picture.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     colours, alpha = images.read_with_alpha(tmp_path / "a.png")
-    np.testing.assert_array_equal(colours[0], 255 * np.eye(3))
+    np.testing.assert_array_equal(colours[0], 255 * np.eye(3)[[1, 1, 2]])
     np.testing.assert_array_equal(alpha, [[0, 128, 255]])
+
+
+@pytest.mark.parametrize("limit", [2**24, 0])
+def test_colours_that_nobody_sees_never_count(tmp_path, monkeypatch, limit):
+    """Two pictures that differ there alone are one; a pixel that is seen keeps its colour."""
+    monkeypatch.setattr(images, "_LARGE", limit)
+    alpha = np.repeat(np.uint8([[0, 0, 0, 1, 255, 255]]), 4, 0)
+    read = []
+    for name, under in (("a.png", 7), ("b.webp", 200)):
+        hidden = np.where(alpha[..., None] == 0, under, noise(4, 6, 3)).astype(np.uint8)
+        images.write(tmp_path / name, np.dstack([hidden, alpha]))
+        read.append(images.read_with_alpha(tmp_path / name)[0])
+    np.testing.assert_array_equal(*read)
+    np.testing.assert_array_equal(read[0][:, 3:], noise(4, 6, 3)[:, 3:])
+    if limit:
+        np.testing.assert_array_equal(read[0][:, :3], np.repeat(read[0][:, 3:4], 3, 1))
+    images.write(tmp_path / "nothing.png", np.dstack([noise(4, 6, 3), 0 * alpha]))
+    assert not images.read(tmp_path / "nothing.png").any()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "F"])
+def test_grey_pictures_are_known_and_written_as_grey(tmp_path, mode):
+    values = noise(4, 6).astype({"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8))
+    picture = Image.fromarray(values).convert(mode) if mode in ("1", "LA") else Image.fromarray(values)
+    picture.save(tmp_path / "a.tif")
+    assert images.read_picture(tmp_path / "a.tif").grey
+    for suffix, suits in ((".png", "L"), (".jpg", "L"), (".bmp", "L"), (".tif", "L"), (".webp", "RGB")):
+        images.write(tmp_path / f"b{suffix}", noise(4, 6, 1))
+        with Image.open(tmp_path / f"b{suffix}") as made:
+            assert made.mode == suits
+        if suffix != ".jpg":
+            np.testing.assert_array_equal(images.read(tmp_path / f"b{suffix}"), np.repeat(noise(4, 6, 1), 3, -1))
+    both = np.dstack([noise(4, 6, 1), np.full((4, 6), 200, np.uint8)])
+    for suffix in (".png", ".tif", ".webp"):
+        images.write(tmp_path / f"c{suffix}", both)
+        colours, alpha = images.read_with_alpha(tmp_path / f"c{suffix}")
+        np.testing.assert_array_equal(colours[..., 0], both[..., 0])
+        assert np.all(alpha == 200)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
@@ -225,8 +265,11 @@ def test_grey_and_cmyk_become_srgb_by_their_profiles(tmp_path):
     expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     for name in "grey.png", "both.png":
         picture = images.read_picture(tmp_path / name)
-        assert np.abs(picture.colours - expected[..., None]).max() < 1.5 and "icc_profile" not in picture.extras
-        np.testing.assert_array_equal(images.read(tmp_path / name)[..., 0], grey)
+        # Of both.png, nobody sees the first pixel.
+        seen = slice(None if picture.alpha is None else 1, None)
+        assert np.abs(picture.colours - expected[..., None])[:, seen].max() < 1.5
+        assert "icc_profile" not in picture.extras
+        np.testing.assert_array_equal(images.read(tmp_path / name)[:, seen, 0], grey[:, seen])
     np.testing.assert_array_equal(picture.alpha, grey)
 
     inks = np.uint8([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255]]])
@@ -334,3 +377,18 @@ def test_linked_folders_are_listed_once_and_sidecars_never(tmp_path, monkeypatch
     assert images.list_pictures(inside) == found
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert images.list_pictures("~/pictures") == found
+
+
+def test_bands_that_no_model_has_are_counted(tmp_path):
+    Image.fromarray(noise(4, 6, 4), "RGBX").save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="it has 4 bands"):
+        images.read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".png", ".webp"])
+def test_further_pages_are_known(tmp_path, suffix):
+    first, *more = (Image.fromarray(noise(4, 6, 3) // n) for n in (1, 2, 3))
+    first.save(tmp_path / f"many{suffix}", save_all=True, append_images=more)
+    first.save(tmp_path / f"one{suffix}")
+    assert images.read_picture(tmp_path / f"many{suffix}").more_pages
+    assert not images.read_picture(tmp_path / f"one{suffix}").more_pages

@@ -13,8 +13,9 @@ from PIL import Image
 
 from dream_jax.__main__ import main
 from dream_jax.config import records
+from dream_jax.errors import UserError
 from dream_jax.files import images
-from dream_jax.inference import drawing, trained, upscaling
+from dream_jax.inference import drawing, jobs, trained, upscaling
 from dream_jax.inference.tile_plans import Shape
 from dream_jax.tasks import resize
 
@@ -120,6 +121,22 @@ def test_transparency_is_enlarged_and_kept_where_the_format_can(tiny_workdir, tm
     assert "transparency" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("noisy_model")
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_a_grey_picture_stays_grey(tiny_workdir, tmp_path, mode):
+    """The mean of what the model makes of its three equal channels."""
+    levels = picture_of(4, 16, 12)[..., 0]
+    grey = Image.fromarray(levels.astype(np.uint16) * 257 if mode == "I;16" else levels)
+    (grey.convert("LA") if mode == "LA" else grey).save(tmp_path / "low.png")
+    images.write(tmp_path / "rgb" / "low.png", np.repeat(levels[..., None], 3, -1))
+    for source, result in (("low.png", "grey.png"), ("rgb/low.png", "rgb.png")):
+        assert run(tiny_workdir, tmp_path / source, tmp_path / result) == 0
+    with Image.open(tmp_path / "grey.png") as made:
+        assert made.mode == ("LA" if mode == "LA" else "L")
+        expected = np.floor(images.read(tmp_path / "rgb.png").mean(-1) + 0.5)
+        np.testing.assert_array_equal(np.asarray(made.getchannel(0)), expected)
+
+
 def test_pictures_are_upright(tiny_workdir, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
@@ -135,13 +152,17 @@ def test_a_folder_is_mirrored_past_bad_pictures_and_made_complete_later(tiny_wor
     for seed, name in enumerate(names):
         images.write(source / name, picture_of(seed, 16, 16))
     (source / "bad.png").write_text("no picture")
+    for name in ("film.heic", "._a.png", "Thumbs.db"):
+        (source / name).touch()
     assert run(tiny_workdir, source, output) == 1
     results = [output / name for name in names]
     assert images.list_pictures(output) == results
     for name, result in zip(names, results, strict=True):
         np.testing.assert_array_equal(images.read(result), bicubic(images.read(source / name)))
-    errors = capsys.readouterr().err
+    out, errors = capsys.readouterr()
     assert str(source / "bad.png") in errors and "1 of 4 pictures failed; 3 enlarged" in errors
+    # What a Mac or Windows leaves there is nobody's picture.
+    assert f"1 files are no pictures by their names, and are passed over: {source / 'film.heic'}" in out
 
     (source / "bad.png").unlink()
     results[1].unlink()
@@ -153,6 +174,19 @@ def test_a_folder_is_mirrored_past_bad_pictures_and_made_complete_later(tiny_wor
     assert run(tiny_workdir, source, output, "--overwrite") == 0
     assert "already there" not in capsys.readouterr().out
     assert results[0].stat().st_mtime_ns > kept
+
+
+def test_several_pictures_and_folders_go_into_one_folder(tmp_path):
+    for name in ("a.png", "more/b.png", "more/c/d.png"):
+        images.write(tmp_path / name, picture_of(0, 4, 4))
+    inputs = [tmp_path / "a.png", tmp_path / "more"]
+    found, _ = jobs.list_jobs(inputs, tmp_path / "out", ".webp")
+    assert [job.name for job in found] == ["a.png", "b.png", "c/d.png"]
+    assert [job.results[0][1] for job in found] == [
+        tmp_path / "out" / name for name in ("a.webp", "b.webp", "c/d.webp")
+    ]
+    with pytest.raises(UserError, match="would both become"):
+        jobs.list_jobs([*inputs, tmp_path / "more" / "b.png"], tmp_path / "out")
 
 
 @pytest.mark.usefixtures("nothing_loaded")

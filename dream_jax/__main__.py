@@ -18,7 +18,7 @@ SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for exampl
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
 # Commands that take no config arguments, and compile nothing.
-_PLAIN = ("prepare", "keys")
+_PLAIN = ("prepare", "keys", "cache")
 
 # What a command line holds without dashes.
 _NO_OPTIONS = ("command", "prefix", "results", "originals")
@@ -152,13 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_checkpoint(generate, "of the run (default: latest)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")
 
-    prepare = commands.add_parser("prepare", help="prepare a dataset of the TensorFlow Datasets catalog")
-    prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
-    prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
-
     _add_studies(commands)
-    keys = commands.add_parser("keys", help="list the config keys, with their defaults")
-    keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
+    _add_upkeep(commands)
     return parser
 
 
@@ -174,6 +169,18 @@ def _add_measure(commands) -> None:
 
 def _add_checkpoint(parser, what, default="latest") -> None:
     parser.add_argument("--checkpoint", metavar="WHICH", default=default, help=f"latest, best or a step, {what}")
+
+
+def _add_upkeep(commands) -> None:
+    """The commands that need no model."""
+    prepare = commands.add_parser("prepare", help="prepare a dataset of the TensorFlow Datasets catalog")
+    prepare.add_argument("--tfds", required=True, metavar="NAME", help="celeb_a, cifar10, div2k/bicubic_x4, ...")
+    prepare.add_argument("--tfds_dir", help="where datasets are kept (default: ~/tensorflow_datasets)")
+
+    cache = commands.add_parser("cache", help="list prepared pictures, compiled programs and metrics' weights")
+    cache.add_argument("--remove", nargs="+", metavar="NAME", help="remove these, which are made again when needed")
+    keys = commands.add_parser("keys", help="list the config keys, with their defaults")
+    keys.add_argument("prefix", nargs="?", default="", help="of the keys to list, like sampling")
 
 
 def _add_studies(commands) -> None:

@@ -277,6 +277,24 @@ def keys(options, arguments, console: Console) -> None:
         console.print(f"{name} = {key.default!r}  {key.described()}", markup=False, highlight=False)
 
 
+def cache(options, arguments, console: Console) -> None:
+    """Lists what can be made or downloaded again, and removes what is named."""
+    import datetime
+
+    from rich.table import Table
+
+    from dream_jax.files import cache as cached
+
+    if options.remove:
+        freed = cached.remove(options.remove)
+        console.print(f"removed {', '.join(options.remove)}: {freed / 2**20:.1f} MiB", markup=False)
+    table = Table("", "MiB", "changed", title=str(cached.root()))
+    for entry in cached.entries():
+        when = datetime.datetime.fromtimestamp(entry.changed).isoformat(" ", "minutes")
+        table.add_row(entry.name, f"{entry.size / 2**20:.1f}", when)
+    console.print(table)
+
+
 def fixed_point(options, arguments, console: Console) -> None:
     """Prints what an objective converges to on Gaussian data, beside the standard one."""
     from ml_collections import ConfigDict

@@ -103,6 +103,8 @@ def prepare_folder(
             except OSError:  # another process was first, with the same files
                 if not prepared.exists():
                     raise
+            said = f"prepared pictures of {shown(folder)}: {cache.size_of(prepared) / 2**20:.1f} MiB in {prepared}"
+            print(f"{said}; `python -m dream_jax cache` lists and removes such folders", file=sys.stderr)
         except OSError as error:
             raise UserError(
                 f"data.cache_dir: prepared pictures cannot be written to {parent} ({error}); choose another folder "

@@ -29,5 +29,5 @@ def get_comparison():
             "constant": {"objective.weight": "constant", "objective.maximum": MEAN},
         },
         "seeds": (0, 1, 2),
-        "points": (2000,),
+        "points": (1000,),
     }

@@ -34,7 +34,7 @@ def write(record: dict, members: list[comparison.Member], path: Path) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = importlib.resources.files("dream_jax.evaluation").joinpath("report.html").read_text()
     page = environment.from_string(text).render(
-        title=f"{', '.join(record['variants'])}: which is better, and when?",
+        title=f"{' | '.join(record['variants'])}: which is better, and when?",
         statements=_statements(record, metrics, sampler, steps),
         table=_table(record, metrics, sampler, steps),
         published=_published(members),
@@ -84,7 +84,8 @@ def _statements(record, metrics, sampler, steps):
                     for clock, unit in (("step", "steps"), ("seconds", "seconds"))
                 ]
                 found.append(f"{variant} has {_first(record)}'s last {METRICS[metric].title} at {' and '.join(told)}.")
-            found.append(_fewer_steps(record, variant, metric, sampler))
+            found.append(_fewer_steps(record, variant, _first(record), metric, sampler))
+            found.append(_fewer_steps(record, _first(record), variant, metric, sampler))
     return found
 
 
@@ -94,8 +95,8 @@ def _span(shares):
     return f"{np.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
 
 
-def _fewer_steps(record, variant, metric, sampler):
-    """At how many sampling steps a variant first is as good as the first one at its most."""
+def _fewer_steps(record, variant, other, metric, sampler):
+    """At how many sampling steps a variant first is as good as another one at its most."""
     last, sign = record["points"][-1], 1 if METRICS[metric].higher_is_better else -1
 
     def value(name, steps):
@@ -103,9 +104,9 @@ def _fewer_steps(record, variant, metric, sampler):
         return sign * np.mean([verdicts.mean(row, metric) for row in rows])
 
     counts = sorted({row["steps"] for row in record["rows"]})
-    enough = [steps for steps in counts if value(variant, steps) >= value(_first(record), counts[-1])]
+    enough = [steps for steps in counts if value(variant, steps) >= value(other, counts[-1])]
     said = f"from {enough[0]} sampling steps on" if enough else "at no number of sampling steps measured"
-    return f"{variant} is as good in {METRICS[metric].title} as {_first(record)} at {counts[-1]}: {said}."
+    return f"{variant} is as good in {METRICS[metric].title} as {other} at {counts[-1]}: {said}."
 
 
 def _table(record, metrics, sampler, steps):

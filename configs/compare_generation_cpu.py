@@ -1,4 +1,4 @@
-"""The face study in small: standard, conservative and aggressive DREAM for faces of 32 pixels from noise.
+"""The face study in small: standard, conservative and aggressive DREAM for faces of 16 pixels from noise.
 
     python -m dream_jax compare --config compare_generation_cpu --workdir runs/generation --config.data.folder=FACES
 
@@ -13,7 +13,7 @@ def get_config():
     config = command_line.load("faces64_conservative")
     config.epochs = None
     config.batch_size = 16
-    config.image_size = 32
+    config.image_size = 16
     config.ema_decay = 0.999
     config.compute_dtype = "float32"
 
@@ -22,12 +22,12 @@ def get_config():
     config.network.channel_multipliers = (1, 2)
     config.network.attention_resolutions = ()
     config.network.num_res_blocks = 1
-    config.network.patch = 4
+    config.network.patch = 2
     config.network.dropout = 0.0
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
-    config.data.resize = 32
+    config.data.resize = 16
     config.objective.start_epoch = 0
     config.objective.ramp_epochs = 0
 
@@ -44,7 +44,7 @@ def get_config():
 
 def get_comparison():
     # The study begins to rectify at a tenth of its training.
-    conservative = {"objective.start_step": 300}
+    conservative = {"objective.start_step": 250}
     aggressive = {"objective.maximum": 1.0, "objective.mix": 0.0}
     return {
         "variants": {
@@ -53,5 +53,5 @@ def get_comparison():
             "aggressive": aggressive,
         },
         "seeds": (0, 1, 2),
-        "points": (3000,),
+        "points": (2500,),
     }

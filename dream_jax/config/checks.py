@@ -131,7 +131,11 @@ def _check_sizes(config):
     readers = [name for name, other in NETWORKS.items() if other.load]
     known = config.network.weights is None or entry.load is not None
     _require(known, config, "network.weights", f"they are read for the network {', '.join(readers)} only")
-    one = config.network.weights is None or config.init.path is None
+    c = config.init
+    for key, value in (("checkpoint", "latest"), ("weights", "ema"), ("partial", False)):
+        alone = c.path is not None or c[key] == value
+        _require(alone, config, f"init.{key}", "it belongs to init.path (--init_from), the run to begin from")
+    one = config.network.weights is None or c.path is None
     _require(one, config, "init.path", "give it or network.weights, not both")
     for key in ("image_size", "evaluation.crop"):
         size = flatten(config)[key]
@@ -139,12 +143,9 @@ def _check_sizes(config):
             continue
         downsampled = size % network.divisor == 0
         _require(downsampled, config, key, f"it must divide by {network.divisor}, by which the network downsamples")
-        _require(
-            size % task.divisor == 0,
-            config,
-            key,
-            f"it must divide by {task.divisor}, by which the task shrinks pictures",
-        )
+        # Whole pictures are cut to fit, at whatever scale.
+        shrinks = size % task.divisor == 0 or config.evaluation.whole
+        _require(shrinks, config, key, f"it must divide by {task.divisor}, by which the task shrinks pictures")
 
 
 def _check_sampling(config):

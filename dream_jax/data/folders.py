@@ -104,7 +104,8 @@ def prepare_folder(
                 if not prepared.exists():
                     raise
             said = f"prepared pictures of {shown(folder)}: {cache.size_of(prepared) / 2**20:.1f} MiB in {prepared}"
-            print(f"{said}; `python -m dream_jax cache` lists and removes such folders", file=sys.stderr)
+            listed = "" if cache_dir else "; `python -m dream_jax cache` lists and removes such folders"
+            print(f"{said}{listed}", file=sys.stderr)
         except OSError as error:
             raise UserError(
                 f"data.cache_dir: prepared pictures cannot be written to {parent} ({error}); choose another folder "

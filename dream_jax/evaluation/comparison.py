@@ -104,11 +104,11 @@ def members(comparison: Comparison, workdir: Path) -> list[Member]:
     """The runs of a comparison, all variants of a seed before those of the next."""
     if comparison.unit == "steps":
         every = math.gcd(*comparison.points)
-        ending = {"steps": comparison.points[-1], "checkpoint.every": every}
+        ending = {"steps": comparison.points[-1], "epochs": None, "checkpoint.every": every}
         ending["checkpoint.keep"] = comparison.points[-1] // every
     else:
         # How many steps that will be is not known before, and the checkpoint of each point must stay.
-        ending = {"steps": 0, "checkpoint.keep": MOST}
+        ending = {"steps": 0, "epochs": None, "checkpoint.keep": MOST}
     found = []
     for seed in comparison.seeds:
         for name, changes in comparison.variants.items():
@@ -118,6 +118,10 @@ def members(comparison: Comparison, workdir: Path) -> list[Member]:
                 found.append(Member(name, seed, checks.validate(config), workdir / "runs" / f"{name}-{seed}"))
             except UserError as error:
                 raise UserError(f"variant {name}: {error}") from error
+            if config.evaluation.whole:
+                raise UserError(
+                    "evaluation.whole: a comparison measures middle crops; evaluate its runs for whole pictures"
+                )
             if config.checkpoint.directory is not None:
                 raise UserError("checkpoint.directory: each run of a comparison has its checkpoints in its own workdir")
     return found
@@ -146,7 +150,10 @@ def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfig
         what = f"{member.variant}, seed {member.seed}, to {point} {comparison.unit}"
         console.print(f"{what}: turn {number} of {len(turns)}", markup=False)
         to = functools.partial(_train_to_step if comparison.unit == "steps" else _train_to_second, train)
-        rows[member.variant, member.seed, point] = _measured(member, point, journal, to, prepare, console)
+        shows = point == comparison.points[-1]
+        rows[member.variant, member.seed, point] = _measured(
+            member, comparison.unit, point, shows, journal, to, prepare, console
+        )
     config = all_members[0].config
     return {
         "protocol": "comparison",
@@ -162,16 +169,16 @@ def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfig
     }
 
 
-def _measured(member, point, journal, train_to, prepare, console):
+def _measured(member, unit, point, shows, journal, train_to, prepare, console):
     """The rows of a run at a point, measured where the journal lacks them; it is trained to it where any is lacking."""
     settings, finished = member.config.evaluation, read_rows(journal)
     jobs = [(sampler, steps) for sampler in settings.samplers for steps in settings.steps]
-    named = {job: _key(member, point, *job) for job in jobs}
+    named = {job: _key(member, unit, point, *job) for job in jobs}
     left = [job for job in jobs if named[job] not in finished]
     if left:
         check_same(member.workdir, member.config)
         step = train_to(member, point)
-        for job, row in _measure(member, point, step, left, prepare, console):
+        for job, row in _measure(member, point, step, left, shows, prepare, console):
             add_row(journal, named[job], row)
         finished = read_rows(journal)
     return [finished[key] for key in named.values()]
@@ -179,9 +186,18 @@ def _measured(member, point, journal, train_to, prepare, console):
 
 def _train_to_step(train, member, point):
     """Trains a run to a step, if it has not gone there, and on, before; the step."""
-    if not (checkpoint_folder(member.workdir, member.config) / str(point)).is_dir():
+    if not _is_saved(member, point):
+        if _logged_step(member.workdir) > point:
+            raise UserError(
+                f"{member.workdir}: the run has gone beyond step {point} and has no checkpoint of it; points that are "
+                "added must be later ones"
+            )
         train(_ending(member.config, point), member.workdir)
     return point
+
+
+def _is_saved(member, step):
+    return (checkpoint_folder(member.workdir, member.config) / str(step)).is_dir()
 
 
 def _train_to_second(train, member, point):
@@ -195,7 +211,8 @@ def _train_to_second(train, member, point):
         step = _logged_step(member.workdir)
         seconds = seconds_of(member.workdir)(step)
         left = (point - seconds) * step / seconds if seconds else 2 * every
-        if step and left < max(0.02 * step, every / 2):
+        # A run that was stopped may have logged more than it has saved.
+        if left < max(0.02 * step, every / 2) and _is_saved(member, step):
             reached[str(point)] = step
             atomic.write_json(path, reached)
         else:
@@ -231,7 +248,7 @@ def _make_prepare():
     return prepare
 
 
-def _measure(member, point, step, jobs, prepare, console):
+def _measure(member, point, step, jobs, shows, prepare, console):
     """Yields (job, its row) of jobs (sampler, steps) at a point, by the checkpoint of a step."""
     experiment = build(member.config)
     settings, seconds = experiment.config.evaluation, seconds_of(member.workdir)(step)
@@ -242,20 +259,19 @@ def _measure(member, point, step, jobs, prepare, console):
     with drawing.progress_bar(console) as bar:
         for sampler, steps in bar.track(jobs, description=f"measuring {member.variant}"):
             drawn = draw(sampler, steps, settings.seeds[0])
-            if (sampler, steps) == (settings.samplers[0], max(settings.steps)):
-                # Those of the last point stay.
+            if shows and (sampler, steps) == (settings.samplers[0], max(settings.steps)):
                 np.save(member.workdir / "shown.npy", drawn[:SHOWN])
             yield (sampler, steps), about | {"sampler": sampler, "steps": steps} | _values(measures, drawn)
 
 
-def _key(member, point, sampler, steps):
+def _key(member, unit, point, sampler, steps):
     config = keys.flatten(member.config)
     # What a run may go on with changes neither its weights nor what is measured.
     passing = "steps", "log_every", "checkpoint.", "samples.", "supervision.", "watch.", "evaluation.samplers"
     what = {key: value for key, value in config.items() if not key.startswith((*passing, "evaluation.steps"))}
     # So that a key that a later version has more of asks for nothing to be measured again.
     what = {key: value for key, value in what.items() if value != keys.KEYS[key].default}
-    text = json.dumps([what, point, sampler, steps], sort_keys=True, default=str)
+    text = json.dumps([what, point, *([] if unit == "steps" else [unit]), sampler, steps], sort_keys=True, default=str)
     return f"{member.variant}-{member.seed}-{point}-{sampler}-{steps}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

@@ -33,7 +33,8 @@ def measure(results, originals, settings, console: Console) -> dict:
     """
     named = [_named(folder) for folder in (results, originals)]
     common = [name for name in named[0] if name in named[1]]
-    alone = [str(files[name]) for files in named for name in files if name not in common] if common else []
+    both = set(common)
+    alone = [str(files[name]) for files in named for name in files if name not in both] if common else []
     asked = chosen(settings.protocol, settings.learned, paired=bool(common))
     asked = {name: metric for name, metric in asked.items() if not metric.over_seeds}
     loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
@@ -68,7 +69,7 @@ def _named(folder) -> dict[str, Path]:
     """{name without its suffix: file} of a folder's pictures."""
     found = {}
     for path in images.list_pictures(folder):
-        name = path.relative_to(Path(folder).expanduser()).with_suffix("").as_posix()
+        name = shown(path.relative_to(Path(folder).expanduser()).with_suffix("").as_posix())
         if name in found:
             raise UserError(f"{shown(found[name])} and {shown(path)} have one name; which is to be measured?")
         found[name] = path
@@ -76,8 +77,7 @@ def _named(folder) -> dict[str, Path]:
 
 
 def _compared(a, b, settings, learned):
-    sets = picture_set(a, learned), picture_set(b, learned)
-    size = settings.batch_size
+    sets, size = (picture_set(a, learned), picture_set(b, learned)), min(settings.batch_size, len(a))
     return Compared(*sets, None, None, learned, size, channel=settings.channel, border=settings.border)
 
 
@@ -86,14 +86,21 @@ def _of_pair(asked, pair, settings, learned):
     if a.shape != b.shape:
         sizes = " and ".join(f"{shown(path)} {p.shape[1]}x{p.shape[0]}" for path, p in zip(pair, (a, b), strict=True))
         raise UserError(f"a pair must have one size: {sizes}")
-    smallest = min(a.shape[:2]) - 2 * settings.border
-    paired = {name: metric for name, metric in asked.items() if metric.paired and smallest >= metric.smallest}
+    side, cut = min(a.shape[:2]), 2 * settings.border
+    if side <= cut:
+        raise UserError(
+            f"{shown(pair[0])}: {a.shape[1]}x{a.shape[0]} pixels leave none within a border of {settings.border}"
+        )
+    fitting = {n: m for n, m in asked.items() if side - cut * (m.measures == "distortion") >= m.smallest}
+    paired = {name: metric for name, metric in fitting.items() if metric.paired}
     found = measuring.values_of(paired, _compared(a[None], b[None], settings, learned))
     return {name: float(np.mean(value)) for name, value in found.items()}
 
 
 def _of_sets(asked, paths, settings, learned):
     """({metric: value}, notes) of the two sets."""
+    if all(metric.paired for metric in asked.values()):
+        return {}, []
     sets = [[images.read(path) for path in each] for each in paths]
     one_size, notes = len({picture.shape for each in sets for picture in each}) == 1, []
     fewest, side = min(map(len, sets)), min(min(picture.shape[:2]) for each in sets for picture in each)

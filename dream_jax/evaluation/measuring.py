@@ -80,6 +80,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "models": about_models(models, digests),
         "step": first.step,
         "pictures": len(pictures),
+        "split": "held-out" if settings.against == "eval" else "training",
         "crop": pictures.shape[1],
         "seeds": list(settings.seeds),
         "learned": measures.about_learned,
@@ -130,12 +131,18 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     Raises UserError for weights that cannot be had, and for fewer pictures than a metric takes.
     """
     settings = built.config.evaluation
-    for name, metric in chosen(settings.protocol, settings.learned, built.task.paired).items():
-        if len(inputs.pictures) < metric.fewest:
-            what = f"evaluation.learned: {metric.weights}" if metric.weights else name
+    asked = chosen(settings.protocol, settings.learned, built.task.paired)
+    fitting = {name for name, metric in asked.items() if len(inputs.pictures) >= metric.fewest}
+    for network in settings.learned:
+        names = [name for name, metric in asked.items() if metric.weights == network]
+        if not fitting.intersection(names):
+            fewest = min(asked[name].fewest for name in names)
             held_out = f"there are {len(inputs.pictures)} held-out pictures only"
-            raise UserError(f"{what} compares sets of at least {metric.fewest} pictures, and {held_out}")
+            raise UserError(
+                f"evaluation.learned: {network} compares sets of at least {fewest} pictures, and {held_out}"
+            )
     asked, about, learned = load_metrics(built)
+    asked = {name: metric for name, metric in asked.items() if name in fitting}
     originals = picture_set(inputs.pictures, learned)
     consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)
 

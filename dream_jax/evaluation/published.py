@@ -4,10 +4,20 @@ from typing import NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from dream_jax.config import keys
+from dream_jax.config import command_line, keys
 
 # In the order of the figures below. The paper does not say which network its LPIPS has.
 METRICS = ("PSNR, dB", "SSIM", "LPIPS", "FID")
+# What makes up a setting of the paper.
+_THE_PAPERS = (
+    "task.",
+    "schedule.",
+    "network.",
+    "image_size",
+    "evaluation.whole",
+    "evaluation.tile",
+    "evaluation.overlap",
+)
 
 
 class Setting(NamedTuple):
@@ -15,21 +25,19 @@ class Setting(NamedTuple):
 
     Attributes:
       title: what was trained and measured, and where the figures are printed.
-      image_size, scale: of the config that repeats it, whose network is sr3 and predicts eps.
+      recipe: the config that repeats it.
       figures: {p: figures of METRICS}; p = None is the standard objective.
     """
 
     title: str
-    image_size: int
-    scale: int
+    recipe: str
     figures: dict[float | None, tuple[float, ...]]
 
 
 SETTINGS = (
     Setting(
         "SR3, faces 16 to 128 pixels, trained on FFHQ, 100 pictures of CelebA-HQ (Table 1)",
-        image_size=128,
-        scale=8,
+        recipe="sr3_faces_16_128",
         figures={
             None: (23.85, 0.71, 0.184, 61.98),
             0.0: (25.04, 0.76, 0.204, 77.51),
@@ -40,8 +48,7 @@ SETTINGS = (
     ),
     Setting(
         "SR3, 4x, trained on DIV2K and Flickr2K, 100 pictures of DIV2K (Table 1)",
-        image_size=160,
-        scale=4,
+        recipe="sr3_div2k_4x",
         figures={
             None: (27.02, 0.76, 0.121, 16.72),
             0.0: (28.67, 0.81, 0.189, 16.72),
@@ -55,10 +62,11 @@ SETTINGS = (
 
 def setting_of(config: FrozenConfigDict) -> Setting | None:
     """The setting of the paper that a config repeats, as far as a config can say; None for all others."""
-    task, sr3 = config.task, config.network.name == "sr3" and config.objective.kind == "eps"
+    given = keys.flatten(config)
     for setting in SETTINGS:
-        same = (config.image_size, task.scale) == (setting.image_size, setting.scale)
-        if sr3 and task.name == "super_resolution" and not task.residual and same:
+        recipe = keys.flatten(command_line.load(setting.recipe))
+        same = [given[key] == value for key, value in recipe.items() if key.startswith(_THE_PAPERS)]
+        if all(same) and given["objective.kind"] == recipe["objective.kind"]:
             return setting
     return None
 

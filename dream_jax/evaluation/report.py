@@ -96,7 +96,7 @@ def _span(shares):
 
 
 def _fewer_steps(record, variant, other, metric, sampler):
-    """At how many sampling steps a variant first is as good as another one at its most."""
+    """At which numbers of sampling steps a variant is as good as another one at its most."""
     last, sign = record["points"][-1], 1 if METRICS[metric].higher_is_better else -1
 
     def value(name, steps):
@@ -105,7 +105,7 @@ def _fewer_steps(record, variant, other, metric, sampler):
 
     counts = sorted({row["steps"] for row in record["rows"]})
     enough = [steps for steps in counts if value(variant, steps) >= value(other, counts[-1])]
-    said = f"from {enough[0]} sampling steps on" if enough else "at no number of sampling steps measured"
+    said = f"at {', '.join(map(str, enough))} sampling steps" if enough else "at no number of sampling steps measured"
     return f"{variant} is as good in {METRICS[metric].title} as {other} at {counts[-1]}: {said}."
 
 

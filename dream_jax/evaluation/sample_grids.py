@@ -46,10 +46,11 @@ def over_training(folder: Path, most: int = 8) -> np.ndarray | None:
 
     Those of another size than the last one, of a run whose `samples.count` was changed, are left out.
     """
-    found = {int(file.stem.removeprefix("step_")): images.read(file) for file in sorted(folder.glob("step_*.png"))}
-    if not found:
+    named = {file.stem.removeprefix("step_"): file for file in folder.glob("step_*.png")}
+    steps = sorted(int(step) for step in named if step.isdecimal())
+    if not steps:
         return None
-    last = found[max(found)]
-    steps = [step for step in sorted(found) if found[step].shape == last.shape]
     chosen = sorted({round(place) for place in np.linspace(0, len(steps) - 1, min(most, len(steps)))})
-    return grids.grid({f"step {steps[i]}": found[steps[i]][None] for i in chosen})
+    read = {steps[i]: images.read(folder / f"step_{steps[i]:07d}.png") for i in chosen}
+    last = read[steps[-1]]
+    return grids.grid({f"step {step}": grid[None] for step, grid in read.items() if grid.shape == last.shape})

@@ -25,7 +25,7 @@ def show(record: dict, console: Console) -> None:
     rows, several = record["rows"], len(record["models"]) > 1
     scale = f", {record['scale']}x" if "scale" in record else ""
     seeds = f", {len(record['seeds'])} seeds: mean and spread" if len(record["seeds"]) > 1 else ""
-    what = "whole" if record.get("whole") else "held-out"
+    what = "whole" if record.get("whole") else record.get("split", "held-out")
     title = f"{record['pictures']} {what} pictures{scale}, EMA weights at step {record['step']}{seeds}"
     table = Table(title=title)
     names = measured(rows)
@@ -62,6 +62,9 @@ def write(record: dict, columns: dict[str, np.ndarray], path: Path, overwrite: b
     atomic.write_csv(names["csv"], record["rows"])
     if "by_picture" in record:
         atomic.write_csv(names["by picture"], record["by_picture"])
+    else:
+        # That of an earlier table.
+        names["by picture"].unlink(missing_ok=True)
     images.write(names["pictures"], grids.grid(columns), overwrite=True)
     plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
     plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])

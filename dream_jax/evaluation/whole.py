@@ -21,6 +21,7 @@ from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
 from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows, shape_of
 from dream_jax.metrics import METRICS, Compared, Metric, picture_set
+from dream_jax.runtime import consensus
 from dream_jax.training import integrity
 
 # Pixels a side of what a grid shows of each picture, its middle.
@@ -35,7 +36,7 @@ def folder_source(folder) -> Source:
     Raises UserError where there are none.
     """
     files = images.list_pictures(folder)
-    names = [file.relative_to(Path(folder).expanduser()).as_posix() for file in files]
+    names = [shown(file.relative_to(Path(folder).expanduser()).as_posix()) for file in files]
     return Source(lambda i: images.read(files[i]), len(files), name=names.__getitem__)
 
 
@@ -71,16 +72,16 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
     with drawing.progress_bar(console) as bar:
         job = bar.add_task(built.task.baseline_name, total=len(pictures) * (1 + len(methods)))
         for number in pictures:
-            inputs = _observe(built, source[number])
+            inputs = _observe(built, source, number)
             row = {"name": built.task.baseline_name, "model": None, "sampler": None, "steps": 0}
             by_picture.append({"picture": source.label(number)} | row | values_of(inputs, inputs.baseline))
             bar.advance(job)
         for method in methods:
             title, model = measuring.title_of(models, method), models[method.model]
-            row, draw = {"name": title} | method._asdict(), _make_draw(model, method)
+            row, draw = {"name": title} | method._asdict(), _make_draw(model, method, settings)
             bar.update(job, description=title)
             for number in pictures:
-                inputs, shows = _observe(built, source[number]), number < built.config.samples.count
+                inputs, shows = _observe(built, source, number), number < built.config.samples.count
                 key = _fingerprint(identity | row | {"weights": digests[method.model]}, inputs, model, number)
                 if key not in finished:
                     drawn = [draw(inputs, number, seed) for seed in settings.seeds]
@@ -106,20 +107,21 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
         "whole": True,
         "seeds": list(settings.seeds),
         "learned": about,
-        "notes": [_worst(by_picture, table)],
+        "notes": [_worst(by_picture, table), *_left_out(asked, by_picture)],
         "scale": built.config.task.scale,
         "kernel": built.config.task.kernel,
     }
     return record, _columns(built, source, columns)
 
 
-def _observe(built, picture) -> Inputs:
-    """Of one picture uint8 [H, W, 3], cut to sides that the task's scale divides."""
-    height, width = (side // built.task.divisor * built.task.divisor for side in picture.shape[:2])
-    if not height or not width:
-        raise UserError(
-            f"a picture of {picture.shape[1]}x{picture.shape[0]} pixels is too small for {built.task.scale}x"
-        )
+def _observe(built, source, number) -> Inputs:
+    """Of one picture, cut to sides that the task's scale divides."""
+    picture, divisor = source[number], built.task.divisor
+    height, width = (side // divisor * divisor for side in picture.shape[:2])
+    least = max(divisor, 2 * built.config.evaluation.border + 1)
+    if min(height, width) < least:
+        size = f"{picture.shape[1]}x{picture.shape[0]}"
+        raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
     picture = picture[None, :height, :width]
     observed, cond, baseline = drawing.observe(built, picture)
     return Inputs(picture, {"cond": cond}, observed, baseline)
@@ -138,19 +140,21 @@ def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, 
             channel=settings.channel,
             border=settings.border,
         )
-        fitting = {n: m for n, m in asked.items() if min(result.shape[1:3]) - 2 * settings.border >= m.smallest}
+        side, cut = min(result.shape[1:3]), 2 * settings.border
+        fitting = {n: m for n, m in asked.items() if side - cut * (m.measures == "distortion") >= m.smallest}
         found = measuring.values_of(fitting, compared)
         return {name: float(np.mean(value)) for name, value in found.items()}
 
     return values
 
 
-def _make_draw(model: Model, method: Method) -> Callable[[Inputs, int, int], np.ndarray]:
+def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int, int], np.ndarray]:
     """`(inputs, number, seed) -> result` uint8 [1, H, W, 3] of one picture; number is what its noise depends on."""
-    experiment, settings = model.experiment, model.experiment.config.evaluation
+    experiment = model.experiment
     rows = drawing.make_rows(experiment, method.sampler, method.steps)
-    limit = free_bytes(model.mesh.local_devices[0]) / 2
-    planner = Planner(model, rows, limit, settings.tile, overlap=settings.overlap)
+    # Processes that plan by different limits would wait for each other for ever.
+    (limit,) = consensus.of_first([int(free_bytes(model.mesh.local_devices[0]) / 2 / 2**20)])
+    planner = Planner(model, rows, limit * 2**20, settings.tile, overlap=settings.overlap)
 
     def draw(inputs, number, seed):
         low = inputs.observed[0]
@@ -190,10 +194,18 @@ def _worst(by_picture, table):
     return f"worst {METRICS[metric].title} of {table[-1]['name']}: {named}"
 
 
+def _left_out(asked, by_picture):
+    """Notes of metrics that some picture is too small for, of which the table then has none."""
+    for name in asked:
+        small = [row["picture"] for row in by_picture if name not in row and row["model"] is None]
+        if small:
+            yield f"without {name}: {len(small)} pictures are too small for it, {shown(small[0])} the first"
+
+
 def _columns(built, source, drawn):
     """The middles of the first pictures, side by side: what was observed, the results, the originals."""
     count = len(next(iter(drawn.values())))
-    all_inputs = [_observe(built, source[number]) for number in range(count)]
+    all_inputs = [_observe(built, source, number) for number in range(count)]
     divisor = built.task.divisor
     side = min(_SHOWN, *(length for inputs in all_inputs for length in inputs.pictures.shape[1:3])) // divisor * divisor
 

@@ -135,6 +135,7 @@ def see(weights, pictures, batch_size=20) -> Seen:
     if np.ndim(pictures) != 4 or np.shape(pictures)[-1] != 3 or 0 in np.shape(pictures) or pictures.dtype != np.uint8:
         raise UserError(f"EfficientNet takes uint8 pictures [N, H, W, 3], not {pictures.dtype} {np.shape(pictures)}")
     weights, parts = layers.on_device(layers.select(weights, shapes(), "EfficientNet-lite0")), []
+    batch_size = min(batch_size, len(pictures))
     for start in range(0, len(pictures), batch_size):
         # The last batch is filled up, so that the network is compiled once.
         rows = np.minimum(np.arange(start, start + batch_size), len(pictures) - 1)

@@ -27,6 +27,7 @@ class Metric(NamedTuple):
       function: its value for each picture [N], or one of the whole set; None where the task lacks what it needs.
       weights: the learned network that it needs, one of `weights.NETWORKS`; None: it needs none.
       paired: it compares each result with its own original.
+      unpaired: it says something of results that have no original only.
       measures: "distortion" (how far from the original) or "perception" (how alike the sets look), the two axes of
         the trade-off (Blau & Michaeli 2018). The first measured one of each kind is plotted. None: neither.
       smallest: the smallest side of pictures that it takes.
@@ -43,6 +44,7 @@ class Metric(NamedTuple):
     function: Callable[[Compared], Array | float | None]
     weights: str | None = None
     paired: bool = False
+    unpaired: bool = False
     measures: Literal["distortion", "perception"] | None = None
     smallest: int = 1
     fewest: int = 1
@@ -52,11 +54,11 @@ class Metric(NamedTuple):
 
 
 def chosen(protocol: str, learned: Collection[str], paired: bool) -> dict[str, Metric]:
-    """The metrics of a protocol that need no other networks than the learned ones, and no originals unless paired."""
+    """The metrics of a protocol for results with originals or without, that need no other networks than the learned."""
     return {
         name: metric
         for name, metric in PROTOCOLS[protocol].items()
-        if (metric.weights is None or metric.weights in learned) and (paired or not metric.paired)
+        if (metric.weights is None or metric.weights in learned) and not (metric.unpaired if paired else metric.paired)
     }
 
 
@@ -119,8 +121,6 @@ def _efficientnet(compared):
 
 
 def _lpips_pairs(net, compared):
-    if compared.observed is not None:
-        return None
     samples = _signed(compared.results.pictures[:_PAIRED])
     return perceptual.lpips_diversity(compared.weights[f"lpips_{net}"], samples, net)
 
@@ -158,7 +158,9 @@ def _lpips_metric(net, to_float, about):
     name = f"lpips_{net}"
     function = functools.partial(_lpips, net, to_float)
     smallest = perceptual.NETS[net].smallest
-    return Metric(f"LPIPS {net}", ".4f", False, about, function, name, True, "perception", smallest)
+    return Metric(
+        f"LPIPS {net}", ".4f", False, about, function, name, paired=True, measures="perception", smallest=smallest
+    )
 
 
 def _diversity_metric(net):
@@ -183,6 +185,7 @@ def _pairs_metric(net):
         about=f"mean LPIPS over all pairs of the first {_PAIRED} pictures generated, in [-1, 1]",
         function=functools.partial(_lpips_pairs, net),
         weights=f"lpips_{net}",
+        unpaired=True,
         smallest=perceptual.NETS[net].smallest,
         fewest=2,
     )
@@ -191,8 +194,8 @@ def _pairs_metric(net):
 _ABOUT_INCEPTION = "Inception of pytorch-fid; 8-bit pictures against the held-out ones"
 _ABOUT_EFFICIENTNET = "features of EfficientNet-lite0, neither FID's nor LPIPS's network"
 _FEATURES = 2048
-# Pictures whose pairs the diversity of a set is taken from.
-_PAIRED = 200
+# Pictures whose pairs the diversity of a set is taken from; all go through the network at once.
+_PAIRED = 100
 
 # The most telling of a kind come first. swd needs no network, so that perception is always measured.
 METRICS = {

@@ -124,6 +124,7 @@ def restore(
     move: bool = False,
     before=math.inf,
     partial: bool = False,
+    only: int | None = None,
 ):
     """The newest whole checkpoint: (state, about), laid out by `shardings` on whatever devices there are.
 
@@ -137,6 +138,7 @@ def restore(
         `before` leaves out to `rolled_back`. Without a whole checkpoint nothing is moved: then the run must not start
         from zero when the command is repeated.
       before: the step to roll back to before; checkpoints of this step and later ones are not used.
+      only: a step, of which alone the checkpoint is looked at.
       partial: shapes has only some of a state's fields, `step` among them. Only these are read and checked: damage to
         the others goes unnoticed.
 
@@ -148,14 +150,12 @@ def restore(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     steps, half_written = _listed(directory)
+    steps = [step for step in steps if only in (None, step)]
     found, unused = _newest_whole(directory, consensus.of_first(steps), target, accept, before, partial)
     if unused and found is None:
         listed = "\n  ".join(f"step {step}: {reason}" for step, reason in unused.items())
-        what = (
-            "every checkpoint is damaged"
-            if before == math.inf
-            else f"there is no whole checkpoint before step {before}"
-        )
+        what = "every checkpoint is damaged" if only is None else "it is damaged"
+        what = what if before == math.inf else f"there is no whole checkpoint before step {before}"
         raise UserError(f"{directory}: {what}; mend them, or begin anew in another --workdir:\n  {listed}")
     for step, reason in unused.items():
         folder = ROLLED_BACK if step >= before else DAMAGED

@@ -30,11 +30,13 @@ def read(experiment: Experiment, shapes, make_fresh: Callable[[], dict], tell: C
     """
     settings = experiment.config.init
     path = Path(settings.path).expanduser()
+    if not path.exists():
+        raise UserError(f"{shown(settings.path)}: there is no such workdir or file to begin from")
     if path.is_dir():
         given, step = _of_run(path, settings, tell)
         about = {"workdir": str(path), "step": step, "weights": settings.weights}
     else:
-        given, about = published_weights.arrays_of(experiment, settings.path), {"file": str(path)}
+        given, about = published_weights.arrays_of(experiment, path), {"file": str(path)}
     named, ours = integrity.named_leaves(given), integrity.named_leaves(shapes)
     unfit = [name for name, leaf in ours.items() if name not in named or np.shape(named[name]) != leaf.shape]
     if unfit:

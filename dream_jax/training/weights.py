@@ -71,14 +71,9 @@ def read(directory, shapes: dict, mesh, tell, step: int | None = None, field: st
     """
     target = FIELDS[field](jax.ShapeDtypeStruct((), jnp.int32), shapes)
     everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), target)
-    if step is None:
-        restored = checkpoint.restore(directory, target, everywhere, tell, partial=True)
-    else:
-        # That newer ones are not used is what was asked for.
-        restored = checkpoint.restore(directory, target, everywhere, lambda _: None, before=step + 1, partial=True)
+    restored = checkpoint.restore(directory, target, everywhere, tell, partial=True, only=step)
     if restored is None:
-        raise UserError(f"{directory}: there is no checkpoint yet; train first")
+        missing = "no checkpoint yet; train first" if step is None else f"no checkpoint of step {step}"
+        raise UserError(f"{directory}: there is {missing}")
     weights, _ = restored
-    if step is not None and int(weights.step) != step:
-        raise UserError(f"{directory}: there is no whole checkpoint of step {step}")
     return weights[1], int(weights.step)

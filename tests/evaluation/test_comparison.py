@@ -127,14 +127,18 @@ def test_points_may_be_seconds(tmp_path):
         file, rate = workdir / "timing.jsonl", next(rates)
         done = comparison._logged_step(workdir)
         with file.open("a") as log:
-            for step in range(done + every, config.steps + 1, every):
+            # A run that was stopped had logged these, and saved none of them.
+            for step in range(done + every, config.steps + 1 + 2 * every * (not ends), every):
                 log.write(json.dumps({"step": step, "steps_per_second": rate}) + "\n")
+        if ends:
+            (workdir / "checkpoints" / str(config.steps)).mkdir(parents=True)
         ends.append(config.steps)
 
     config = tiny.tiny_config(f"log_every={every}")
     member = comparison.Member("a", 0, config, tmp_path)
     for seconds in (4, 4, 10):
         step = comparison._train_to_second(train, member, seconds)
+        assert (tmp_path / "checkpoints" / str(step)).is_dir()
         assert comparison.seconds_of(tmp_path)(step) == pytest.approx(seconds, rel=0.03)
     assert ends == sorted(set(ends)) and len(ends) <= 7
 

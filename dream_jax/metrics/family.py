@@ -263,6 +263,7 @@ METRICS = {
         about="Inception Score of pytorch-fid's Inception; 8-bit pictures",
         function=_inception_score,
         weights="inception",
+        fewest=2,
     ),
     "is_spread": Metric(
         title="IS, spread",
@@ -271,6 +272,7 @@ METRICS = {
         about="standard deviation of the Inception Score over its 10 splits, in the order of the pictures",
         function=_inception_spread,
         weights="inception",
+        fewest=2,
     ),
     "efficientnet": Metric(
         title="EfficientNet distance",

@@ -141,6 +141,14 @@ def test_sets_of_too_few_pictures_are_refused_before_the_work():
         measuring.evaluate({"a": model}, pictures_of(model), QUIET)
 
 
+def test_one_picture_is_compared_with_its_original():
+    """Although measures of sets by the same network need more."""
+    model = fake(nothing, "evaluation.learned=efficientnet_lite0,", "evaluation.pictures=1")
+    record, _ = measuring.evaluate({"a": model}, pictures_of(model), QUIET)
+    assert record["rows"][1]["efficientnet"] == record["rows"][0]["efficientnet"] > 0
+    assert "efficientnet_kernel" not in record["rows"][0]
+
+
 def test_a_new_metric_is_one_entry_of_the_table(tmp_path, monkeypatch, capsys):
     model = fake(its_input, "evaluation.seeds=0,1")
     journal, pictures = tmp_path / "journal.jsonl", pictures_of(model)

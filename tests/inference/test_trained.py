@@ -12,7 +12,7 @@ from dream_jax.errors import UserError
 from dream_jax.inference import trained
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import checkpoint
+from dream_jax.training import checkpoint, weights
 from dream_jax.training.train_step import start_state
 
 # A reading that fails leaves others of orbax's unfinished, whose ends nobody waits for.
@@ -143,7 +143,7 @@ def test_weights_of_another_network_are_refused(workdir, change, checksums, with
 
 def test_a_part_of_the_weights_is_not_taken_for_all(workdir):
     without = jax.ShapeDtypeStruct((), "int32"), {"conv_in": {"bias": jax.ShapeDtypeStruct((8,), "float32")}}
-    shapes = trained._Weights(*without)
+    shapes = weights.FIELDS["ema"](*without)
     layout = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     with pytest.raises(UserError, match="and nothing is wanted"):
         checkpoint.restore(workdir / "checkpoints", shapes, layout, print, partial=True)

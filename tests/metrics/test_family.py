@@ -66,10 +66,10 @@ def test_metrics_are_chosen_by_their_networks_and_by_what_a_task_has(protocol):
     names = ["psnr", "ssim", "consistency", "mean_colour", "swd"]
     assert list(metrics.chosen(protocol, (), paired=True)) == names
     assert list(metrics.chosen(protocol, (), paired=False)) == ["swd"]
-    learned, of_sets = ("lpips_vgg", "inception"), {"swd", "fid", "kid", "is", "is_spread", "lpips_vgg_pairs"}
+    learned, of_sets = ("lpips_vgg", "inception"), {"swd", "fid", "kid", "is", "is_spread"}
     paired = {"lpips_vgg", "lpips_vgg_diversity"}
     assert set(metrics.chosen(protocol, learned, paired=True)) == {*names, *paired, *of_sets}
-    assert set(metrics.chosen(protocol, learned, paired=False)) == of_sets
+    assert set(metrics.chosen(protocol, learned, paired=False)) == {*of_sets, "lpips_vgg_pairs"}
 
 
 def test_a_task_without_a_measure_of_consistency_has_none():
@@ -85,14 +85,13 @@ def test_the_most_telling_metric_stands_for_its_kind():
     assert metrics.first_that_measures("distortion", ["swd", "fid"]) is None
 
 
-def test_pairs_are_those_of_samples_from_nothing():
+def test_the_diversity_of_a_set_is_that_of_its_pairs():
     weights = random_weights(perceptual.shapes("squeeze"))
     given = compare(pictures(4), pictures(4))._replace(weights={"lpips_squeeze": weights})
     function = METRICS["lpips_squeeze_pairs"].function
-    assert function(given) is None
     samples = value_range.to_float(pictures(4))
     expected = metrics.lpips_diversity(weights, samples, "squeeze")
-    assert function(given._replace(observed=None)) == pytest.approx(float(expected), rel=1e-5)
+    assert function(given) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_batches_are_of_one_size():

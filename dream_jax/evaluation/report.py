@@ -34,8 +34,9 @@ def write(record: dict, members: list[comparison.Member], path: Path) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = importlib.resources.files("dream_jax.evaluation").joinpath("report.html").read_text()
     page = environment.from_string(text).render(
-        title=f"{' | '.join(record['variants'])}: which is better, and when?",
-        statements=_statements(record, metrics, sampler, steps),
+        title="Which is better, and when?",
+        variants=list(record["variants"]),
+        speeds=_speeds(record, metrics, sampler, steps),
         table=_table(record, metrics, sampler, steps),
         published=_published(members),
         plots=[
@@ -63,39 +64,44 @@ def _first(record):
     return next(iter(record["variants"]))
 
 
-def _statements(record, metrics, sampler, steps):
-    """Sentences like those of the paper: how soon a variant has what the first one has at its end."""
-    found = []
+def _speeds(record, metrics, sampler, steps):
+    """(headings, rows), like the paper's claims: how soon, and at how few sampling steps, variants are as good."""
+    chosen = [first_that_measures(what, metrics) for what in ("distortion", "perception")]
+    chosen, first, most = [metric for metric in chosen if metric], _first(record), max(_counts(record))
+    headings, rows = [""], []
+    for metric in chosen:
+        title = METRICS[metric].title
+        headings += [
+            f"{title}: the last of {first} at this share of its steps",
+            "of its seconds",
+            f"as good as {first} at {most}, at sampling steps",
+            f"{first} as good as it at {most}, at",
+        ]
     for variant in list(record["variants"])[1:]:
-        for what in ("distortion", "perception"):
-            metric = first_that_measures(what, metrics)
-            if metric is None:
-                continue
-            shares = {clock: verdicts.speed_up(record, variant, metric, clock, sampler, steps) for clock in _CLOCKS}
-            had = [share for share in shares["step"] if share is not None]
-            if len(had) < len(record["seeds"]):
-                found.append(
-                    f"{variant} comes to {_first(record)}'s last {METRICS[metric].title} from {len(had)} of "
-                    f"{len(record['seeds'])} seeds."
-                )
-            else:
-                told = [
-                    f"{_span(shares[clock])} of its {unit}"
-                    for clock, unit in (("step", "steps"), ("seconds", "seconds"))
-                ]
-                found.append(f"{variant} has {_first(record)}'s last {METRICS[metric].title} at {' and '.join(told)}.")
-            found.append(_fewer_steps(record, variant, _first(record), metric, sampler))
-            found.append(_fewer_steps(record, _first(record), variant, metric, sampler))
-    return found
+        cells = []
+        for metric in chosen:
+            for clock in _CLOCKS:
+                cells.append(_span(verdicts.speed_up(record, variant, metric, clock, sampler, steps)))
+            cells.append(_enough(record, variant, first, metric, sampler))
+            cells.append(_enough(record, first, variant, metric, sampler))
+        rows.append([variant, *cells])
+    return headings, rows
 
 
 def _span(shares):
+    had = [share for share in shares if share is not None]
+    if len(had) < len(shares):
+        return f"in {len(had)} of {len(shares)} seeds"
     if len(shares) == 1:
         return f"{shares[0]:.2f}"
     return f"{np.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
 
 
-def _fewer_steps(record, variant, other, metric, sampler):
+def _counts(record):
+    return sorted({row["steps"] for row in record["rows"]})
+
+
+def _enough(record, variant, other, metric, sampler):
     """At which numbers of sampling steps a variant is as good as another one at its most."""
     last, sign = record["points"][-1], 1 if METRICS[metric].higher_is_better else -1
 
@@ -103,10 +109,8 @@ def _fewer_steps(record, variant, other, metric, sampler):
         rows = verdicts.of(record["rows"], variant=name, point=last, sampler=sampler, steps=steps)
         return sign * np.mean([verdicts.mean(row, metric) for row in rows])
 
-    counts = sorted({row["steps"] for row in record["rows"]})
-    enough = [steps for steps in counts if value(variant, steps) >= value(other, counts[-1])]
-    said = f"at {', '.join(map(str, enough))} sampling steps" if enough else "at no number of sampling steps measured"
-    return f"{variant} is as good in {METRICS[metric].title} as {other} at {counts[-1]}: {said}."
+    most = max(_counts(record))
+    return ", ".join(str(n) for n in _counts(record) if value(variant, n) >= value(other, most)) or "none measured"
 
 
 def _table(record, metrics, sampler, steps):

@@ -103,7 +103,11 @@ def test_the_report_is_whole(compared):
     # Nothing is fetched: what is linked lies within the page.
     assert all(link.startswith(("#", "data:")) for link in re.findall(r'(?:src|href)="([^"]*)"', page))
     assert "@import" not in page and "url(http" not in page
-    assert page.count("<svg") == 5 * 3 + 1 and "p=3 is as good in PSNR" in page and "data:image/png;base64," in page
+    assert (
+        page.count("<svg") == 5 * 3 + 1
+        and "PSNR, dB: the last of standard at this share of its steps" in page
+        and "data:image/png;base64," in page
+    )
 
 
 def test_the_report_opens_in_a_browser(compared, tmp_path):

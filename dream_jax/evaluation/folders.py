@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +10,7 @@ from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring
 from dream_jax.files import atomic, images
 from dream_jax.inference import drawing
-from dream_jax.metrics import METRICS, Compared, chosen, picture_set, weights
+from dream_jax.metrics import METRICS, Compared, picture_set
 
 # Of the pictures without a partner, a message names so many.
 _NAMED = 5
@@ -35,10 +34,8 @@ def measure(results, originals, settings, console: Console) -> dict:
     common = [name for name in named[0] if name in named[1]]
     both = set(common)
     alone = [str(files[name]) for files in named for name in files if name not in both] if common else []
-    asked = chosen(settings.protocol, settings.learned, paired=bool(common))
+    asked, about, learned = measuring.load_metrics(settings, paired=bool(common))
     asked = {name: metric for name, metric in asked.items() if not metric.over_seeds}
-    loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
-    learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
     paths = [[files[name] for name in common or files] for files in named]
     by_picture = []
     with drawing.progress_bar(console) as bar:
@@ -60,7 +57,7 @@ def measure(results, originals, settings, console: Console) -> dict:
         "about_protocol": {name: asked[name].about for name in METRICS if name in values},
         "values": {name: values[name] for name in METRICS if name in values},
         "by_picture": by_picture,
-        "learned": {name: about for name, (_, about) in loaded.items()},
+        "learned": about,
         "notes": notes,
     }
 
@@ -86,15 +83,11 @@ def _of_pair(asked, pair, settings, learned):
     if a.shape != b.shape:
         sizes = " and ".join(f"{shown(path)} {p.shape[1]}x{p.shape[0]}" for path, p in zip(pair, (a, b), strict=True))
         raise UserError(f"a pair must have one size: {sizes}")
-    side, cut = min(a.shape[:2]), 2 * settings.border
-    if side <= cut:
+    if min(a.shape[:2]) <= 2 * settings.border:
         raise UserError(
             f"{shown(pair[0])}: {a.shape[1]}x{a.shape[0]} pixels leave none within a border of {settings.border}"
         )
-    fitting = {n: m for n, m in asked.items() if side - cut * (m.measures == "distortion") >= m.smallest}
-    paired = {name: metric for name, metric in fitting.items() if metric.paired}
-    found = measuring.values_of(paired, _compared(a[None], b[None], settings, learned))
-    return {name: float(np.mean(value)) for name, value in found.items()}
+    return measuring.of_pair(asked, _compared(a[None], b[None], settings, learned))
 
 
 def _of_sets(asked, paths, settings, learned):

@@ -113,16 +113,28 @@ def about_models(models: dict[str, Model], digests: dict[str, str]) -> dict[str,
     }
 
 
-def load_metrics(built: Experiment) -> tuple[dict[str, Metric], dict[str, dict], dict[str, dict]]:
+def load_metrics(settings, paired: bool) -> tuple[dict[str, Metric], dict[str, dict], dict[str, dict]]:
     """What `config.evaluation` asks for: (metrics, what is known of their networks' files, these networks' weights).
+
+    paired: whether results have originals.
 
     Raises UserError for weights that cannot be had.
     """
-    settings = built.config.evaluation
     loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
     about = {name: about for name, (_, about) in loaded.items()}
     learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
-    return chosen(settings.protocol, settings.learned, built.task.paired), about, learned
+    return chosen(settings.protocol, settings.learned, paired), about, learned
+
+
+def of_pair(asked: dict[str, Metric], compared: Compared) -> dict[str, float]:
+    """{metric: value} of one result and its original; paired metrics that need larger pictures are left out."""
+    side, cut = min(compared.results.pictures.shape[1:3]), 2 * compared.border
+    fitting = {
+        name: metric
+        for name, metric in asked.items()
+        if metric.paired and side - cut * (metric.measures == "distortion") >= metric.smallest
+    }
+    return _values(fitting, compared)
 
 
 def load_measures(built: Experiment, inputs: Inputs) -> Measures:
@@ -141,7 +153,7 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
             raise UserError(
                 f"evaluation.learned: {network} compares sets of at least {fewest} pictures, and {held_out}"
             )
-    asked, about, learned = load_metrics(built)
+    asked, about, learned = load_metrics(settings, built.task.paired)
     asked = {name: metric for name, metric in asked.items() if name in fitting}
     originals = picture_set(inputs.pictures, learned)
     consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)

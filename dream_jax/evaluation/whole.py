@@ -62,7 +62,7 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
     check_models(models)
     for model in models.values():
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
-    asked, about, learned = measuring.load_metrics(built)
+    asked, about, learned = measuring.load_metrics(settings, paired=True)
     asked = {name: metric for name, metric in asked.items() if metric.paired and not metric.over_seeds}
     values_of = _make_values(built, asked, learned)
     methods, digests = measuring.methods_of(models), {name: integrity.digest(m.params) for name, m in models.items()}
@@ -140,10 +140,7 @@ def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, 
             channel=settings.channel,
             border=settings.border,
         )
-        side, cut = min(result.shape[1:3]), 2 * settings.border
-        fitting = {n: m for n, m in asked.items() if side - cut * (m.measures == "distortion") >= m.smallest}
-        found = measuring.values_of(fitting, compared)
-        return {name: float(np.mean(value)) for name, value in found.items()}
+        return measuring.of_pair(asked, compared)
 
     return values
 

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dream_jax.data.catalog import builder_source
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError, shown
-from dream_jax.files import cache, images
+from dream_jax.files import cache, decoding, images, listings
 
 # Pixels beyond which pictures are prepared one after the other.
 _LARGE = 2**24
@@ -139,9 +139,9 @@ def _size_and_time(path):
 
 def _split_files(folder, eval_folder, eval_percent):
     """{"train": {name: path}, "eval": {name: path}}: names relative to their folder, in order."""
-    files = {Path(path).relative_to(folder).as_posix(): Path(path) for path in images.list_pictures(folder)}
+    files = {Path(path).relative_to(folder).as_posix(): Path(path) for path in listings.list_pictures(folder)}
     if eval_folder is not None:
-        held_out = {Path(p).relative_to(eval_folder).as_posix(): Path(p) for p in images.list_pictures(eval_folder)}
+        held_out = {Path(p).relative_to(eval_folder).as_posix(): Path(p) for p in listings.list_pictures(eval_folder)}
         # The one may lie inside the other.
         never_train = {os.path.realpath(path) for path in held_out.values()}
         train = {name: path for name, path in files.items() if os.path.realpath(path) not in never_train}
@@ -177,7 +177,7 @@ def _warn_of_duplicates(splits):
         [(_size_and_time(path)[0] or 0, path) for path in splits[split].values()] for split in ("train", "eval")
     )
     # What is no picture is not read: it may have no end.
-    common = {size for size, _ in train if 0 < size <= images.MOST_BYTES} & {size for size, _ in held_out}
+    common = {size for size, _ in train if 0 < size <= decoding.MOST_BYTES} & {size for size, _ in held_out}
     trained_on = {digest(path): path for size, path in train if size in common}
     found = [(path, trained_on.get(digest(path))) for size, path in held_out if size in common]
     same = [f"{shown(path)} = {shown(other)}" for path, other in found if other is not None]

@@ -15,7 +15,7 @@ from dream_jax.evaluation import measuring, tables
 from dream_jax.evaluation.inputs import Inputs, check_models
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.evaluation.measuring import Method
-from dream_jax.files import images
+from dream_jax.files import images, listings
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
@@ -35,7 +35,7 @@ def folder_source(folder) -> Source:
 
     Raises UserError where there are none.
     """
-    files = images.list_pictures(folder)
+    files = listings.list_pictures(folder)
     names = [shown(file.relative_to(Path(folder).expanduser()).as_posix()) for file in files]
     return Source(lambda i: images.read(files[i]), len(files), name=names.__getitem__)
 
@@ -155,7 +155,7 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
 
     def draw(inputs, number, seed):
         low = inputs.observed[0]
-        shape = shape_of(experiment, low.shape[:2])
+        shape = shape_of(experiment, low)
         key = drawing.make_key(seed)
         return draw_lows(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
 

@@ -37,6 +37,11 @@ _ADDED = {
     "optimizer.final": 0.0,
     "data.crop": "random",
     "data.limit": None,
+    "data.channels": 3,
+    "data.bits": 8,
+    "data.range": (),
+    "data.percentile": None,
+    "data.clip": False,
 }
 
 # Keys that are gone, and their one value that this version still does.

@@ -175,4 +175,4 @@ def observe(experiment: Experiment, pictures, numbers=None):
 def _observe(task, keys, pictures):
     observed = task.observe(keys, pictures)
     baseline = value_range.to_levels(task.baseline(observed), pictures.dtype)
-    return observed, task.condition(observed), baseline
+    return observed.astype(pictures.dtype), task.condition(observed), baseline

@@ -7,7 +7,9 @@ from dream_jax.tasks import resize, value_range
 from dream_jax.tasks.task import Task, clip
 
 
-def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = False, gain: float = 1.0) -> Task:
+def super_resolution(
+    scale: int, kernel: str = "pil_bicubic", residual: bool = False, gain: float = 1.0, channels: int = 3
+) -> Task:
     """Enlarging by a whole factor, from a low-resolution picture made with a named kernel.
 
     cond is the low-resolution picture enlarged with the same kernel (SR3, Saharia et al. 2021, section 2).
@@ -17,6 +19,7 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
       kernel: one of `resize.KERNELS`, rounding to grey levels as files on disk do.
       residual: x0 is `gain * (picture - cond)` instead of the picture: an x0 of 0 is the enlarged picture itself.
       gain: brings the residual near the unit variance that noise schedules assume.
+      channels: of pictures.
     """
     if scale < 2:
         raise UserError(f"task.scale = {scale}: it must be a whole number of at least 2")
@@ -59,6 +62,7 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
         project=project,
         columns=lambda low, enlarged: {"low resolution": low, baseline_name: enlarged},
         scale=scale,
-        cond_channels=3,
+        channels=channels,
+        cond_channels=channels,
         divisor=scale,
     )

@@ -150,6 +150,7 @@ def measure(options, arguments, console: Console) -> None:
     from dream_jax.config.command_line import override
     from dream_jax.evaluation import folders
     from dream_jax.files import names
+    from dream_jax.files.picture import Reading
 
     config = override(keys.defaults(), [*_of_pixels(options), *arguments])
     for key, value in keys.flatten(config).items():
@@ -159,7 +160,8 @@ def measure(options, arguments, console: Console) -> None:
     output = options.output and Path(options.output)
     if output:
         names.check_output(output)
-    record = folders.measure(options.results, options.originals, config.evaluation, console)
+    reading = Reading(None, None, options.range, options.clip)
+    record = folders.measure(options.results, options.originals, config.evaluation, console, reading)
     folders.show(record, console)
     if output:
         if not options.overwrite:

@@ -185,12 +185,3 @@ _CHECKS = (
     *(_check_batch, _check_rate, _check_data, _check_families, _check_sizes),
     *(_check_sampling, _check_channels, _check_evaluation),
 )
-    _check_batch,
-    _check_rate,
-    _check_data,
-    _check_families,
-    _check_sizes,
-    _check_sampling,
-    _check_channels,
-    _check_evaluation,
-)

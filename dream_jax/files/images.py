@@ -104,11 +104,12 @@ def read_with_alpha(path, reading: Reading = USUAL):
     """
     (picture,) = _read(path, False, 0, reading.span, reading.clip)
     name = "picture" if isinstance(path, bytes) else shown(path)
+    bits, channels = reading.bits or 8 * picture.colours.dtype.itemsize, reading.channels or picture.colours.shape[2]
     try:
-        colours = of_channels(of_bits(picture.colours, reading.bits), reading.channels)
+        colours = of_channels(of_bits(picture.colours, bits), channels)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
-    return colours, None if picture.alpha is None else of_bits(picture.alpha, reading.bits)
+    return colours, None if picture.alpha is None else of_bits(picture.alpha, bits)
 
 
 def read(path, reading: Reading = USUAL):

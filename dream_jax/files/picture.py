@@ -37,14 +37,15 @@ class Reading(NamedTuple):
     """How pictures are read for a model or a measure.
 
     Attributes:
-      channels: of the array: grey becomes three equal ones, colours become their luma, n bands stay as they are.
-      bits: 8 or 16.
+      channels: of the array: grey becomes three equal ones, colours become their luma, n bands stay as they are; None
+        are the file's own.
+      bits: 8 or 16; None are the file's own.
       span: (low, high), the numbers that mean black and white in files of more than 8 bits; see `numbers_of`.
       clip: numbers outside are cut off there, instead of being refused.
     """
 
-    channels: int = 3
-    bits: int = 8
+    channels: int | None = 3
+    bits: int | None = 8
     span: tuple[float, float] | None = None
     clip: bool = False
 
@@ -53,7 +54,7 @@ USUAL = Reading()
 
 
 def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:
-    """Levels [H, W, C] with so many channels: grey as three equal ones, three as their luma (ITU-R BT.601).
+    """Levels [..., C] with so many channels: grey as three equal ones, three as their luma (ITU-R BT.601).
 
     Raises ValueError, which counts them, for all others.
     """

@@ -1,7 +1,6 @@
 """Pictures of more than 8 bits, or of more bands than colours and alpha: what Pillow would cut down or not know."""
 
 import io
-import logging
 import math
 import struct
 from typing import NamedTuple
@@ -12,9 +11,6 @@ import tifffile
 
 from dream_jax.files import metadata
 from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
-
-# What it says of damage is raised, too.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 # Bytes of a decoded picture.
 MOST_BYTES = 2**29

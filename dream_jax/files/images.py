@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import atomic, decoding, encoding, formats
+from dream_jax.files import atomic, decoding, encoding, formats, quiet
 from dream_jax.files.numbers import SIXTEEN, Numbers, of_bits
 from dream_jax.files.picture import USUAL, Picture, Reading, of_channels
 
-# Damaged tags are left out, and other damage is raised.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+quiet.silence()
 
 
 def resize_shorter_side(picture, size):

@@ -157,21 +157,30 @@ def batches(count: int, size: int):
         yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
 
-def observe(experiment: Experiment, pictures, numbers=None):
+def observe(experiment: Experiment, pictures, numbers=None, low=None):
     """What is observed of pictures uint8 [N, H, W, C]: (observed uint8, cond, baseline uint8), [N, ...] on the host.
 
     They are made one by one, so that one shape is compiled, once for a task.
 
-    numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
+    Args:
+      numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
+      low: uint8 [N, h, w, C], low-resolution pictures that are there: these are observed.
     """
     numbers = range(len(pictures)) if numbers is None else numbers
-    keys = (jax.random.fold_in(make_key(0), number) for number in numbers)
-    parts = [jax.device_get(_observe(experiment.task, k[None], p[None])) for k, p in zip(keys, pictures, strict=True)]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    keys = (jax.random.fold_in(make_key(0), number)[None] for number in numbers)
+    if low is None:
+        parts = [_observe(experiment.task, key, one[None]) for key, one in zip(keys, pictures, strict=True)]
+    else:
+        parts = [_of_observed(experiment.task, one[None]) for one in low]
+    return tuple(np.concatenate(part) for part in zip(*jax.device_get(parts), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observe(task, keys, pictures):
-    observed = task.observe(keys, pictures)
+    return _of_observed(task, task.observe(keys, pictures))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_observed(task, observed):
     baseline = value_range.to_uint8(task.baseline(observed))
     return observed.astype(jnp.uint8), task.condition(observed), baseline

@@ -19,5 +19,5 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     # Keys that came later.
     later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
     objective = {key: value for key, value in config["objective"].items() if key not in later}
-    data = {key: value for key, value in config["data"].items() if key not in ("crop", "limit")}
+    data = {key: value for key, value in config["data"].items() if key not in ("crop", "limit", "lr_key")}
     origin.check(about | {"config": config | {"objective": objective, "data": data}}, about, "here")

@@ -32,7 +32,7 @@ from dream_jax import experiment
 from dream_jax.config import checks, command_line, records
 from dream_jax.data import folders
 from dream_jax.errors import UserError
-from dream_jax.files import images, tensors
+from dream_jax.files import images, listings, tensors
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
 
@@ -272,7 +272,7 @@ def table(found) -> str:
 def photographs(folder, count: int = 24, side: int = 96) -> list[np.ndarray]:
     """Crops of side x 2/3 side pixels of the first pictures of a folder that can be read and are as large."""
     found = []
-    for path in images.list_pictures(folder):
+    for path in listings.list_pictures(folder):
         with contextlib.suppress(UserError):
             picture = images.read(path)
             if min(picture.shape[:2]) >= side:

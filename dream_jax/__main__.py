@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import functools
+import math
 import os
 import sys
 import traceback
@@ -139,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", type=float, metavar="GIB", help="most that the program may take (default: half of what is free)"
     )
     upscale.add_argument("--tile", type=int, metavar="PIXELS", help="side of tiles, instead of one found by --memory")
+    upscale.add_argument("--page", type=int, help="of files with several pages, from 1 (default: all)")
+    _add_range(upscale)
     _add_checkpoint(upscale, "of the run (default: latest)")
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
 
@@ -166,6 +169,24 @@ def _add_measure(commands) -> None:
     measure.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     measure.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
     measure.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
+
+
+def _add_range(parser) -> None:
+    parser.add_argument(
+        "--range", type=_span, metavar="LOW,HIGH", help="what means black and white in files of more than 8 bits"
+    )
+    parser.add_argument("--clip", action="store_true", help="cut off values outside the range, instead of refusing")
+
+
+def _span(text) -> tuple[float, float]:
+    low, high = (float(part) for part in text.split(","))
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError
+    return low, high
+
+
+# What argparse says of other values.
+_span.__name__ = "LOW,HIGH"
 
 
 def _add_checkpoint(parser, what, default="latest") -> None:

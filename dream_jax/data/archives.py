@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.errors import UserError, shown, some
-from dream_jax.files import images, zips
+from dream_jax.files import decoding, formats, images, zips
+from dream_jax.files.picture import of_channels
 
 # What is more than so many bytes must not be so many times larger than the file that it comes from.
 _SMALL, _RATIO = 2**26, 200
@@ -94,14 +95,16 @@ def _of_zip(path, key):
     archive = _opened(path)
     found = [info for info in archive.infolist() if _is_picture(info.filename)]
     if not found:
-        raise UserError(f"{shown(path)}: holds no pictures; files ending in {' '.join(images.SUFFIXES)} are looked for")
+        raise UserError(
+            f"{shown(path)}: holds no pictures; files ending in {' '.join(formats.SUFFIXES)} are looked for"
+        )
     _check_size(path, "its pictures", sum(info.file_size for info in found))
 
     def reader(info):
         def read():
             try:
-                if info.file_size > images.MOST_BYTES:
-                    raise UserError(f"{info.file_size} bytes are more than the {images.MOST_BYTES} allowed")
+                if info.file_size > decoding.MOST_BYTES:
+                    raise UserError(f"{info.file_size} bytes are more than the {decoding.MOST_BYTES} allowed")
                 return images.read(_content(archive, info))
             except Exception as error:
                 said = str(error).removeprefix("picture: ")
@@ -116,7 +119,7 @@ def _of_zip(path, key):
 def _is_picture(name):
     last = name.rpartition("/")[2]
     hidden = last.startswith("._") or name.startswith("__MACOSX/")
-    return last.lower().endswith(images.SUFFIXES) and not hidden
+    return last.lower().endswith(formats.SUFFIXES) and not hidden
 
 
 def _of_npz(path, key):
@@ -219,7 +222,7 @@ def _chosen(path, arrays, key):
 def _fits(array):
     shape = array.shape
     of_pictures = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    return array.dtype == np.uint8 and of_pictures and 0 < math.prod(shape[1:3]) <= images.MAX_PIXELS and shape[0] > 0
+    return array.dtype == np.uint8 and of_pictures and 0 < math.prod(shape[1:3]) <= decoding.MAX_PIXELS and shape[0] > 0
 
 
 def _pictures(path, key, array):
@@ -236,8 +239,7 @@ def _pictures(path, key, array):
                 raise
             except Exception as error:  # as in `members`
                 raise UserError(f"{shown(path)}/{number:07d}: cannot be read ({shown(error)[:200]})") from error
-            picture = picture.reshape(*picture.shape[:2], -1)
-            return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+            return of_channels(picture.reshape(*picture.shape[:2], -1), 3)
 
         return read
 

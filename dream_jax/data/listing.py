@@ -12,7 +12,7 @@ import numpy as np
 
 from dream_jax.data import archives
 from dream_jax.errors import UserError, shown
-from dream_jax.files import images
+from dream_jax.files import formats, images, listings
 
 # How names of low-resolution pictures end, with their scale, and names of originals.
 _LOW = re.compile(r"(?:[_-]?LR(?:BI)?|[_-]lr)(?:[_-]?x?(?P<a>\d+))?$|[_-]?[xX](?P<b>\d+)[mdw]?$")
@@ -116,7 +116,7 @@ def _of_one(place) -> dict:
     if archives.is_archive(place):
         return archives.members(place)
     folder = Path(place).expanduser()
-    return {path.relative_to(folder).as_posix(): path for path in images.list_pictures(folder)}
+    return {path.relative_to(folder).as_posix(): path for path in listings.list_pictures(folder)}
 
 
 def _paired(originals, lows, scale):
@@ -144,7 +144,7 @@ def _entry(item, name, by_name, by_stem, scale):
 def _without_suffix(name):
     folder, slash, last = name.rpartition("/")
     stem, dot, suffix = last.rpartition(".")
-    return f"{folder}{slash}{stem if dot and f'.{suffix}'.lower() in images.SUFFIXES else last}"
+    return f"{folder}{slash}{stem if dot and f'.{suffix}'.lower() in formats.SUFFIXES else last}"
 
 
 def _scale_of(name):

@@ -51,7 +51,7 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     """`denoise(x, alpha, sigma, previous=None) -> x0_hat` of a network, with the modifiers of `config.sampling`.
 
     Args:
-      inputs: cond [B, H, W, Cc], and low [B, h, w, 3] where `sampling.project` is on. Pictures that are filled up to
+      inputs: cond [B, H, W, Cc], and low [B, h, w, C] where `sampling.project` is on. Pictures that are filled up to
         the network's sides are larger than low enlarged; what is filled up is left alone.
       wrap: `predict -> predict`, of the network's `(x_t, cond, alpha [B]) -> output`.
     """
@@ -82,11 +82,12 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     )
 
 
-def make_draw(experiment: Experiment, mesh, wrap=None):
-    """The jitted `draw(params, inputs, index, rows, key) -> uint8 pictures [B, H, W, 3]` of every use of a model.
+def make_draw(experiment: Experiment, mesh, wrap=None, levels=np.uint8):
+    """The jitted `draw(params, inputs, index, rows, key) -> pictures [B, H, W, C]` of every use of a model.
 
-    inputs as for `make_denoise`, made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends on
-    (key, i) alone. The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
+    The pictures are levels, uint8 or uint16. inputs as for `make_denoise`, made by `inputs_of`; index [B] numbers the
+    pictures: picture i's noise depends on (key, i) alone. The batch is spread over the mesh, unless `wrap` spreads the
+    network's work itself.
     """
     everywhere = NamedSharding(mesh, P())
     layout = NamedSharding(mesh, sharding.BATCH) if wrap is None else everywhere
@@ -102,7 +103,7 @@ def make_draw(experiment: Experiment, mesh, wrap=None):
         shape = (*inputs["cond"].shape[:3], experiment.task.channels)
         shows = experiment.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, index, start_key, shows=shows)
-        return value_range.to_uint8(experiment.task.to_picture(x0, inputs["cond"]))
+        return value_range.to_levels(experiment.task.to_picture(x0, inputs["cond"]), levels)
 
     return draw
 
@@ -118,7 +119,7 @@ def make_key(seed: int):
 
 
 def inputs_of(experiment: Experiment, cond, low=None) -> dict:
-    """What `draw` needs of host arrays cond [N, H, W, Cc] and low [N, h, w, 3] uint8."""
+    """What `draw` needs of host arrays cond [N, H, W, Cc] and low [N, h, w, C], levels."""
     return {"cond": cond, "low": low} if experiment.config.sampling.project else {"cond": cond}
 
 
@@ -158,29 +159,28 @@ def batches(count: int, size: int):
 
 
 def observe(experiment: Experiment, pictures, numbers=None, low=None):
-    """What is observed of pictures uint8 [N, H, W, C]: (observed uint8, cond, baseline uint8), [N, ...] on the host.
+    """What is observed of pictures [N, H, W, C], levels: (observed, cond, baseline), [N, ...] on the host.
 
     They are made one by one, so that one shape is compiled, once for a task.
 
     Args:
       numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
-      low: uint8 [N, h, w, C], low-resolution pictures that are there: these are observed.
+      low: [N, h, w, C], low-resolution pictures that are there: these are observed.
     """
     numbers = range(len(pictures)) if numbers is None else numbers
     keys = (jax.random.fold_in(make_key(0), number)[None] for number in numbers)
     if low is None:
         parts = [_observe(experiment.task, key, one[None]) for key, one in zip(keys, pictures, strict=True)]
     else:
-        parts = [_of_observed(experiment.task, one[None]) for one in low]
+        parts = [_of_observed(experiment.task, one[None], low.dtype) for one in low]
     return tuple(np.concatenate(part) for part in zip(*jax.device_get(parts), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observe(task, keys, pictures):
-    return _of_observed(task, task.observe(keys, pictures))
+    return _of_observed(task, task.observe(keys, pictures), pictures.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _of_observed(task, observed):
-    baseline = value_range.to_uint8(task.baseline(observed))
-    return observed.astype(jnp.uint8), task.condition(observed), baseline
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _of_observed(task, observed, levels):
+    return observed, task.condition(observed), value_range.to_levels(task.baseline(observed), levels)

@@ -4,24 +4,41 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import images
+from dream_jax.files.picture import Picture, of_channels
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Plan, Planner, Shape, shape_of
 
 
+class Wanted(NamedTuple):
+    """What is wanted of a person's files.
+
+    page: of those with several, counted from 1; all by default. span and clip: see `numbers_of`.
+    """
+
+    page: int | None = None
+    span: tuple[float, float] | None = None
+    clip: bool = False
+
+
 class Item(NamedTuple):
-    """A result to make."""
+    """A page of a result to make: that of `page`, counted from 0, of `pages`; low is what the model is given of it."""
 
     job: Job
-    picture: images.Picture
+    picture: Picture
+    low: np.ndarray
     result: Path
+    page: int = 0
+    pages: int = 1
 
 
 class Group(NamedTuple):
-    """Results that are drawn together."""
+    """Pages that are drawn together."""
 
     plan: Plan
     shape: Shape
@@ -30,7 +47,7 @@ class Group(NamedTuple):
 
 
 def groups_of(
-    jobs: list[Job], experiment: Experiment, planner: Callable[[], Planner], report: Report
+    jobs: list[Job], experiment: Experiment, planner: Callable[[], Planner], report: Report, wanted: Wanted
 ) -> Iterator[Group]:
     """Reads pictures and yields groups of results of one shape and seed, as large as their plan takes.
 
@@ -39,28 +56,42 @@ def groups_of(
     waiting = {}
     for job in jobs:
         try:
-            picture = _read(job, experiment.task.scale)
+            pages = _read(job, experiment.task, wanted)
         except UserError as error:
             report.failed(job, error, len(job.results))
             continue
         report.say("preparing")
-        plan_of, shape = planner(), shape_of(experiment, picture.colours.shape[:2])
+        report.expect((len(pages) - 1) * len(job.results))
+        plan_of, shapes = planner(), [shape_of(experiment, low) for _, low in pages]
         try:
-            plan = plan_of(shape)
+            plans = {shape: plan_of(shape) for shape in shapes}
         except UserError as error:
-            report.failed(job, f"{shown(job.picture)}: {error}", len(job.results))
+            report.failed(job, f"{shown(job.picture)}: {error}", len(pages) * len(job.results))
             continue
         for seed, result in job.results:
-            group = waiting.setdefault((shape, seed), Group(plan, shape, seed, []))
-            group.items.append(Item(job, picture, result))
-            if len(group.items) == plan.batch:
-                yield waiting.pop((shape, seed))
+            for number, ((picture, low), shape) in enumerate(zip(pages, shapes, strict=True)):
+                group = waiting.setdefault((shape, seed), Group(plans[shape], shape, seed, []))
+                group.items.append(Item(job, picture, low, result, number, len(pages)))
+                if len(group.items) == plans[shape].batch:
+                    yield waiting.pop((shape, seed))
     while waiting:
         yield waiting.pop(next(iter(waiting)))
 
 
-def _read(job, scale):
-    picture = images.read_picture(job.picture)
+def _read(job, task, wanted):
+    """[(page, levels [h, w, C] for the model)] of a picture, all of whose results can be written."""
+    page = None if wanted.page is None else wanted.page - 1
+    pages = images.read_pages(job.picture, page, wanted.span, wanted.clip)
     for _, result in job.results:
-        images.check_size(result, *(side * scale for side in picture.colours.shape[:2]))
-    return picture
+        images.check_result(result, pages, task.scale)
+    return [(picture, _for_model(job, picture, task.channels)) for picture in pages]
+
+
+def _for_model(job, picture, channels):
+    has = picture.colours.shape[2]
+    if has not in (1, channels):
+        raise UserError(f"{shown(job.picture)}: it has {has} bands of colour, and the model was trained on {channels}")
+    try:
+        return of_channels(picture.colours, channels)
+    except ValueError:
+        raise UserError(f"{shown(job.picture)}: it is grey, and the model was trained on {channels} bands") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import images
+from dream_jax.files import formats, listings
 from dream_jax.files.names import check_folder
 
 
@@ -62,7 +62,7 @@ def _named(source, output):
 def list_passed_over(sources) -> list[Path]:
     """The files in folders that are no picture files by their suffix, but for those that systems leave there."""
     folders = [Path(source).expanduser() for source in sources]
-    return [path for folder in folders if folder.is_dir() for path in images.list_others(folder)]
+    return [path for folder in folders if folder.is_dir() for path in listings.list_others(folder)]
 
 
 def count_results(jobs: list[Job]) -> int:
@@ -73,7 +73,7 @@ def _pictures_of(source, output):
     """The pictures in a folder but for those in the output, which are results."""
     if _is_within(source, output) and _is_within(output, source):
         raise UserError(f"{shown(output)}: the results need another folder than the pictures")
-    pictures = images.list_pictures(source)
+    pictures = listings.list_pictures(source)
     if _is_within(output, source):
         pictures = [picture for picture in pictures if not _is_within(picture, output)]
     if not pictures:
@@ -97,9 +97,9 @@ def _check_results(jobs):
         makers[result] = picture
         if os.path.realpath(result) in originals:
             raise UserError(f"{shown(result)}: a result would replace this picture; choose another --output")
-        if result.suffix.lower() not in images.SUFFIXES:
+        if result.suffix.lower() not in formats.SUFFIXES:
             raise UserError(
-                f"{shown(result)}: the suffix of --output must be one of {' '.join(images.SUFFIXES)}; or end it in "
+                f"{shown(result)}: the suffix of --output must be one of {' '.join(formats.SUFFIXES)}; or end it in "
                 "/ for a folder"
             )
 

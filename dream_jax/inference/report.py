@@ -19,6 +19,11 @@ class Report:
         self._bar, self._task = bar, bar.add_task("enlarging", total=total)
         self._pixels = self._seconds = 0.0
 
+    def expect(self, more: float) -> None:
+        """Counts further results, which a picture's pages are."""
+        task = self._bar.tasks[self._task]
+        self._bar.update(self._task, total=task.total + more)
+
     def say(self, description: str) -> None:
         self._bar.update(self._task, description=description)
 
@@ -40,7 +45,6 @@ class Report:
     def written(self, notes: list[str]) -> None:
         self.done += 1
         self.notes.extend(notes)
-        self.advance(1)
 
     def failed(self, job: Job, reason, count: int = 1) -> None:
         """Counts `count` results of a picture as failed."""

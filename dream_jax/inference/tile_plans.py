@@ -31,11 +31,16 @@ class Shape(NamedTuple):
     """What pictures have in common that one program draws.
 
     sides: (H, W) that they are filled up to; low: (h, w) of the low-resolution pictures where results are projected
-    on them, None otherwise.
+    on them, None otherwise; bits: 8 or 16, of their levels and those of the results.
     """
 
     sides: tuple[int, int]
     low: tuple[int, int] | None = None
+    bits: int = 8
+
+    @property
+    def levels(self) -> type:
+        return np.uint16 if self.bits == 16 else np.uint8
 
 
 class Plan(NamedTuple):
@@ -145,7 +150,7 @@ class Planner:
         tiled = side < max(shape.sides)
         wrap = functools.partial(self._in_tiles, shape, side, each) if tiled else None
         batch, layout = (1, NamedSharding(mesh, P())) if tiled else (mesh.size, NamedSharding(mesh, sharding.BATCH))
-        draw = drawing.make_draw(self.model.experiment, mesh, wrap)
+        draw = drawing.make_draw(self.model.experiment, mesh, wrap, shape.levels)
         compiled = draw.lower(*_arguments(self.model, self.rows, shape, batch, layout)).compile()
         counted = memory.compiled_bytes(compiled)
         used = self._estimate(shape, side, each) if counted is None else _with_slack(counted, shape)
@@ -163,19 +168,19 @@ class Planner:
         return tiles.tiled(predict_and_tell, side, self._overlap_of(side), self._align, each * mesh.size, spread)
 
 
-def shape_of(experiment: Experiment, low: tuple[int, int]) -> Shape:
-    """The shape of a picture from the sides of its low-resolution one."""
+def shape_of(experiment: Experiment, low: np.ndarray) -> Shape:
+    """The shape of a picture from its low-resolution one [h, w, C], levels."""
     divisor = drawing.divisor(experiment)
-    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low)
+    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low.shape[:2])
     # What is projected on a low-resolution picture is compiled for its own shape.
-    return Shape(sides, tuple(low) if experiment.config.sampling.project else None)
+    return Shape(sides, low.shape[:2] if experiment.config.sampling.project else None, 8 * low.dtype.itemsize)
 
 
 def draw_lows(model: drawing.Model, rows: Rows, plan: Plan, shape: Shape, lows, numbers, key) -> list[np.ndarray]:
-    """Results uint8 [h, w, 3] of low-resolution pictures of one shape, at most `plan.batch` of them.
+    """Results [h, w, C], levels, of low-resolution pictures of one shape, at most `plan.batch` of them.
 
     Args:
-      lows: uint8 [h, w, 3] each; numbers: int, what each one's noise depends on, besides the key.
+      lows: levels [h, w, C] each; numbers: int, what each one's noise depends on, besides the key.
     """
     experiment, scale = model.experiment, model.experiment.task.scale
     # Filled up with the last one.
@@ -233,8 +238,9 @@ def _arguments(model, rows, shape, batch, layout):
     def shaped(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=layout)
 
-    low = None if shape.low is None else shaped(*shape.low, 3, dtype=np.uint8)
-    inputs = drawing.inputs_of(model.experiment, shaped(*shape.sides, model.experiment.task.cond_channels), low)
+    task = model.experiment.task
+    low = None if shape.low is None else shaped(*shape.low, task.channels, dtype=shape.levels)
+    inputs = drawing.inputs_of(model.experiment, shaped(*shape.sides, task.cond_channels), low)
     return model.params, inputs, np.zeros(batch, np.int32), rows, drawing.make_key(0)
 
 

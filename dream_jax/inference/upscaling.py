@@ -13,13 +13,16 @@ from rich.console import Console
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images
+from dream_jax.files.picture import Picture
 from dream_jax.inference import drawing, trained
-from dream_jax.inference.groups import Group, Item, groups_of
+from dream_jax.inference.groups import Group, Item, Wanted, groups_of
 from dream_jax.inference.jobs import count_results, list_jobs, list_passed_over
 from dream_jax.inference.memory import free_bytes, program_bytes
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows
 
+# Of every file, as it is.
+ALL_PAGES = Wanted()
 # Files that a message names.
 _NAMED = 10
 
@@ -39,6 +42,7 @@ def upscale(
     overwrite: bool = False,
     overrides=(),
     checkpoint: str = "latest",
+    wanted: Wanted = ALL_PAGES,
 ) -> int:
     """Enlarges low-resolution pictures of any size by the scale of a trained model, with its EMA weights.
 
@@ -53,6 +57,7 @@ def upscale(
       tile: side of the tiles in pixels of the result, instead of one found by memory.
       overrides: `--config.sampling.KEY=VALUE` arguments.
       checkpoint: latest, best or a step.
+      wanted: of files: their pages, and what their numbers mean.
 
     Returns the exit status: 0, or 1 where a picture could not be read, drawn or written; each is named on stderr at
     the end with its reason, and the others are done. Raises UserError, before anything is loaded or compiled, where
@@ -74,6 +79,7 @@ def upscale(
         return 0
     with drawing.progress_bar(console) as bar:
         report = Report(bar, count_results(jobs))
+        writer = Writer(overwrite, report)
 
         @functools.cache
         def planner():
@@ -83,8 +89,8 @@ def upscale(
             limit, program = (half, 0) if memory is None else (memory * 2**30, program_bytes())
             return Planner(model, rows, limit, tile, lambda share: report.advance(share / len(rows.alpha)), program)
 
-        for group in groups_of(jobs, experiment, planner, report):
-            draw_and_write(group, planner().model, rows, overwrite, report)
+        for group in groups_of(jobs, experiment, planner, report, wanted):
+            draw_and_write(group, planner().model, rows, writer, report)
     return report.tell(console, len(jobs), f"enlarged {experiment.task.scale}x into {shown(output)}{already}")
 
 
@@ -98,8 +104,35 @@ def _check_options(experiment, seed, samples, memory, tile):
     check_tiles(experiment, tile)
 
 
-def draw_and_write(group: Group, model: drawing.Model, rows, overwrite: bool, report: Report) -> None:
-    """Draws a group and writes its results."""
+class Writer:
+    """Writes results as soon as all their pages are drawn."""
+
+    def __init__(self, overwrite: bool, report: Report):
+        self._overwrite, self._report, self._waiting = overwrite, report, {}
+
+    def add(self, item: Item, levels: np.ndarray) -> None:
+        """A page's levels [h, w, C] as the model drew them."""
+        drawn = self._waiting.setdefault(item.result, {})
+        drawn[item.page] = _as_its_picture(item, levels)
+        self._report.advance(1)
+        if len(drawn) < item.pages:
+            return
+        pages = [page for _, page in sorted(self._waiting.pop(item.result).items())]
+        try:
+            lost = images.check_result(item.result, pages)
+            images.write_pages(item.result, pages, self._overwrite)
+        except UserError as error:
+            self._report.failed(item.job, error, 0)
+        else:
+            notes = [f"{shown(item.result)}: without {loss}, which {item.result.suffix} cannot hold" for loss in lost]
+            if item.pages < item.picture.pages:
+                left = item.picture.pages - item.pages
+                notes.append(f"{shown(item.job.picture)}: {left} further pages are left out")
+            self._report.written(notes)
+
+
+def draw_and_write(group: Group, model: drawing.Model, rows, writer: Writer, report: Report) -> None:
+    """Draws a group and gives its pages to the writer."""
     before, start = report.completed, time.monotonic()
     report.say("enlarging" + (f" in tiles of {group.plan.tile}" if group.plan.tile else ""))
     try:
@@ -112,38 +145,36 @@ def draw_and_write(group: Group, model: drawing.Model, rows, overwrite: bool, re
             report.failed(item.job, f"{shown(item.job.picture)}: cannot be drawn ({reason})")
         return
     report.go_back(before)
-    report.drawn(sum(colours[..., 0].size for colours in drawn), time.monotonic() - start)
-    for item, colours in zip(group.items, drawn, strict=True):
-        try:
-            notes = _write(item, colours, overwrite)
-        except UserError as error:
-            report.failed(item.job, error)
-        else:
-            report.written(notes)
+    report.drawn(sum(levels[..., 0].size for levels in drawn), time.monotonic() - start)
+    for item, levels in zip(group.items, drawn, strict=True):
+        writer.add(item, levels)
 
 
 def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
-    """The results of a group, uint8 [h, w, 3] each; the noise of each depends on its name and the seed."""
-    lows = [item.picture.colours for item in group.items]
+    """The results of a group, levels [h, w, C] each; the noise of each depends on its name and the seed.
+
+    All pages of a file have one noise: an animation's then flickers no more than the network does.
+    """
+    lows = [item.low for item in group.items]
     numbers = [zlib.crc32(os.fsencode(item.job.name)) >> 1 for item in group.items]
     return draw_lows(model, rows, group.plan, group.shape, lows, numbers, drawing.make_key(group.seed))
 
 
-def _write(item: Item, colours, overwrite) -> list[str]:
-    """Writes a result with what is kept of its picture; returns what is to be told of it."""
-    notes, result, alpha = [], item.result, item.picture.alpha
-    if item.picture.grey:
+def _as_its_picture(item: Item, levels) -> Picture:
+    """A result with what is kept of its picture."""
+    alpha = item.picture.alpha
+    if item.picture.grey and levels.shape[2] > 1:
         # A network of three channels may tint it by a level or two.
-        colours = np.floor(colours.mean(-1, keepdims=True) + 0.5).astype(np.uint8)
-    if alpha is not None and images.holds_alpha(result):
-        height, width = colours.shape[:2]
-        enlarged = Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC)
-        colours = np.dstack([colours, np.asarray(enlarged)])
-    elif alpha is not None:
-        notes.append(f"{shown(result)}: without the picture's transparency, which {result.suffix} cannot hold")
-    images.write(result, colours, overwrite, item.picture.extras)
-    if item.picture.more_pages:
-        notes.append(
-            f"{shown(item.job.picture)}: only its first page was enlarged; save the others as files of their own"
-        )
-    return notes
+        levels = np.floor(levels.mean(-1, keepdims=True) + 0.5).astype(levels.dtype)
+    if alpha is not None:
+        alpha = _enlarge(alpha, *levels.shape[:2])
+    return item.picture._replace(colours=levels, alpha=alpha)
+
+
+def _enlarge(alpha, height, width):
+    """Levels [h, w] enlarged bicubically."""
+    if alpha.dtype == np.uint8:
+        return np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
+    # Pillow resizes 16 bits as floats.
+    enlarged = np.asarray(Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
+    return np.clip(np.floor(enlarged + 0.5), 0, 65535).astype(alpha.dtype)

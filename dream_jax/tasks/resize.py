@@ -68,9 +68,18 @@ def resize_matrices(kernel, size_in, size_out):
     return blocks
 
 
+def _resize_axis_16(levels, axis, size, kernel):
+    """Without rounding: of 16 bits there is no file's arithmetic to agree with."""
+    equation = {-2: "...wc,vw->...vc", -3: "...hwc,vh->...vwc"}[axis]
+    blocks = []
+    for matrix, inputs in resize_matrices(kernel, levels.shape[axis], size):
+        part = jax.lax.slice_in_dim(levels, inputs.start, inputs.stop, axis=axis)
+        exact = jnp.asarray((matrix[0] * 256.0 + matrix[1]) / 2.0**22, levels.dtype)
+        blocks.append(jnp.einsum(equation, part, exact, precision=jax.lax.Precision.HIGHEST))
+    return jnp.concatenate(blocks, axis)
+
+
 def _resize_axis(levels, axis, size, kernel):
-    if levels.shape[axis] == size:
-        return levels
     equation = {-2: "...wc,kvw->k...vc", -3: "...hwc,kvh->k...vwc"}[axis]
     blocks = []
     for matrix, inputs in resize_matrices(kernel, levels.shape[axis], size):
@@ -86,15 +95,21 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
     """Resize as Pillow's `Image.resize`: antialiased when shrinking, horizontally, then vertically, rounded after each.
 
     `pictures` [..., H, W, C] are grey levels 0..255, uint8 or whole numbers in a float; the result
-    [..., height, width, C] is whole grey levels in float32 (float64 for float64 pictures). Equal to Pillow's level for
-    level, except that Pillow 13 goes vertically first where the height shrinks much more than the width. Has no
-    gradient. Works under jit and shard_map. Raises UserError for a kernel that is not in KERNELS.
+    [..., height, width, C] is whole grey levels of the same type. Equal to Pillow's level for level, except that Pillow
+    13 goes vertically first where the height shrinks much more than the width. Levels 0..65535, uint16, are rounded at
+    the end only. Has no gradient. Works under jit and shard_map. Raises UserError for a kernel that is not in KERNELS.
     """
     if kernel not in KERNELS:
         raise UserError(f"resize kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
     pictures = jnp.asarray(pictures)
     levels = pictures.astype(jnp.promote_types(pictures.dtype, jnp.float32))
-    return _resize_axis(_resize_axis(levels, -2, width, kernel), -3, height, kernel)
+    along = _resize_axis_16 if pictures.dtype == jnp.uint16 else _resize_axis
+    for axis, size in ((-2, width), (-3, height)):
+        if levels.shape[axis] != size:
+            levels = along(levels, axis, size, kernel)
+    if pictures.dtype == jnp.uint16:
+        levels = jnp.clip(jnp.floor(levels + 0.5), 0, 65535)
+    return levels.astype(pictures.dtype)
 
 
 @functools.lru_cache(maxsize=32)

@@ -45,9 +45,10 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
         return gain * (limit(x0 / gain + cond) - cond) if residual else limit(x0)
 
     def consistency(result, low):
-        shrunk = observe(None, result)
+        shrunk, low = observe(None, result), jnp.asarray(low)
+        difference = shrunk.astype(jnp.float32) - low.astype(jnp.float32)
         # One axis at a time: a single float32 sum over a large picture would lose digits.
-        return jnp.square(shrunk - jnp.asarray(low, shrunk.dtype)).mean(2).mean(1).mean(1) / 255**2
+        return jnp.square(difference).mean(2).mean(1).mean(1) / value_range.white(shrunk.dtype) ** 2
 
     def project(picture, low):
         return resize.project(picture, value_range.to_float(low, picture.dtype), kernel)

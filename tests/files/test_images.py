@@ -8,7 +8,8 @@ from photos import noise
 from PIL import ExifTags, Image, ImageCms
 
 from dream_jax.errors import UserError
-from dream_jax.files import images
+from dream_jax.files import decoding, images, listings
+from dream_jax.files.picture import Picture
 from dream_jax.tasks import resize
 
 
@@ -56,7 +57,7 @@ def test_jpeg_is_near(tmp_path):
 def test_write_refuses(tmp_path):
     picture = noise(4, 4, 3)
     with pytest.raises(UserError, match="suffix must be one of"):
-        images.write(tmp_path / "a.gif", picture)
+        images.write(tmp_path / "a.xyz", picture)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         images.write(tmp_path / "file" / "a.png", picture)
@@ -110,7 +111,7 @@ def test_palette_with_transparency(tmp_path):
 @pytest.mark.parametrize("limit", [2**24, 0])
 def test_colours_that_nobody_sees_never_count(tmp_path, monkeypatch, limit):
     """Two pictures that differ there alone are one; a pixel that is seen keeps its colour."""
-    monkeypatch.setattr(images, "_LARGE", limit)
+    monkeypatch.setattr(decoding, "_LARGE", limit)
     alpha = np.repeat(np.uint8([[0, 0, 0, 1, 255, 255]]), 4, 0)
     read = []
     for name, under in (("a.png", 7), ("b.webp", 200)):
@@ -215,7 +216,7 @@ def test_extras_are_kept(tmp_path, source, target):
     Image.fromarray(noise(4, 6, 3)).save(tmp_path / f"a.{source}", exif=exif, icc_profile=SRGB, dpi=(300, 300))
     picture = images.read_picture(tmp_path / f"a.{source}")
     assert picture.colours.shape == (6, 4, 3)
-    images.write(tmp_path / f"b.{target}", noise(12, 8, 3), extras=picture.extras)
+    images.write_pages(tmp_path / f"b.{target}", [Picture(noise(12, 8, 3), extras=picture.extras)])
     with Image.open(tmp_path / f"b.{target}") as written:
         kept = written.getexif()
         assert written.size == (8, 12) and written.info["icc_profile"] == SRGB
@@ -230,14 +231,14 @@ def test_extras_are_kept(tmp_path, source, target):
 
 def test_bmp_keeps_resolution_and_colours_without_a_profile(tmp_path):
     extras = {"exif": tagged_exif().tobytes(), "icc_profile": SRGB, "dpi": (300, 300)}
-    images.write(tmp_path / "a.bmp", noise(4, 6, 3), extras=extras)
+    images.write_pages(tmp_path / "a.bmp", [Picture(noise(4, 6, 3), extras=extras)])
     picture = images.read_picture(tmp_path / "a.bmp")
     assert picture.extras == {"dpi": pytest.approx((300, 300), abs=0.1)}
     assert np.abs(picture.colours.astype(int) - noise(4, 6, 3)).max() <= 1
 
 
 def test_tiff_is_compressed(tmp_path):
-    images.write(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), extras={"dpi": (300, 300)})
+    images.write_pages(tmp_path / "a.tif", [Picture(np.zeros((64, 64, 3), np.uint8), extras={"dpi": (300, 300)})])
     assert (tmp_path / "a.tif").stat().st_size < 1000
 
 
@@ -252,7 +253,9 @@ def test_thumbnails_are_dropped(tmp_path):
     Image.fromarray(noise(4, 6, 3)).save(tmp_path / "a.jpg", exif=with_thumbnail)
     with Image.open(tmp_path / "a.jpg") as original:
         assert original.getexif().get_ifd(ExifTags.IFD.IFD1)
-    images.write(tmp_path / "b.jpg", noise(4, 6, 3), extras=images.read_picture(tmp_path / "a.jpg").extras)
+    images.write_pages(
+        tmp_path / "b.jpg", [Picture(noise(4, 6, 3), extras=images.read_picture(tmp_path / "a.jpg").extras)]
+    )
     with Image.open(tmp_path / "b.jpg") as written:
         assert written.getexif()[0x010F] == "Maker" and not written.getexif().get_ifd(ExifTags.IFD.IFD1)
 
@@ -295,11 +298,14 @@ def test_damaged_extras_do_not_lose_the_picture(tmp_path):
 
 
 def test_sides_that_a_format_cannot_hold(tmp_path):
-    images.check_size("a.png", 1, 10**6)
+    def picture(width):
+        return [Picture(np.broadcast_to(np.uint8(0), (1, width, 3)))]
+
+    images.check_result("a.png", picture(10**6))
     for name, side in (("a.webp", 16384), ("a.jpg", 65501)):
         with pytest.raises(UserError, match="a side"):
-            images.check_size(tmp_path / name, 1, side)
-        images.check_size(tmp_path / name, 1, side - 1)
+            images.check_result(tmp_path / name, picture(side))
+        assert not images.check_result(tmp_path / name, picture(side - 1))
 
 
 def test_names_are_shown_on_one_line():
@@ -350,18 +356,18 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_list_pictures(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        images.list_pictures(tmp_path / "missing")
+        listings.list_pictures(tmp_path / "missing")
     with pytest.raises(UserError, match="no pictures found"):
-        images.list_pictures(tmp_path)
+        listings.list_pictures(tmp_path)
     names = ["b.PNG", "a/c.jpeg", "a/b/d.TiFF", "z.webp"]
     for name in [*names, "notes.txt", "png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    assert images.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
-    assert images.list_pictures(str(tmp_path)) == images.list_pictures(tmp_path)
+    assert listings.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
+    assert listings.list_pictures(str(tmp_path)) == listings.list_pictures(tmp_path)
     with pytest.raises(UserError, match="a file, not a folder"):
-        images.list_pictures(tmp_path / "b.PNG")
+        listings.list_pictures(tmp_path / "b.PNG")
 
 
 def test_linked_folders_are_listed_once_and_sidecars_never(tmp_path, monkeypatch):
@@ -374,9 +380,9 @@ def test_linked_folders_are_listed_once_and_sidecars_never(tmp_path, monkeypatch
         (inside / name).symlink_to(outside)
     (outside / "back").symlink_to(inside)
     found = [inside / "a.png", inside / "one" / "o.png"]
-    assert images.list_pictures(inside) == found
+    assert listings.list_pictures(inside) == found
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert images.list_pictures("~/pictures") == found
+    assert listings.list_pictures("~/pictures") == found
 
 
 def test_bands_that_no_model_has_are_counted(tmp_path):
@@ -390,5 +396,5 @@ def test_further_pages_are_known(tmp_path, suffix):
     first, *more = (Image.fromarray(noise(4, 6, 3) // n) for n in (1, 2, 3))
     first.save(tmp_path / f"many{suffix}", save_all=True, append_images=more)
     first.save(tmp_path / f"one{suffix}")
-    assert images.read_picture(tmp_path / f"many{suffix}").more_pages
-    assert not images.read_picture(tmp_path / f"one{suffix}").more_pages
+    assert images.read_picture(tmp_path / f"many{suffix}").pages == 3
+    assert images.read_picture(tmp_path / f"one{suffix}").pages == 1

@@ -14,7 +14,7 @@ from PIL import Image
 from dream_jax.__main__ import main
 from dream_jax.config import records
 from dream_jax.errors import UserError
-from dream_jax.files import images
+from dream_jax.files import images, listings
 from dream_jax.inference import drawing, jobs, trained, upscaling
 from dream_jax.inference.tile_plans import Shape
 from dream_jax.tasks import resize
@@ -124,11 +124,11 @@ def test_transparency_is_enlarged_and_kept_where_the_format_can(tiny_workdir, tm
 
 
 @pytest.mark.usefixtures("noisy_model")
-@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA"])
 def test_a_grey_picture_stays_grey(tiny_workdir, tmp_path, mode):
     """The mean of what the model makes of its three equal channels."""
     levels = picture_of(4, 16, 12)[..., 0]
-    grey = Image.fromarray(levels.astype(np.uint16) * 257 if mode == "I;16" else levels)
+    grey = Image.fromarray(levels)
     (grey.convert("LA") if mode == "LA" else grey).save(tmp_path / "low.png")
     images.write(tmp_path / "rgb" / "low.png", np.repeat(levels[..., None], 3, -1))
     for source, result in (("low.png", "grey.png"), ("rgb/low.png", "rgb.png")):
@@ -158,7 +158,7 @@ def test_a_folder_is_mirrored_past_bad_pictures_and_made_complete_later(tiny_wor
         (source / name).touch()
     assert run(tiny_workdir, source, output) == 1
     results = [output / name for name in names]
-    assert images.list_pictures(output) == results
+    assert listings.list_pictures(output) == results
     for name, result in zip(names, results, strict=True):
         np.testing.assert_array_equal(images.read(result), bicubic(images.read(source / name)))
     out, errors = capsys.readouterr()
@@ -264,7 +264,7 @@ def test_projection_gives_pictures_that_shrink_to_the_low_resolution_one(tiny_wo
     for number, options in enumerate([(), ("--config.sampling.project=True", "--tile", 32)]):
         assert run(tiny_workdir, tmp_path / "low.png", tmp_path / f"{number}.png", *options) == 0
     without, projected = (
-        np.abs(np.asarray(resize.resize(images.read(tmp_path / f"{number}.png"), 26, 30)) - low).max()
+        np.abs(np.asarray(resize.resize(images.read(tmp_path / f"{number}.png"), 26, 30)).astype(int) - low).max()
         for number in range(2)
     )
     assert projected <= 1 < without
@@ -292,7 +292,7 @@ def test_a_format_can_be_asked_for(tiny_workdir, tmp_path):
     for name in "a.webp", "b/c.bmp":
         images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
     assert run(tiny_workdir, tmp_path / "low", tmp_path / "high", "--format", "png") == 0
-    assert images.list_pictures(tmp_path / "high") == [tmp_path / "high" / name for name in ("a.png", "b/c.png")]
+    assert listings.list_pictures(tmp_path / "high") == [tmp_path / "high" / name for name in ("a.png", "b/c.png")]
 
 
 def test_what_stands_beside_the_pixels_is_kept(tiny_workdir, tmp_path):
@@ -386,7 +386,7 @@ def test_names_of_any_bytes(tiny_workdir, tmp_path):
         ("empty", "high", "no pictures found"),
         ("one.png", "one.png", "would replace"),
         ("one.png", "there.png", "--overwrite"),
-        ("one.png", "high.gif", "suffix"),
+        ("one.png", "high.xyz", "suffix"),
         ("one.png", "high", "suffix"),
         ("one.png", "file/high.png", "written"),
         ("twins", "high --format png", "both become"),

@@ -43,7 +43,8 @@ def test_resize_keeps_batches_and_dtypes():
     one_by_one = np.stack([[resize.resize(picture, 8, 9) for picture in row] for row in batch])
     np.testing.assert_array_equal(resize.resize(batch, 8, 9), one_by_one)
     np.testing.assert_array_equal(resize.resize(batch.astype(np.float32), 8, 9), one_by_one)
-    assert resize.resize(batch, 8, 9).dtype == jnp.float32
+    for dtype in (jnp.uint8, jnp.uint16, jnp.float32):
+        assert resize.resize(batch.astype(dtype), 8, 9).dtype == dtype
     np.testing.assert_array_equal(resize.resize(batch, 16, 12), batch)
 
 
@@ -65,3 +66,13 @@ def test_resize_in_float64_jit_and_shard_map():
 def test_unknown_kernel_names_the_choices():
     with pytest.raises(UserError, match="pil_bicubic, pil_bilinear, pil_lanczos, pil_box"):
         resize.resize(noise(8, 8, 3), 4, 4, "bicubic")
+
+
+@pytest.mark.parametrize("kernel", PILLOW)
+def test_sixteen_bits_agree_with_pillows_floats(kernel):
+    picture = np.random.default_rng(0).integers(0, 65536, (31, 45, 3), dtype=np.uint16)
+    for height, width in ((62, 90), (15, 22), (124, 15), (31, 22)):
+        channels = [Image.fromarray(picture[..., c].astype(np.float32)) for c in range(3)]
+        floats = np.dstack([channel.resize((width, height), PILLOW[kernel]) for channel in channels])
+        ours = np.asarray(resize.resize(picture, height, width, kernel)).astype(float)
+        assert np.abs(ours - np.clip(floats, 0, 65535)).max() < 0.5 + 0.05  # of coefficients of 22 bits

@@ -1,0 +1,262 @@
+"""Pictures from the bytes of files: with Pillow, and with `deep` what Pillow would cut down."""
+
+import io
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dream_jax.files import formats, metadata
+from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
+from dream_jax.files.picture import Picture
+
+MAX_PIXELS = 2**26
+
+# What is read, by Pillow's names; its other formats are old, or programs. WebP's decoder takes four times the picture.
+READ = (*formats.FORMATS,)
+_MOST_PIXELS = {"WEBP": MAX_PIXELS // 2}
+
+# No sound file of MAX_PIXELS is larger, is read in more pieces, or has more scans: work and memory that others ask for.
+MOST_BYTES = 8 * MAX_PIXELS + 2**24
+_MOST_READS = 2**20
+_MOST_SCANS = 100
+_MOST_TEXT = 2**22
+# Pixels of a picture in which the nearest of each is looked for.
+_LARGE = 2**24
+
+
+class Reader(io.BufferedReader):
+    """A file that ends the reading when that is done in more pieces than any sound file's: chunks without end."""
+
+    def __init__(self, raw):
+        super().__init__(raw)
+        self._reads = 0
+
+    def read(self, size=-1):
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise ValueError("it is in more pieces than any picture")
+        return super().read(size)
+
+
+_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+
+
+def _check_scans(file):
+    """Raises ValueError for a JPEG of more scans than any encoder makes, of which each takes as long as a picture."""
+    before = file.tell()
+    file.seek(0)
+    data, at, scans, markers = file.read(), 2, 0, 0
+    file.seek(before)
+    while (marker := _JPEG_MARKER.search(data, at)) and marker[1] != b"\xd9":
+        scans, markers = scans + (marker[1] == b"\xda"), markers + 1
+        if scans > _MOST_SCANS or markers > _MOST_READS:
+            raise ValueError(f"it has more than {_MOST_SCANS} scans")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+
+
+def _bands(picture):
+    """((rows, columns), that part of a Pillow picture), of a million pixels at most: little is held twice."""
+    width, height = picture.size
+    across = min(width, 2**20)
+    down = 2**20 // across
+    for top, left in itertools.product(range(0, height, down), range(0, width, across)):
+        bottom, right = min(top + down, height), min(left + across, width)
+        yield (slice(top, bottom), slice(left, right)), picture.crop((left, top, right, bottom))
+
+
+def _check_claims(picture, file):
+    """Raises ValueError where an opened picture says that it is too large, too costly, or deeper than can be kept."""
+    width, height = picture.size
+    allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
+    if width * height > allowed:
+        raise ValueError(f"{width} x {height} pixels are more than the {allowed} allowed")
+    if picture.format in ("JPEG", "MPO"):
+        _check_scans(file)
+    if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
+        raise ValueError("its numbers are written as text, and too many")
+    bits = picture.info.get("bit_depth", 8) if picture.format == "HEIF" else _bits_of_avif(picture, file)
+    if bits > 8:
+        raise ValueError(f"it has {bits} bits for each colour, of which 8 can be read here; save it as PNG or TIFF")
+
+
+def _bits_of_avif(picture, file):
+    """Of each colour, by the box of an AVIF file that says so (ISO 23008-12, 6.5.6)."""
+    if picture.format != "AVIF":
+        return 8
+    file.seek(0)
+    start = file.read(2**16)
+    at = start.find(b"pixi")
+    return start[at + 9] if 0 <= at < len(start) - 9 else 8
+
+
+def _tile_arguments(picture):
+    arguments = picture.tile[0].args if picture.tile else ()
+    return (arguments,) if isinstance(arguments, str) else tuple(arguments or ())
+
+
+def _read_deep(picture, file, span, clip):
+    """The `deep.Deep` of an opened picture of which Pillow would give 8 bits of 16; None of others."""
+    name, arguments = picture.format, _tile_arguments(picture)
+    raw = arguments[0] if arguments and isinstance(arguments[0], str) else ""
+    colours_16 = name == "PNG" and raw.endswith(";16B") and raw != "I;16B"
+    ppm_16 = name == "PPM" and raw == "RGB" and arguments[1] > 255
+    if not (colours_16 or ppm_16 or name == "JPEG2000"):
+        return None
+    from dream_jax.files import deep
+
+    file.seek(0)
+    data = file.read()
+    if ppm_16:
+        if picture.tile[0][0] != "ppm":
+            raise ValueError("its numbers are written as text, and of more than 8 bits")
+        return deep.read_ppm(data, picture.tile[0].offset, picture.size, arguments[1])
+    if colours_16:
+        return deep.read_png(data, span, clip)
+    return deep.read_jpeg2000(data) if deep.bits_of_jpeg2000(data) > 8 else None
+
+
+def _read_values(picture, span, clip):
+    """(levels [H, W, 1], Numbers) of a loaded Pillow picture of one channel in 16-bit, 32-bit or float values."""
+    parts = list(_bands(picture))
+    ends = [extremes(np.asarray(band)) for _, band in parts]
+    # Pillow has no mode for the 16 bits of some formats but this.
+    dtype = np.float32 if picture.mode == "F" else np.uint16
+    numbers = numbers_of(dtype, min(low for low, _ in ends), max(high for _, high in ends), span, clip)
+    levels = np.empty((*picture.size[::-1], 1), numbers.levels)
+    for part, band in parts:
+        levels[part] = to_levels(np.asarray(band), numbers)[..., None]
+    return levels, numbers
+
+
+def _read_colours(picture, space, profile):
+    """(colours [H, W, 1 or 3], alpha [H, W] or None) uint8 of a loaded Pillow picture, by the profile of a space."""
+    channels = 1 if picture.mode in ("1", "L", "LA", "La") else 3
+    colours = np.empty((*picture.size[::-1], channels), np.uint8)
+    alpha = np.empty(colours.shape[:2], np.uint8) if picture.has_transparency_data else None
+    for part, band in _bands(picture):
+        if band.mode == "La":
+            band = band.convert("LA")
+        if alpha is not None:
+            pixels = np.asarray(band.convert("RGBA"))
+            colours[part], alpha[part] = pixels[..., :channels], pixels[..., 3]
+        if (space, band.mode) in (("GRAY", "L"), ("GRAY", "LA"), ("CMYK", "CMYK")):
+            managed = metadata.to_srgb(band.getchannel("L") if space == "GRAY" else band, profile)
+            colours[part] = np.asarray(managed)[..., :channels]
+        elif alpha is None:
+            colours[part] = np.asarray(band.convert("L" if channels == 1 else "RGB")).reshape(*band.size[::-1], -1)
+    return colours, alpha
+
+
+def _of_pillow(picture, file, managed, span, clip):
+    """The Picture of an opened Pillow picture, or of the page that it stands at."""
+    pages = formats.has_pages(picture)
+    found = _read_deep(picture, file, span, clip)
+    if found is None:
+        picture.load()
+        if pages > 1:
+            picture = ImageOps.exif_transpose(picture)
+        else:
+            ImageOps.exif_transpose(picture, in_place=True)
+    profile = picture.info.get("icc_profile")
+    space = metadata.colour_space(profile) if managed and profile else None
+    kept = metadata.of(picture) if managed else {}
+    numbers = Numbers()
+    if found is not None:
+        orientation = metadata.orientation_of(picture)
+        colours, alpha = (a if a is None else metadata.upright(a, orientation) for a in (found.colours, found.alpha))
+        numbers = found.numbers
+    elif picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        (colours, numbers), alpha = _read_values(picture, span, clip), None
+    else:
+        colours, alpha = _read_colours(picture, space, profile)
+    grey = colours.shape[2] == 1
+    # A grey picture of 8 bits is in sRGB by now; one of more keeps its own curve.
+    fits = {"RGB": not grey and picture.mode != "CMYK", "GRAY": grey and numbers.levels != np.uint8}
+    if fits.get(space):
+        kept["icc_profile"] = profile
+    if managed and pages > 1:
+        kept |= {name: picture.info[name] for name in ("duration", "loop") if name in picture.info}
+    return _hidden(Picture(colours, alpha, kept, numbers, pages))
+
+
+def _hidden(picture):
+    if picture.alpha is not None:
+        _hide(picture.colours, picture.alpha == 0)
+    return picture
+
+
+def _deep_tiff_pages(file, which, span, clip) -> Iterator[Picture]:
+    """Pages of a TIFF, where one of those that are wanted is more than Pillow gives; none of others."""
+    start = file.read(4)
+    file.seek(0)
+    if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    from dream_jax.files import deep
+
+    tiff = deep.open_tiff(file)
+    pages = deep.full_pages(tiff)
+    chosen = [tiff.pages[pages[number]] for number in _chosen(which, len(pages))]
+    if not any(deep.needs_tifffile(page) for page in chosen):
+        file.seek(0)
+        return
+    if math.prod(chosen[0].shape[:2]) * len(chosen) > MAX_PIXELS:
+        raise ValueError(
+            f"its {len(chosen)} pages have more than the {MAX_PIXELS} pixels allowed; take one with --page"
+        )
+    for page in chosen:
+        found, about = deep.read_tiff(page, span, clip), deep.about(page)
+        orientation = about.pop("orientation")
+        colours, alpha = (a if a is None else metadata.upright(a, orientation) for a in (found.colours, found.alpha))
+        yield _hidden(Picture(colours, alpha, about, found.numbers, len(pages)))
+
+
+def _chosen(which, count):
+    if which is None:
+        return range(count)
+    if not 0 <= which < count:
+        raise ValueError(f"it has {count} pages, and none of number {which + 1}")
+    return (which,)
+
+
+def decode(file, managed, which, span, clip) -> list[Picture]:
+    """The pages that are wanted, all for None."""
+    found = list(_deep_tiff_pages(file, which, span, clip))
+    if found:
+        return found
+    with Image.open(file, formats=READ) as picture:
+        _check_claims(picture, file)
+        first = 0 if which is None else which
+        # Whoever wants the first page only need not count the others.
+        count = formats.has_pages(picture) if managed or first else 1
+        chosen = _chosen(which, 1 if picture.format == "MPO" and which is None else count)
+        if math.prod(picture.size) * len(chosen) > MAX_PIXELS:
+            said = f"its {len(chosen)} pages have more than the {MAX_PIXELS} pixels allowed"
+            raise ValueError(f"{said}; take one with --page")
+        pictures = []
+        for number in chosen:
+            if number or len(chosen) > 1:
+                picture.seek(number)
+                _check_claims(picture, file)
+            pictures.append(_of_pillow(picture, file, managed, span, clip))
+        return pictures
+
+
+def _hide(colours, unseen):
+    """Gives pixels that nobody sees the colours of the nearest seen one, in place: what lies there may be anything."""
+    if not unseen.any() or unseen.all():
+        colours[unseen] = 0
+        return
+    # Here, as most pictures need no second that this takes.
+    from scipy import ndimage
+
+    if unseen.size <= _LARGE:
+        nearest = ndimage.distance_transform_edt(unseen, return_distances=False, return_indices=True)
+        colours[unseen] = colours[tuple(axis[unseen] for axis in nearest)]
+    else:
+        # Where the nearest ones take too much memory, those of the mean.
+        colours[unseen] = np.floor(colours[~unseen].mean(0, dtype=np.float64) + 0.5)

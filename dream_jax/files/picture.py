@@ -1,0 +1,68 @@
+"""A picture as a file holds it, and as models and measures want it."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from dream_jax.files.numbers import Numbers
+
+
+class Picture(NamedTuple):
+    """What a file holds, upright.
+
+    Attributes:
+      colours: grey levels uint8 [H, W, C] of files of 8 bits, uint16 of all others; C is 1 (grey), 3 (RGB), or what
+        the file has.
+      alpha: the same [H, W], or None.
+      extras: what is to be written again, as options of Pillow: exif (bytes), icc_profile (bytes, one that fits the
+        colours), dpi; of frames also duration and loop.
+      numbers: what the file's own numbers mean.
+      pages: how many pages or frames the file has.
+    """
+
+    colours: np.ndarray
+    alpha: np.ndarray | None = None
+    extras: Mapping = MappingProxyType({})
+    numbers: Numbers = Numbers()
+    pages: int = 1
+
+    @property
+    def grey(self) -> bool:
+        return self.colours.shape[2] == 1
+
+
+class Reading(NamedTuple):
+    """How pictures are read for a model or a measure.
+
+    Attributes:
+      channels: of the array: grey becomes three equal ones, colours become their luma, n bands stay as they are.
+      bits: 8 or 16.
+      span: (low, high), the numbers that mean black and white in files of more than 8 bits; see `numbers_of`.
+      clip: numbers outside are cut off there, instead of being refused.
+    """
+
+    channels: int = 3
+    bits: int = 8
+    span: tuple[float, float] | None = None
+    clip: bool = False
+
+
+USUAL = Reading()
+
+
+def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:
+    """Levels [H, W, C] with so many channels: grey as three equal ones, three as their luma (ITU-R BT.601).
+
+    Raises ValueError, which counts them, for all others.
+    """
+    has = colours.shape[2]
+    if has == channels:
+        return colours
+    if (has, channels) == (1, 3):
+        return np.repeat(colours, 3, -1)
+    if (has, channels) == (3, 1):
+        weights = np.array([19595, 38470, 7471], np.uint32)
+        return ((colours @ weights + 2**15) >> 16).astype(colours.dtype)[..., None]
+    raise ValueError(f"it has {has} bands, and {channels} are asked for (data.channels)")

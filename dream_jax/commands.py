@@ -65,8 +65,10 @@ def _train_and_evaluate(config, workdir, console, evaluates):
     from dream_jax.runtime import consensus, sharding
     from dream_jax.training import loop, screen
     from dream_jax.training.run import open_run
+    from dream_jax.training.workdir import as_begun
 
     consensus.synchronise("workdir")
+    config = as_begun(workdir, config)
     experiment = build(config)
     source, pictures = sources.open_source(config, "train"), held_out.eval_pictures(config)
     mesh = sharding.make_mesh(config.mesh.shard)
@@ -130,6 +132,8 @@ def evaluate(options, arguments, console: Console) -> None:
         raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
     if options.pictures and (options.gap or finding):
         raise UserError("--pictures is for the table, without --gap and --find_start")
+    if options.low and not options.pictures:
+        raise UserError("--low is for the low-resolution pictures of --pictures")
     if len(options.workdir) > 1 and not options.output:
         raise UserError("several runs: say with --output FILE.json where their common table goes")
     workdirs = _named(options.workdir)
@@ -191,7 +195,7 @@ def _measure(options, models, output, console):
     config = next(iter(models.values())).experiment.config
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
-        of_folder = options.pictures and whole.folder_source(options.pictures)
+        of_folder = options.pictures and whole.folder_source(options.pictures, options.low, config.task.scale)
         record, columns = whole.evaluate(models, of_folder or sources.open_source(config, "eval"), console, journal)
     else:
         record, columns = measuring.evaluate(models, held_out.eval_pictures(config), console, journal)
@@ -213,15 +217,16 @@ def _measure_gap(options, models, output, console):
 
 
 def _find_start(options, model, output, console):
-    from dream_jax.data import held_out
+    from dream_jax.data import held_out, indexed
     from dream_jax.evaluation import start_noise
     from dream_jax.files import atomic, names
 
     config = model.experiment.config
     pictures = held_out.eval_pictures(config, "train")
+    count = len(indexed.images_of(pictures))
     ranking = start_noise.find_start(model, pictures, options.find_start, console)
     for entry in ranking[:5]:
-        console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {len(pictures)} training pictures")
+        console.print(f"start_seed {entry['start_seed']}: {entry['psnr']:.3f} dB on {count} training pictures")
     mean = sum(entry["psnr"] for entry in ranking) / len(ranking)
     console.print(f"mean of {len(ranking)}: {mean:.3f} dB. Use --config.sampling.start_seed={ranking[0]['start_seed']}")
     if not options.overwrite:
@@ -229,7 +234,7 @@ def _find_start(options, model, output, console):
     record = {
         "protocol": "find_start",
         "step": model.step,
-        "pictures": len(pictures),
+        "pictures": count,
         "sampler": config.evaluation.samplers[0],
         "steps": config.evaluation.steps[0],
         "side": held_out.side_of(config),

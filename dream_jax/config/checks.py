@@ -13,6 +13,7 @@ from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
+from dream_jax.tasks.super_resolution import NEEDS_LOW
 
 _KIND_NAMES = {
     int: "a whole number",
@@ -109,8 +110,30 @@ def _check_data(config):
     _require(c.folder is None or c.tfds is None, config, "data.tfds", "give data.folder or it, not both")
     alone = c.eval_folder is None or c.folder is not None
     _require(alone, config, "data.eval_folder", "it goes with data.folder, the pictures to train on")
+    _check_low(config, c)
     same = c.tfds is not None and c.eval_split == c.train_split
     _require(not same, config, "data.eval_split", "it must differ from data.train_split: it is never trained on")
+
+
+def _check_low(config, c):
+    """What low-resolution pictures that are there need."""
+    task, asked = tasks.make(config), c.lr_key not in (None, "none")
+    _require(not asked or c.tfds is not None, config, "data.lr_key", "it is a feature of a dataset: data.tfds")
+    for key, beside in (("lr_folder", "folder"), ("eval_lr_folder", "eval_folder")):
+        _require(c[key] is None or c[beside] is not None, config, f"data.{key}", f"it goes with data.{beside}")
+    both = c.eval_folder is None or (c.lr_folder is None) == (c.eval_lr_folder is None)
+    _require(
+        both, config, "data.eval_lr_folder", "data.folder and eval_folder both have low-resolution pictures, or none"
+    )
+    there = c.lr_folder is not None or asked
+    _require(
+        task.takes_low or not there, config, "data.lr_folder", f"{config.task.name} takes no pictures that are there"
+    )
+    fixed = "low-resolution pictures that are there do not fit resized originals"
+    _require(c.resize is None or not there, config, "data.resize", fixed)
+    alone = task.takes_low and config.task.scale == 1
+    there = there or (c.tfds is not None and c.lr_key is None)
+    _require(there or not alone, config, "task.scale", NEEDS_LOW)
 
 
 def _check_families(config):

@@ -217,13 +217,26 @@ KEYS = {
     "optimizer.weight_decay": Key(0.0, "adamw", NOT_NEGATIVE),
     "optimizer.clip": Key(None, "the gradient's largest global norm", POSITIVE, float),
     "data.folder": Key(
-        None, "of pictures to train on; else tfds; else the photographs within scikit-image", optional=str
+        None,
+        "of pictures to train on, or a .npz, .npy, .h5 or .zip file, or several: A,B; else tfds; else the photographs "
+        "within scikit-image",
+        optional=str,
     ),
     "data.eval_folder": Key(None, "of pictures to evaluate on; else a share of folder is held out", optional=str),
+    "data.lr_folder": Key(
+        None, "super_resolution: low-resolution pictures of folder by the same names; else they are made", optional=str
+    ),
+    "data.eval_lr_folder": Key(None, "super_resolution: those of eval_folder", optional=str),
     "data.eval_percent": Key(10, "that share", number(lambda share: 0 < share < 100, "it must lie between 0 and 100")),
     "data.tfds": Key(None, "name of a prepared TensorFlow Datasets dataset", optional=str),
     "data.tfds_dir": Key(None, "where it lies; ~/tensorflow_datasets", optional=str),
     "data.image_key": Key(None, "the feature that holds the pictures", optional=str),
+    "data.lr_key": Key(
+        None,
+        "super_resolution: the feature that holds low-resolution pictures, lr beside hr where there is one; none: they "
+        "are made",
+        optional=str,
+    ),
     "data.train_split": Key("train", "tfds: the split to train on"),
     "data.eval_split": Key("test", "tfds: the split to evaluate on"),
     "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),

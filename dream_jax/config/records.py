@@ -13,7 +13,8 @@ from dream_jax.files import atomic
 # A run may go on with other values of these: they do not change what the steps before would have been. Where pictures
 # lie is among them, because a checkpoint knows them by their fingerprint.
 CHANGEABLE = (
-    *("data.folder", "data.eval_folder", "data.tfds_dir", "log_every"),
+    *("data.folder", "data.eval_folder", "data.tfds_dir", "data.lr_folder", "data.eval_lr_folder", "data.lr_key"),
+    "log_every",
     *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best", "samples.", "sampling."),
     *("evaluation.", "data.workers", "data.cache_dir", "supervision.", "watch.", "deterministic"),
 )
@@ -42,6 +43,7 @@ _ADDED = {
     "data.range": (),
     "data.percentile": None,
     "data.clip": False,
+    "data.lr_key": "none",
 }
 
 # Keys that are gone, and their one value that this version still does.

@@ -10,18 +10,20 @@ from dream_jax.data import indexed
 
 
 class Crop(grain.transforms.RandomMap):
-    """A square of `crop` pixels, its place uniform."""
+    """A square of `crop` pixels, its place uniform; of a pair the same in both."""
 
     def __init__(self, crop):
         self.crop = crop
 
     def random_map(self, picture, rng):
-        top, left = (int(rng.integers(side - self.crop + 1)) for side in picture.shape[:2])
-        return picture[top : top + self.crop, left : left + self.crop]
+        top, left = (int(rng.integers(places)) for places in indexed.starts(picture, self.crop))
+        return indexed.square(picture, self.crop, top, left)
 
 
 def train_pictures(source, seed: int, crop: int, resize: int | None = None, place: str = "random") -> grain.MapDataset:
     """An endless sequence of uint8 [crop, crop, 3], a function of (seed, index): shuffled anew each epoch, cropped.
+
+    Of a source with low-resolution pictures of its own, a sequence of `indexed.Pair`.
 
     With resize, the shorter side is first made that many pixels. Crops lie at random places, or in the middle, where
     those lie that are evaluated. A picture that is smaller than the crop is a UserError when it is reached.
@@ -40,13 +42,20 @@ def batch_indices(source, seed: int, batch_size: int, k: int) -> list[int]:
     return [int(shuffled[k * batch_size + row]) for row in range(batch_size)]
 
 
-def batch_rows(pictures, k: int, batch_size: int, rows, pool) -> np.ndarray:
+def batch_rows(pictures, k: int, batch_size: int, rows, pool) -> np.ndarray | indexed.Pair:
     """Rows of global batch k, uint8 [len(rows), crop, crop, 3]: row r is pictures[k * batch_size + r]."""
-    return np.stack(list(pool.map(lambda row: pictures[k * batch_size + int(row)], rows)))
+    return indexed.stack(pool.map(lambda row: pictures[k * batch_size + int(row)], rows))
+
+
+def named(pictures: np.ndarray | indexed.Pair) -> dict[str, np.ndarray]:
+    """What a batch calls the arrays of its pictures: {"image"}, and of pairs {"image", "low"}."""
+    return pictures._asdict() if isinstance(pictures, indexed.Pair) else {"image": pictures}
 
 
 class Batches:
     """Global batches by step number: batches(k) -> {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded alike.
+
+    Batches of pairs have "low", uint8 [G, h, w, C], too.
 
     Any k may be asked for at any time. This process reads only the rows that its own devices hold, in `workers`
     threads, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end
@@ -71,17 +80,18 @@ class Batches:
         return self._coming.pop(k).result()
 
     def _prepare(self, k):
-        local = batch_rows(self._pictures, k, self._batch_size, self._rows, self._readers)
+        local = named(batch_rows(self._pictures, k, self._batch_size, self._rows, self._readers))
         row = np.arange(self._batch_size, dtype=np.int32)
 
-        def local_part(index):
-            return local[np.searchsorted(self._rows, row[index[0]])]
+        def spread(array):
+            def local_part(index):
+                return array[np.searchsorted(self._rows, row[index[0]])]
 
-        shape = (self._batch_size, *local.shape[1:])
-        return {
-            "image": jax.make_array_from_callback(shape, self._sharding, local_part),
-            "row": jax.make_array_from_callback(row.shape, self._sharding, lambda index: row[index]),
-        }
+            shape = (self._batch_size, *array.shape[1:])
+            return jax.make_array_from_callback(shape, self._sharding, local_part)
+
+        rows = jax.make_array_from_callback(row.shape, self._sharding, lambda index: row[index])
+        return {name: spread(array) for name, array in local.items()} | {"row": rows}
 
     def close(self):
         self._preparer.shutdown(cancel_futures=True)

@@ -11,18 +11,27 @@ from dream_jax.errors import UserError
 from dream_jax.files import images
 
 
-def tfds_source(name: str, split: str, data_dir: str | None = None, image_key: str | None = None) -> Source:
+def tfds_source(
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    image_key: str | None = None,
+    low_key: str | None = "none",
+    scale: int = 1,
+) -> Source:
     """A prepared dataset of the TensorFlow Datasets catalog, as "cifar10" or "div2k/bicubic_x4:2.0.0".
 
     split is in the notation of TensorFlow Datasets ("train", "test[:100]"), data_dir defaults to its own
     (~/tensorflow_datasets, or TFDS_DATA_DIR); image_key defaults to "hr", else "image", else the only picture there is.
+    low_key and scale as for `builder_source`.
+
     Raises UserError if there is no such dataset, split or picture, or if it is not prepared for random access.
     """
     builder = _catalog_builder(name, data_dir)
     if not builder.is_prepared():
         raise UserError(f"{name} is not prepared in {builder.data_dir}. {_how_to_prepare(name, data_dir)}")
     _need_random_access(builder, name, data_dir)
-    return builder_source(builder, split, image_key)
+    return builder_source(builder, split, image_key, low_key=low_key, scale=scale)
 
 
 def prepare_tfds(name: str, data_dir: str | None = None) -> Path:
@@ -66,8 +75,14 @@ def _need_random_access(builder, name, data_dir):
         )
 
 
-def builder_source(builder, split, image_key=None, name_key=None) -> Source:
-    """The pictures of a prepared dataset; name_key is the feature that holds their names, where one does."""
+def builder_source(builder, split, image_key=None, name_key=None, low_key="none", scale=1) -> Source:
+    """The pictures of a prepared dataset.
+
+    Args:
+      name_key: the feature that holds their names, where one does.
+      low_key: the one with the low-resolution pictures, `scale` times smaller; None is "lr" beside "hr" where there are
+        such, "none" is none.
+    """
     features = builder.info.features
     pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if image_key is None:
@@ -83,6 +98,12 @@ def builder_source(builder, split, image_key=None, name_key=None) -> Source:
         raise UserError(
             f"data.image_key: {builder.name}/{image_key} holds {features[image_key].np_dtype}, not a picture"
         )
+    if low_key is None:
+        low_key = "lr" if image_key == "hr" and "lr" in pictures else "none"
+    if low_key != "none" and low_key not in pictures:
+        raise UserError(
+            f"data.lr_key: {builder.name} has the pictures {', '.join(pictures)}; {low_key!r} is not one of them"
+        )
     # Decoded here: what TensorFlow Datasets decodes with depends on whether OpenCV is installed.
     encoded = {key: tfds.decode.SkipDecoding() for key in pictures}
     try:
@@ -93,4 +114,9 @@ def builder_source(builder, split, image_key=None, name_key=None) -> Source:
             f"data.train_split, data.eval_split: {builder.name} has the splits {known}; {split!r} is refused: {error}"
         ) from error
     name = None if name_key is None else lambda index: records[index][name_key].decode()
-    return Source(lambda index: images.read(records[index][image_key]), len(records), name=name)
+
+    def reader(key):
+        return lambda index: images.read(records[index][key])
+
+    low = None if low_key == "none" else reader(low_key)
+    return Source(reader(image_key), len(records), name=name, low=low, scale=scale)

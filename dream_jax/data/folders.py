@@ -8,12 +8,13 @@ import io
 import itertools
 import os
 import shutil
-import stat
 import sys
 import tempfile
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,27 +22,33 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dream_jax.data import indexed, listing
 from dream_jax.data.catalog import builder_source
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError, shown
-from dream_jax.files import cache, decoding, images, listings
+from dream_jax.files import cache, decoding, images
 
 # Pixels beyond which pictures are prepared one after the other.
 _LARGE = 2**24
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
-    """The dataset that a folder becomes. examples: {split: iterator of (key, example)}, in the order to be kept."""
+    """The dataset that a folder becomes. examples: {split: iterator of (key, example)}, in the order to be kept.
+
+    paired: whether examples have low-resolution pictures, "low", beside "image".
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, examples, **options):
-        self._examples = examples
+    def __init__(self, *, examples, paired=False, **options):
+        self._examples, self._paired = examples, paired
         super().__init__(**options)
 
     def _info(self):
+        picture = tfds.features.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format="png")
         features = {
-            "image": tfds.features.Image(shape=(None, None, 3), dtype=np.uint8, encoding_format="png"),
+            "image": picture,
+            **({"low": picture} if self._paired else {}),
             "name": tfds.features.Text(),
             "top": np.int64,
             "left": np.int64,
@@ -66,8 +73,11 @@ def prepare_folder(
     skip_unreadable: bool = False,
     eval_percent: float = 10.0,
     whole: bool = False,
+    lr_folder=None,
+    eval_lr_folder=None,
+    scale: int = 1,
 ) -> Path:
-    """Makes a folder of pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
+    """Makes pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
 
     It is made once, under cache_dir (default: `cache.root()`), in a folder named after the files' names, sizes and
     times and these arguments, so a folder that changed is prepared anew. It appears there only when complete, and the
@@ -78,26 +88,27 @@ def prepare_folder(
     pictures are kept whole; training pictures longer than 4 * crop are cut by `tiles`, since decoding a large PNG for
     every crop is slow. `whole` keeps these whole, too.
 
+    Args:
+      folder, eval_folder: folders, or files that hold many pictures; several with commas between, see
+        `listing.pictures`.
+      lr_folder, eval_lr_folder: as many, of the low-resolution pictures; scale: how many times smaller these are.
+
     Raises UserError if no picture is left, the cache cannot be written, or, unless skip_unreadable, a picture cannot be
-    read or is smaller than the crop: all of them are named.
+    read, is smaller than the crop, or has no low-resolution picture that fits: all of them are named.
     """
-    folder = Path(folder).expanduser()
-    eval_folder = eval_folder and Path(eval_folder).expanduser()
-    splits = _split_files(folder, eval_folder, eval_percent)
+    splits = _split_files(folder, eval_folder, eval_percent, lr_folder, eval_lr_folder, scale)
     settings = (crop, resize, skip_unreadable, str(Pictures.VERSION), *(["whole"] if whole else []))
-    digest = hashlib.sha256(repr(settings).encode())
-    for split, files in splits.items():
-        for name, path in files.items():
-            digest.update(repr((split, name, *_size_and_time(path))).encode())
+    settings = (*settings, *([] if lr_folder is None else ["pairs", scale]))
+    making = Making(crop, resize, skip_unreadable, whole, None if lr_folder is None else scale)
     parent = Path(cache_dir).expanduser() if cache_dir else cache.root()
-    prepared = parent / f"{shown(folder.resolve().name)}-{digest.hexdigest()[:16]}"
+    prepared = parent / f"{listing.title(folder)}-{_digest(splits, settings)}"
     if not prepared.exists():
         unfinished = None
         try:
             parent.mkdir(parents=True, exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
             _warn_of_duplicates(splits)
-            made = _write(splits, unfinished, crop, resize, skip_unreadable, whole)
+            made = _write(splits, unfinished, making)
             try:
                 os.rename(made, prepared)
             except OSError:  # another process was first, with the same files
@@ -117,6 +128,26 @@ def prepare_folder(
     return prepared
 
 
+class Making(NamedTuple):
+    """How pictures are prepared, see `prepare_folder`; scale is that of pairs, None where there are none."""
+
+    crop: int
+    resize: int | None
+    skip_unreadable: bool
+    whole: bool
+    scale: int | None
+
+
+def _digest(splits, settings):
+    digest = hashlib.sha256(repr(settings).encode())
+    for split, entries in splits.items():
+        for name, entry in entries.items():
+            digest.update(repr((split, name, *listing.state(entry.picture))).encode())
+            if entry.low is not None:
+                digest.update(repr(("low", str(entry.low), *listing.state(entry.low))).encode())
+    return digest.hexdigest()[:16]
+
+
 def tiles(size: int, crop: int) -> list[tuple[int, int]]:
     """Intervals (start, stop) of at most 4 * crop that overlap by crop - 1 and hold each crop of `size` in exactly one.
 
@@ -128,23 +159,14 @@ def tiles(size: int, crop: int) -> list[tuple[int, int]]:
     return [(a, b + crop - 1) for a, b in itertools.pairwise(edges)]
 
 
-def _size_and_time(path):
-    """Of a picture file; None and None of what cannot be one: links to nowhere or in a circle, pipes, folders."""
-    with contextlib.suppress(OSError):
-        about = path.stat()
-        if stat.S_ISREG(about.st_mode):
-            return about.st_size, about.st_mtime_ns
-    return None, None
-
-
-def _split_files(folder, eval_folder, eval_percent):
-    """{"train": {name: path}, "eval": {name: path}}: names relative to their folder, in order."""
-    files = {Path(path).relative_to(folder).as_posix(): Path(path) for path in listings.list_pictures(folder)}
+def _split_files(folder, eval_folder, eval_percent, lr_folder=None, eval_lr_folder=None, scale=1):
+    """{"train": {name: listing.Entry}, "eval": {...}}, in order."""
+    files = listing.pictures(folder, lr_folder, scale)
     if eval_folder is not None:
-        held_out = {Path(p).relative_to(eval_folder).as_posix(): Path(p) for p in listings.list_pictures(eval_folder)}
+        held_out = listing.pictures(eval_folder, eval_lr_folder, scale)
         # The one may lie inside the other.
-        never_train = {os.path.realpath(path) for path in held_out.values()}
-        train = {name: path for name, path in files.items() if os.path.realpath(path) not in never_train}
+        never_train = {listing.identity(entry.picture) for entry in held_out.values()}
+        train = {name: entry for name, entry in files.items() if listing.identity(entry.picture) not in never_train}
         if not train:
             raise UserError(
                 f"data.folder: every picture of {shown(folder)} is also in data.eval_folder {shown(eval_folder)}"
@@ -158,8 +180,8 @@ def _split_files(folder, eval_folder, eval_percent):
     below = sum(zlib.crc32(os.fsencode(name)) < eval_percent / 100 * 2**32 for name in files)
     chosen = set(by_crc[: min(max(below, 1), len(files) - 1)])
     return {
-        "train": {name: path for name, path in files.items() if name not in chosen},
-        "eval": {name: path for name, path in files.items() if name in chosen},
+        "train": {name: entry for name, entry in files.items() if name not in chosen},
+        "eval": {name: entry for name, entry in files.items() if name in chosen},
     }
 
 
@@ -173,37 +195,43 @@ def _warn_of_duplicates(splits):
         except OSError:
             return path
 
-    train, held_out = (
-        [(_size_and_time(path)[0] or 0, path) for path in splits[split].values()] for split in ("train", "eval")
-    )
+    def files(split):
+        paths = [entry.picture for entry in splits[split].values() if isinstance(entry.picture, Path)]
+        return [(listing.state(path)[0] or 0, path) for path in paths]
+
+    train, held_out = files("train"), files("eval")
     # What is no picture is not read: it may have no end.
     common = {size for size, _ in train if 0 < size <= decoding.MOST_BYTES} & {size for size, _ in held_out}
     trained_on = {digest(path): path for size, path in train if size in common}
     found = [(path, trained_on.get(digest(path))) for size, path in held_out if size in common]
     same = [f"{shown(path)} = {shown(other)}" for path, other in found if other is not None]
     if same:
-        _warn(f"{len(same)} evaluation pictures are also trained on, byte for byte: {_first(same)}")
+        _warn(f"{len(same)} evaluation pictures are also trained on, byte for byte: {listing.first(same)}")
 
 
-def _write(splits, unfinished, crop, resize, skip_unreadable, whole):
-    left_out, total = [], sum(len(files) for files in splits.values())
+def _write(splits, unfinished, making):
+    left_out, cut, total = [], [], sum(len(files) for files in splits.values())
     # A few threads: decoding and encoding release the interpreter's lock, and each holds a whole picture.
     threads = min(os.cpu_count() or 1, 8)
     with _progress_bar(total) as advance, ThreadPoolExecutor(threads) as pool:
 
         def examples(split):
             some = False
-            make = functools.partial(_examples_of, crop=crop, resize=resize, whole=whole or split == "eval")
-            for found, problem in in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
-                some |= bool(found)
-                if problem:
-                    left_out.append(problem)
-                yield from found
+            kept_whole = making.whole or split == "eval"
+            make = functools.partial(_made_of, making=making._replace(whole=kept_whole))
+            for made in in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
+                some |= bool(made.examples)
+                left_out.extend(made.problem)
+                cut.extend(made.cut)
+                yield from made.examples
                 advance()
-            _check_left_out(split, some, left_out, total, skip_unreadable)
+            _check_left_out(split, some, left_out, total, making.skip_unreadable)
 
         builder = Pictures(
-            data_dir=unfinished, file_format="array_record", examples={split: examples(split) for split in splits}
+            data_dir=unfinished,
+            file_format="array_record",
+            examples={split: examples(split) for split in splits},
+            paired=making.scale is not None,
         )
         tfds.display_progress_bar(False)
         try:
@@ -212,52 +240,88 @@ def _write(splits, unfinished, crop, resize, skip_unreadable, whole):
         finally:
             tfds.display_progress_bar(True)
     if left_out:
-        _warn(f"{len(left_out)} of {total} pictures are left out: {_first(left_out)}")
+        _warn(f"{len(left_out)} of {total} pictures are left out: {listing.first(left_out)}")
+    if cut:
+        _warn(
+            f"{len(cut)} of {total} pictures are cut at the right and below, as task.scale = {making.scale} does not "
+            f"divide their sides: {listing.first(cut)}"
+        )
     return Path(builder.data_dir)
 
 
-def _examples_of(item, crop, resize, whole):
-    """([(key, example)] of a file's tiles, None), or ([], why there are none); `whole` makes one of the picture."""
-    name, path = item
+class Made(NamedTuple):
+    """What became of a picture: [(key, example)], [why there are none], [its name and size, where it was cut]."""
+
+    examples: list
+    problem: Sequence[str] = ()
+    cut: Sequence[str] = ()
+
+
+def _made_of(item, making):
+    """The examples of a picture's tiles; `whole` makes one of the picture."""
+    name, entry = item
     try:
-        picture = images.read(path)
+        picture, cut = _picture(entry, making)
     except UserError as error:
-        return [], str(error)
-    try:
-        if resize is not None:
-            picture = images.resize_shorter_side(picture, resize)
-    except UserError as error:
-        return [], f"{shown(path)}: {error}"
-    height, width = picture.shape[:2]
-    if min(height, width) < crop:
-        return [], f"{shown(path)}: {width}x{height} is smaller than the crop of {crop}"
-    rows, columns = ([(0, size)] if whole else tiles(size, crop) for size in (height, width))
+        return Made([], [str(error)])
+    grid, step = (picture.low, picture.scale) if isinstance(picture, indexed.Pair) else (picture, 1)
+    rows, columns = ([(0, size)] if making.whole else tiles(size, making.crop // step) for size in grid.shape[:2])
     found = []
     for (top, bottom), (left, right) in itertools.product(rows, columns):
-        png = io.BytesIO()
-        # Level 1 is written three times faster than the default, read nearly as fast, and 2% larger.
-        Image.fromarray(picture[top:bottom, left:right]).save(png, "PNG", compress_level=1)
+        parts = {} if grid is picture else {"low": grid[top:bottom, left:right]}
+        top, bottom, left, right = (place * step for place in (top, bottom, left, right))
+        parts["image"] = indexed.images_of(picture)[top:bottom, left:right]
         # A name may be any bytes, a text may not.
-        example = {"image": png.getvalue(), "name": shown(name), "top": top, "left": left}
-        found.append((f"{os.fsencode(name)!r} {top} {left}", example))
-    return found, None
+        example = {"name": shown(name), "top": top, "left": left}
+        found.append(
+            (f"{os.fsencode(name)!r} {top} {left}", example | {key: _png(part) for key, part in parts.items()})
+        )
+    return Made(found, cut=cut)
+
+
+def _picture(entry, making):
+    """(the picture, or pair, of an entry; [its name and size, where it was cut]); raises UserError, which names it."""
+    name = shown(entry.picture)
+    if entry.problem is not None:
+        raise UserError(entry.problem)
+    picture = listing.read(entry.picture)
+    if making.resize is not None:
+        try:
+            picture = images.resize_shorter_side(picture, making.resize)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    height, width = picture.shape[:2]
+    if min(height, width) < making.crop:
+        raise UserError(f"{name}: {width}x{height} is smaller than the crop of {making.crop}")
+    if making.scale is None:
+        return picture, []
+    paired = indexed.pair(picture, listing.read(entry.low), making.scale, name)
+    return paired, [f"{name}: {width}x{height}"] if paired.image.shape != picture.shape else []
+
+
+def _png(picture):
+    file = io.BytesIO()
+    # Level 1 is written three times faster than the default, read nearly as fast, and 2% larger.
+    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _is_large(item):
     # A large picture takes up to a GiB.
-    return images.claimed_pixels(item[1]) > _LARGE
+    picture = item[1].picture
+    return images.claimed_pixels(picture) > _LARGE if isinstance(picture, Path) else picture.large
 
 
 def _check_left_out(split, some, left_out, total, skip_unreadable):
     if not some and skip_unreadable:
         raise UserError(
             f"no {split} picture can be used; add some, or set data.eval_folder or another data.eval_percent: "
-            + _first(left_out)
+            + listing.first(left_out)
         )
     if left_out and not skip_unreadable and (split == "eval" or not some):
         raise UserError(
             f"{len(left_out)} of {total} pictures cannot be used; set data.skip_unreadable=True to leave them "
-            "out: " + _first(left_out)
+            "out: " + listing.first(left_out)
         )
 
 
@@ -289,16 +353,13 @@ def in_order(pool, function, items, ahead, alone):
         yield running.popleft()()
 
 
-def _first(lines, shown=10):
-    more = [f"... and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
-
-
 def _warn(message):
     print(f"warning: {message}", file=sys.stderr)
 
 
 def folder_source(folder, *, split: str, **options) -> Source:
     """The split "train" or "eval" of a folder of pictures; options are those of `prepare_folder`, which prepares it."""
-    path = prepare_folder(folder, **options)
-    return builder_source(tfds.builder_from_directory(path), split, "image", name_key="name")
+    path, paired = prepare_folder(folder, **options), options.get("lr_folder") is not None
+    builder = tfds.builder_from_directory(path)
+    low_key = "low" if paired else "none"
+    return builder_source(builder, split, "image", name_key="name", low_key=low_key, scale=options.get("scale", 1))

@@ -3,10 +3,11 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.files import images
 
 
@@ -19,12 +20,16 @@ class Source:
       pictures: how many there are.
       copies: how often each is listed.
       name: `i -> what the picture is called`, where that is known.
+      low: `i -> its low-resolution picture`, uint8 [h, w, C], where there are such.
+      scale: how many times larger pictures are than those.
     """
 
     read: Callable[[int], np.ndarray]
     pictures: int
     copies: int = 1
     name: Callable[[int], str] | None = None
+    low: Callable[[int], np.ndarray] | None = None
+    scale: int = 1
 
     def __len__(self):
         return self.pictures * self.copies
@@ -37,11 +42,82 @@ class Source:
         number = int(index) % self.pictures
         return f"picture {number}" if self.name is None else self.name(number)
 
+    def pair(self, index: int) -> "Pair":
+        """A picture with its low-resolution one; raises UserError where they do not fit."""
+        number = range(len(self))[index] % self.pictures
+        return pair(self.read(number), self.low(number), self.scale, self.label(number))
 
-def middle(picture: np.ndarray, crop: int) -> np.ndarray:
-    """The middle square of `crop` pixels."""
-    top, left = ((side - crop) // 2 for side in picture.shape[:2])
+
+class Pair(NamedTuple):
+    """A picture with its low-resolution one, or stacks of both: image [..., s h, s w, C], low [..., h, w, C]."""
+
+    image: np.ndarray
+    low: np.ndarray
+
+    @property
+    def scale(self) -> int:
+        """How many times larger the picture is: s."""
+        return self.image.shape[-3] // self.low.shape[-3]
+
+
+def pair(image: np.ndarray, low: np.ndarray, scale: int, name: str) -> Pair:
+    """A picture, cut at the right and below to whole low-resolution pixels, with its low-resolution one.
+
+    Raises UserError, which says `name`, unless each side of low is that of the picture divided by scale, rounded down.
+    """
+    (height, width), (low_height, low_width) = image.shape[:2], low.shape[:2]
+    if (height // scale, width // scale) != (low_height, low_width):
+        raise UserError(
+            f"{shown(name)}: {width}x{height} pixels, and its low-resolution picture has {low_width}x{low_height}; "
+            f"task.scale = {scale} needs {width // scale}x{height // scale}"
+        )
+    return Pair(image[: low_height * scale, : low_width * scale], low)
+
+
+def images_of(pictures: np.ndarray | Pair) -> np.ndarray:
+    """The pictures alone."""
+    return pictures.image if isinstance(pictures, Pair) else pictures
+
+
+def is_paired(source) -> bool:
+    """Whether a source has low-resolution pictures of its own."""
+    return getattr(source, "low", None) is not None
+
+
+def starts(picture: np.ndarray | Pair, crop: int) -> tuple[int, int]:
+    """How many places there are, down and across, where a square of `crop` pixels can begin.
+
+    In pairs it begins, and ends, where a low-resolution pixel does.
+    """
+    if isinstance(picture, Pair):
+        return starts(picture.low, crop // picture.scale)
+    height, width = picture.shape[:2]
+    return height - crop + 1, width - crop + 1
+
+
+def square(picture: np.ndarray | Pair, crop: int, top: int, left: int) -> np.ndarray | Pair:
+    """The square of `crop` pixels at a place of `starts`."""
+    if isinstance(picture, Pair):
+        return Pair(*(square(part, side, top * step, left * step) for part, side, step in _grids(picture, crop)))
     return picture[top : top + crop, left : left + crop]
+
+
+def _grids(paired, crop):
+    return (paired.image, crop, paired.scale), (paired.low, crop // paired.scale, 1)
+
+
+def middle(picture: np.ndarray | Pair, crop: int) -> np.ndarray | Pair:
+    """The middle square of `crop` pixels."""
+    top, left = ((places - 1) // 2 for places in starts(picture, crop))
+    return square(picture, crop, top, left)
+
+
+def stack(pictures) -> np.ndarray | Pair:
+    """Pictures of one size, or pairs, as one array or a pair of arrays."""
+    pictures = list(pictures)
+    if isinstance(pictures[0], Pair):
+        return Pair(*(np.stack(part) for part in zip(*pictures, strict=True)))
+    return np.stack(pictures)
 
 
 def fingerprint(source) -> str:
@@ -49,15 +125,18 @@ def fingerprint(source) -> str:
 
     It depends on the pixels alone, so the same data in another place, or prepared by another machine, is the same.
     """
-    crc = 0
+    crc, paired = 0, is_paired(source)
     for index in sorted(set(np.linspace(0, len(source) - 1, 8).astype(int).tolist())):
-        picture = np.ascontiguousarray(source[index])
-        crc = zlib.crc32(picture, zlib.crc32(repr(picture.shape).encode(), crc))
-    return f"{len(source)} pictures, crc32 {crc:08x}"
+        for picture in source.pair(index) if paired else (source[index],):
+            picture = np.ascontiguousarray(picture)
+            crc = zlib.crc32(picture, zlib.crc32(repr(picture.shape).encode(), crc))
+    return f"{len(source)} {'pairs' if paired else 'pictures'}, crc32 {crc:08x}"
 
 
-def fit(source, index, crop, resize):
-    picture = source[index]
+def fit(source, index: int, crop: int, resize: int | None = None) -> np.ndarray | Pair:
+    """A picture of a source, or a pair, with its shorter side resized, of at least `crop` pixels a side."""
+    paired = source.pair(index) if is_paired(source) else None
+    picture = source[index] if paired is None else paired.image
     if resize is not None and min(picture.shape[:2]) != resize:
         try:
             picture = images.resize_shorter_side(picture, resize)
@@ -69,4 +148,4 @@ def fit(source, index, crop, resize):
             f"picture {index} of the data is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
             "evaluation.crop), set data.resize, or leave the picture out"
         )
-    return picture
+    return picture if paired is None else paired

@@ -1,9 +1,11 @@
-"""Where the pictures of a config come from: a folder, a dataset of the catalog, or the bundled photographs."""
+"""Where the pictures of a config come from: folders and files, a dataset of the catalog, or the bundled photographs."""
 
 import dataclasses
 
+from dream_jax import tasks
 from dream_jax.data import bundled
-from dream_jax.data.indexed import Source
+from dream_jax.data.indexed import Source, is_paired
+from dream_jax.errors import UserError
 
 
 def open_source(config, split: str) -> Source:
@@ -30,9 +32,20 @@ def _open(config, split):
             skip_unreadable=c.skip_unreadable,
             eval_percent=c.eval_percent,
             whole=c.crop == "centre",
+            lr_folder=c.lr_folder,
+            eval_lr_folder=c.eval_lr_folder,
+            scale=config.task.scale,
         )
     if c.tfds is not None:
         from dream_jax.data.catalog import tfds_source
 
-        return tfds_source(c.tfds, c.train_split if split == "train" else c.eval_split, c.tfds_dir, c.image_key)
+        chosen = c.train_split if split == "train" else c.eval_split
+        low_key = c.lr_key if tasks.make(config).takes_low else "none"
+        source = tfds_source(c.tfds, chosen, c.tfds_dir, c.image_key, low_key, config.task.scale)
+        if is_paired(source) and c.resize is not None:
+            raise UserError(
+                f"data.resize = {c.resize}: the low-resolution pictures of {c.tfds} are those of its originals as they "
+                "are; leave it out, or set data.lr_key=none"
+            )
+        return source
     return bundled.photographs(split)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dream_jax import diffusion, sampling
+from dream_jax.data.indexed import Pair
 from dream_jax.evaluation import plots, two_sample
 from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
 from dream_jax.evaluation.plots import Panel
@@ -57,8 +58,10 @@ COLUMNS = {
 _DIRECTIONS = 64
 
 
-def measure(models: dict[str, Model], pictures: np.ndarray, console: Console) -> dict:
-    """Measures the gap on pictures uint8 [N, H, W, 3], along the first of `evaluation.samplers` at its most steps.
+def measure(models: dict[str, Model], pictures: np.ndarray | Pair, console: Console) -> dict:
+    """Measures the gap on pictures, along the first of `evaluation.samplers` at its most steps.
+
+    The pictures are uint8 [N, H, W, 3], or an `indexed.Pair` of such.
 
     There is a row for each network evaluation, at whose noise level two inputs are compared: the sampler's own x
     ("sampling"), and `alpha x0 + sigma eps` of the same picture ("training"). What a perfect network has is in
@@ -86,19 +89,20 @@ def measure(models: dict[str, Model], pictures: np.ndarray, console: Console) ->
     first = next(iter(models.values())).experiment.config.evaluation
     sampler, steps, seed = first.samplers[0], max(first.steps), first.seeds[0]
     networks = {name: weights.load(name, first.weights)[0] for name in first.learned if name.startswith("lpips")}
+    inputs = make_inputs(next(iter(models.values())).experiment, pictures)
+    count = len(inputs.pictures)
     record = {
         "protocol": "gap",
         "sampler": sampler,
         "steps": steps,
         "seed": seed,
-        "pictures": len(pictures),
-        "crop": pictures.shape[1],
+        "pictures": count,
+        "crop": inputs.pictures.shape[1],
         "notes": [note] if note else [],
         "models": {},
     }
-    inputs = make_inputs(next(iter(models.values())).experiment, pictures)
     with drawing.progress_bar(console) as bar:
-        job = bar.add_task("measuring the gap", total=len(models) * len(pictures))
+        job = bar.add_task("measuring the gap", total=len(models) * count)
         for name, model in models.items():
             facts = _facts(model, inputs, sampler, steps, seed, networks, lambda n: bar.advance(job, n))
             record["models"][name] = {

@@ -7,6 +7,7 @@ import numpy as np
 
 from dream_jax.config.keys import flatten
 from dream_jax.data import held_out
+from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
@@ -21,25 +22,42 @@ class Inputs(NamedTuple):
       given: what `drawing.draw_pictures` takes as inputs, {name: array [N, ...]}.
       observed: what models see of the pictures, uint8 [N, ...]; None for unconditional models.
       baseline: what can be had of it without a model, uint8 [N, H, W, 3]; None where that is nothing.
+      found: whether observed was there, instead of being made of the pictures: how it was made is not known.
     """
 
     pictures: np.ndarray
     given: dict[str, np.ndarray]
     observed: np.ndarray | None = None
     baseline: np.ndarray | None = None
+    found: bool = False
 
     def first(self, count: int) -> "Inputs":
         """Those of the first pictures."""
-        return jax.tree.map(lambda array: array[:count], self)
+        arrays = self._replace(found=None)
+        return jax.tree.map(lambda array: array[:count], arrays)._replace(found=self.found)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of measures."""
+        return [f"without consistency: {_NO_KERNEL}"] if self.found else []
 
 
-def make_inputs(built: Experiment, pictures: np.ndarray) -> Inputs:
-    """Of pictures uint8 [N, H, W, 3]."""
+_NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
+
+
+def make_inputs(built: Experiment, pictures: np.ndarray | Pair) -> Inputs:
+    """Of pictures uint8 [N, H, W, 3], or of such with low-resolution ones that are there."""
+    pictures, low = pictures if isinstance(pictures, Pair) else (pictures, None)
     if not built.task.paired:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
-    observed, cond, baseline = drawing.observe(built, pictures)
+    observed, cond, baseline = drawing.observe(built, pictures, low=low)
     # Some models project and others do not: all are given what projecting takes.
-    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline)
+    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline, low is not None)
+
+
+def consistency_of(built: Experiment, inputs: Inputs):
+    """The task's measure of consistency, jitted; None where it has none, or where another kernel may have been used."""
+    return None if built.task.consistency is None or inputs.found else jax.jit(built.task.consistency)
 
 
 def check_models(models: dict[str, Model]) -> str | None:
@@ -64,6 +82,7 @@ def check_models(models: dict[str, Model]) -> str | None:
                     raise UserError(f"{name}: {error}") from error
     data = [flatten(c.data) for c in configs.values()]
     keys = ("folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize")
+    keys = *keys, "lr_folder", "eval_lr_folder", "lr_key"
     if any(other[key] != data[0][key] for other in data for key in keys):
         return f"the held-out pictures are {first_name}'s; others have other data, and may have been trained on these"
     return None

@@ -13,7 +13,7 @@ from rich.console import Console
 from dream_jax.data import held_out
 from dream_jax.errors import UserError
 from dream_jax.evaluation import tables
-from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
+from dream_jax.evaluation.inputs import Inputs, check_models, consistency_of, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
@@ -49,6 +49,8 @@ class Measures(NamedTuple):
 def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path | None = None) -> tuple[dict, dict]:
     """Evaluates `config.evaluation`, the first model's, on pictures uint8 [N, H, W, 3], for models of one task.
 
+    The pictures may be an `indexed.Pair`, with low-resolution ones that are there.
+
     Super-resolution is measured picture by picture, and as a set; generation as a set. The first row is the baseline:
     the low-resolution picture merely enlarged (named `bicubic`, after the task's kernel), or pictures trained on.
 
@@ -62,16 +64,17 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     built, settings = first.experiment, first.experiment.config.evaluation
     data_note = check_models(models)
     inputs = make_inputs(built, pictures)
+    count = len(inputs.pictures)
     measures = load_measures(built, inputs)
     draw = {name: make_drawer(model, inputs.given) for name, model in models.items()}
     digests = {name: integrity.digest(model.params) for name, model in models.items()}
     baseline = _baseline_row(built, inputs, measures)
-    rows, looked_at = _measure_rows(models, measures, draw, digests, len(pictures), console, journal)
+    rows, looked_at = _measure_rows(models, measures, draw, digests, count, console, journal)
     table = [baseline, *rows]
     few = [
         f"{name} from no more than {metric.comparable_above} pictures compares only with that of as many"
         for name, metric in measures.metrics.items()
-        if len(pictures) <= metric.comparable_above
+        if count <= metric.comparable_above
     ]
     record = {
         "protocol": settings.protocol,
@@ -79,12 +82,12 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "rows": table,
         "models": about_models(models, digests),
         "step": first.step,
-        "pictures": len(pictures),
+        "pictures": count,
         "split": "held-out" if settings.against == "eval" else "training",
-        "crop": pictures.shape[1],
+        "crop": inputs.pictures.shape[1],
         "seeds": list(settings.seeds),
         "learned": measures.about_learned,
-        "notes": [*([data_note] if data_note else []), *few],
+        "notes": [*([data_note] if data_note else []), *few, *inputs.notes],
     }
     if built.task.paired:
         record |= {"scale": built.config.task.scale, "kernel": built.config.task.kernel}
@@ -156,7 +159,7 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     asked, about, learned = load_metrics(settings, built.task.paired)
     asked = {name: metric for name, metric in asked.items() if name in fitting}
     originals = picture_set(inputs.pictures, learned)
-    consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)
+    consistency = consistency_of(built, inputs)
 
     def compare(results, samples):
         sets = picture_set(results, learned), originals
@@ -170,6 +173,8 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
         "metrics": list(asked),
         "seeds": list(settings.seeds),
     }
+    if inputs.found:
+        identity["observed"] = hashlib.sha256(np.ascontiguousarray(inputs.observed)).hexdigest()
     if (settings.channel, settings.border) != ("rgb", 0):
         identity |= {"channel": settings.channel, "border": settings.border}
     return Measures(asked, compare, about, identity)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from dream_jax.data.indexed import Pair
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.evaluation.tables import label, picture_columns
 from dream_jax.experiment import Experiment
@@ -13,18 +14,20 @@ from dream_jax.files import grids, images
 from dream_jax.inference import drawing
 
 
-def make_sampler(built: Experiment, held_out: np.ndarray, mesh: jax.sharding.Mesh) -> Callable[[dict], np.ndarray]:
+def make_sampler(
+    built: Experiment, held_out: np.ndarray | Pair, mesh: jax.sharding.Mesh
+) -> Callable[[dict], np.ndarray]:
     """`sampler(params) -> grid` uint8 [H, W, 3], always of the same inputs and noise.
 
-    held_out: pictures uint8 [N, H, W, 3], of which the first `samples.count` are shown; an unconditional model draws as
-    many pictures of their size.
+    held_out: pictures uint8 [N, H, W, 3], or an `indexed.Pair` of such, of which the first `samples.count` are shown;
+    an unconditional model draws as many pictures of their size.
     """
     config = built.config
     draw, key = drawing.make_draw(built, mesh), drawing.make_key(config.evaluation.seeds[0])
     rows = drawing.make_rows(built, config.samples.sampler, config.samples.steps)
     size, paired = config.evaluation.batch_size, built.task.paired
     if paired:
-        inputs = make_inputs(built, held_out[: config.samples.count])
+        inputs = make_inputs(built, jax.tree.map(lambda array: array[: config.samples.count], held_out))
         given = inputs.given
     else:
         given = drawing.no_inputs(config.samples.count, *held_out.shape[1:3])

@@ -20,14 +20,16 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
 
     Ma et al. 2023 (arXiv 2305.15357), section 4.2: a deterministic sampler draws better pictures from some starting
     noises than from others, and one that is good for a few pictures is good for others too. The pictures, uint8
-    [N, H, W, 3], should be such as were trained on. Takes the first of `evaluation.samplers` and of `evaluation.steps`.
+    [N, H, W, 3] or an `indexed.Pair`, should be such as were trained on. Takes the first of `evaluation.samplers` and
+    of `evaluation.steps`.
 
     Raises UserError for unconditional models.
     """
     built, settings = model.experiment, model.experiment.config.evaluation
     if not built.task.paired:
         raise UserError("a good starting noise is found for super-resolution, and this model is unconditional")
-    given = make_inputs(built, pictures).given
+    inputs = make_inputs(built, pictures)
+    given = inputs.given
     rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
@@ -42,9 +44,9 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
         for seed in bar.track(range(candidates), description=f"{settings.samplers[0]} {settings.steps[0]}"):
 
             def psnr(pictures, *arrays, seed=seed):
-                inputs = dict(zip(given, arrays, strict=True))
-                return metrics.psnr(drawn_from(model.params, inputs, drawing.make_key(seed)), pictures)
+                chosen = dict(zip(given, arrays, strict=True))
+                return metrics.psnr(drawn_from(model.params, chosen, drawing.make_key(seed)), pictures)
 
-            scores = metrics.in_batches(psnr, pictures, *given.values(), size=settings.batch_size)
+            scores = metrics.in_batches(psnr, inputs.pictures, *given.values(), size=settings.batch_size)
             ranking.append({"start_seed": seed, "psnr": float(np.mean(scores))})
     return sorted(ranking, key=lambda entry: -entry["psnr"])

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dream_jax.data.indexed import Source, middle
+from dream_jax.data import indexed, listing
+from dream_jax.data.indexed import Pair, Source, is_paired, middle
 from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring, tables
-from dream_jax.evaluation.inputs import Inputs, check_models
+from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.evaluation.measuring import Method
-from dream_jax.files import images, listings
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
@@ -30,21 +30,27 @@ _SHOWN = 256
 _WORST = 3
 
 
-def folder_source(folder) -> Source:
-    """The picture files in a folder and those below, read when they are asked for.
+def folder_source(folder, low=None, scale: int = 1) -> Source:
+    """The pictures of folders and files, as `listing.pictures` names them, read when they are asked for.
 
-    Raises UserError where there are none.
+    low: the places of their low-resolution pictures, `scale` times smaller.
+
+    Raises UserError where there are none, or an original has no low-resolution picture of its name.
     """
-    files = listings.list_pictures(folder)
-    names = [shown(file.relative_to(Path(folder).expanduser()).as_posix()) for file in files]
-    return Source(lambda i: images.read(files[i]), len(files), name=names.__getitem__)
+    listed = listing.pictures(folder, low, scale)
+    names, entries = [shown(name) for name in listed], list(listed.values())
+    if missing := [entry.problem for entry in entries if entry.problem]:
+        raise UserError(f"{len(missing)} of {len(entries)} pictures cannot be used: {listing.first(missing)}")
+    lows = None if low is None else lambda i: listing.read(entries[i].low)
+    return Source(lambda i: listing.read(entries[i].picture), len(entries), 1, names.__getitem__, lows, scale)
 
 
 def evaluate(models: dict[str, Model], source: Source, console: Console, journal: Path | None = None):
     """Evaluates models on whole pictures, by the first one's `config.evaluation`; see `measuring.evaluate`.
 
-    Each picture is cut at the right and below to sides that the scale divides, made small, and enlarged again. Its
-    measures are those of pairs; those of sets need pictures of one size.
+    Each picture is cut at the right and below to sides that the scale divides, made small, and enlarged again; where
+    the source has low-resolution pictures of its own, these are enlarged. Its measures are those of pairs; those of
+    sets need pictures of one size.
 
     Args:
       source: at most `evaluation.pictures` of it, the first ones.
@@ -64,38 +70,13 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
     asked, about, learned = measuring.load_metrics(settings, paired=True)
     asked = {name: metric for name, metric in asked.items() if metric.paired and not metric.over_seeds}
-    values_of = _make_values(built, asked, learned)
-    methods, digests = measuring.methods_of(models), {name: integrity.digest(m.params) for name, m in models.items()}
-    pictures = range(min(len(source), settings.pictures))
-    finished, by_picture, columns = read_rows(journal), [], {}
+    digests = {name: integrity.digest(model.params) for name, model in models.items()}
     identity = {"settings": settings.to_dict(), "learned": about, "metrics": list(asked), "scale": built.task.scale}
-    with drawing.progress_bar(console) as bar:
-        job = bar.add_task(built.task.baseline_name, total=len(pictures) * (1 + len(methods)))
-        for number in pictures:
-            inputs = _observe(built, source, number)
-            row = {"name": built.task.baseline_name, "model": None, "sampler": None, "steps": 0}
-            by_picture.append({"picture": source.label(number)} | row | values_of(inputs, inputs.baseline))
-            bar.advance(job)
-        for method in methods:
-            title, model = measuring.title_of(models, method), models[method.model]
-            row, draw = {"name": title} | method._asdict(), _make_draw(model, method, settings)
-            bar.update(job, description=title)
-            for number in pictures:
-                inputs, shows = _observe(built, source, number), number < built.config.samples.count
-                key = _fingerprint(identity | row | {"weights": digests[method.model]}, inputs, model, number)
-                if key not in finished:
-                    drawn = [draw(inputs, number, seed) for seed in settings.seeds]
-                    finished[key] = _mean([values_of(inputs, result) for result in drawn])
-                    if journal is not None:
-                        add_row(journal, key, finished[key])
-                elif shows:
-                    # The results of an earlier call were not kept.
-                    drawn = [draw(inputs, number, settings.seeds[0])]
-                if shows:
-                    columns.setdefault(title, []).append(drawn[0][0])
-                by_picture.append({"picture": source.label(number)} | row | finished[key])
-                bar.advance(job)
-    table = _means(by_picture)
+    measured, columns, notes = _measure(
+        models, source, _make_values(built, asked, learned), identity, digests, console, journal
+    )
+    by_picture = [row | _mean(seeds) for row, seeds in measured]
+    table = _means(measured)
     record = {
         "protocol": settings.protocol,
         "about_protocol": {name: asked[name].about for name in tables.measured(table)},
@@ -103,37 +84,75 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
         "by_picture": by_picture,
         "models": measuring.about_models(models, digests),
         "step": first.step,
-        "pictures": len(pictures),
+        "pictures": min(len(source), settings.pictures),
         "whole": True,
         "seeds": list(settings.seeds),
         "learned": about,
-        "notes": [_worst(by_picture, table), *_left_out(asked, by_picture)],
+        "notes": [_worst(by_picture, table), *_left_out(asked, by_picture, notes), *notes],
         "scale": built.config.task.scale,
         "kernel": built.config.task.kernel,
     }
-    return record, _columns(built, source, columns)
+    return record, _picture_columns(built, columns)
+
+
+def _measure(models, source, values_of, identity, digests, console, journal):
+    """What is measured of each picture, read once, by the baseline and all methods.
+
+    Returns ([(row's head, [values of each seed])] by method, the first pictures' middles for a grid, notes).
+    """
+    built = next(iter(models.values())).experiment
+    settings, methods = built.config.evaluation, measuring.methods_of(models)
+    draws = [_make_draw(models[method.model], method, settings) for method in methods]
+    heads = [{"name": measuring.title_of(models, method)} | method._asdict() for method in methods]
+    baseline = {"name": built.task.baseline_name, "model": None, "sampler": None, "steps": 0}
+    pictures, finished = range(min(len(source), settings.pictures)), read_rows(journal)
+    found, columns, notes = [[] for _ in (baseline, *methods)], [], []
+    with drawing.progress_bar(console) as bar:
+        job = bar.add_task("evaluating", total=len(pictures) * len(found))
+        for number in pictures:
+            inputs, label, results = _observe(built, source, number), {"picture": source.label(number)}, {}
+            notes, shows = inputs.notes, number < built.config.samples.count
+            found[0].append((label | baseline, [values_of(inputs, inputs.baseline)]))
+            bar.advance(job)
+            for rows, head, method, draw in zip(found[1:], heads, methods, draws, strict=True):
+                key = _fingerprint(identity | head | {"weights": digests[method.model]}, inputs, models, method, number)
+                drawn = []
+                if key not in finished:
+                    drawn = [draw(inputs, number, seed) for seed in settings.seeds]
+                    finished[key] = {"seeds": [values_of(inputs, result) for result in drawn]}
+                    if journal is not None:
+                        add_row(journal, key, finished[key])
+                if shows:
+                    # The results of an earlier call were not kept.
+                    results[head["name"]] = drawn[0] if drawn else draw(inputs, number, settings.seeds[0])
+                rows.append((label | head, finished[key]["seeds"]))
+                bar.advance(job)
+            if shows:
+                columns.append(_middles(built, inputs, results))
+    return [row for rows in found for row in rows], columns, notes
 
 
 def _observe(built, source, number) -> Inputs:
     """Of one picture, cut to sides that the task's scale divides."""
-    picture, divisor = source[number], built.task.divisor
+    paired = source.pair(number) if is_paired(source) and built.task.takes_low else None
+    picture, divisor = source[number] if paired is None else paired.image, built.task.divisor
     height, width = (side // divisor * divisor for side in picture.shape[:2])
     least = max(divisor, 2 * built.config.evaluation.border + 1)
     if min(height, width) < least:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
     picture = picture[None, :height, :width]
-    observed, cond, baseline = drawing.observe(built, picture)
-    return Inputs(picture, {"cond": cond}, observed, baseline)
+    return make_inputs(built, picture if paired is None else Pair(picture, paired.low[None]))
 
 
 def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, np.ndarray], dict[str, float]]:
     """`(inputs, result uint8 [1, H, W, 3]) -> {metric: value}`; a metric that needs larger pictures is left out."""
-    consistency = None if built.task.consistency is None else jax.jit(built.task.consistency)
+    shrunk = None if built.task.consistency is None else jax.jit(built.task.consistency)
     settings = built.config.evaluation
 
     def values(inputs, result):
         originals = picture_set(inputs.pictures, learned)
+        consistency = None if inputs.found else shrunk
         compared = Compared(
             *(picture_set(result, learned), originals, inputs.observed, consistency, learned),
             batch_size=1,
@@ -162,10 +181,12 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
     return draw
 
 
-def _fingerprint(what: dict, inputs: Inputs, model: Model, number: int) -> str:
-    config = model.experiment.config
+def _fingerprint(what: dict, inputs: Inputs, models: dict[str, Model], method: Method, number: int) -> str:
+    config = models[method.model].experiment.config
     digest = hashlib.sha256(np.ascontiguousarray(inputs.pictures)).hexdigest()
-    what |= {"picture": digest, "number": number, "sampling": config.sampling.to_dict()}
+    what |= {"picture": digest, "number": number, "sampling": config.sampling.to_dict(), "by": "seed"}
+    if inputs.found:
+        what |= {"observed": hashlib.sha256(np.ascontiguousarray(inputs.observed)).hexdigest()}
     what |= {"compute_dtype": config.compute_dtype}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -175,11 +196,18 @@ def _mean(each: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([values[name] for values in each])) for name in METRICS if all(name in v for v in each)}
 
 
-def _means(by_picture):
-    """The table's rows: the means over pictures of each method."""
-    names = dict.fromkeys(row["name"] for row in by_picture)
-    of_method = [[row for row in by_picture if row["name"] == name] for name in names]
-    return [{key: rows[0][key] for key in ("name", "model", "sampler", "steps")} | _mean(rows) for rows in of_method]
+def _means(measured):
+    """The table's rows: of each method the means over pictures, and with several seeds the spreads of these means."""
+    rows = []
+    for name in dict.fromkeys(head["name"] for head, _ in measured):
+        of_method = [(head, seeds) for head, seeds in measured if head["name"] == name]
+        head = {key: of_method[0][0][key] for key in ("name", "model", "sampler", "steps")}
+        of_seeds = [_mean(values) for values in zip(*(seeds for _, seeds in of_method), strict=True)]
+        values = _mean(of_seeds)
+        if len(of_seeds) > 1:
+            values |= {f"{key}_spread": float(np.std([seed[key] for seed in of_seeds], ddof=1)) for key in values}
+        rows.append(head | values)
+    return rows
 
 
 def _worst(by_picture, table):
@@ -191,28 +219,33 @@ def _worst(by_picture, table):
     return f"worst {METRICS[metric].title} of {table[-1]['name']}: {named}"
 
 
-def _left_out(asked, by_picture):
+def _left_out(asked, by_picture, notes):
     """Notes of metrics that some picture is too small for, of which the table then has none."""
     for name in asked:
         small = [row["picture"] for row in by_picture if name not in row and row["model"] is None]
-        if small:
+        if small and not any(note.startswith(f"without {name}:") for note in notes):
             yield f"without {name}: {len(small)} pictures are too small for it, {shown(small[0])} the first"
 
 
-def _columns(built, source, drawn):
-    """The middles of the first pictures, side by side: what was observed, the results, the originals."""
-    count = len(next(iter(drawn.values())))
-    all_inputs = [_observe(built, source, number) for number in range(count)]
+def _middles(built, inputs: Inputs, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{what: the middle of it, at most _SHOWN pixels a side}: of the picture, what is known of it, and its results."""
     divisor = built.task.divisor
-    side = min(_SHOWN, *(length for inputs in all_inputs for length in inputs.pictures.shape[1:3])) // divisor * divisor
+    side = min(_SHOWN, *inputs.pictures.shape[1:3]) // divisor * divisor
+    drawn = {name: middle(Pair(drawn[0], inputs.observed[0]), side).image for name, drawn in results.items()}
+    original, low = middle(Pair(inputs.pictures[0], inputs.observed[0]), side)
+    baseline = middle(Pair(inputs.baseline[0], inputs.observed[0]), side).image
+    return {"original": original, "low": low, "baseline": baseline, "drawn": drawn}
 
-    def middles(pictures, side):
-        return np.stack([middle(picture, side) for picture in pictures])
 
-    # The low-resolution picture of a middle is not quite the middle of the low-resolution picture.
-    originals = middles([inputs.pictures[0] for inputs in all_inputs], side)
-    shown_inputs = Inputs(
-        originals, {}, drawing.observe(built, originals)[0], middles([i.baseline[0] for i in all_inputs], side)
-    )
-    results = {title: middles(pictures, side) for title, pictures in drawn.items()}
-    return tables.picture_columns(built, shown_inputs, results)
+def _picture_columns(built, each: list[dict]):
+    """The middles of pictures as columns of one size: what was observed, the baseline, the results, the originals."""
+    side = min(min(shows["original"].shape[:2]) for shows in each)
+
+    def column(pictures):
+        pairs = [middle(Pair(picture, shows["low"]), side) for picture, shows in zip(pictures, each, strict=True)]
+        return indexed.stack(pairs)
+
+    original, low = column([shows["original"] for shows in each])
+    inputs = Inputs(original, {}, low, column([shows["baseline"] for shows in each]).image)
+    drawn = {name: column([shows["drawn"][name] for shows in each]).image for name in each[0]["drawn"]}
+    return tables.picture_columns(built, inputs, drawn)

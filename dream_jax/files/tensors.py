@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from dream_jax.errors import UserError, shown, some
+from dream_jax.files import zips
 
 
 def read_weights(path) -> dict[str, np.ndarray]:
@@ -131,15 +132,7 @@ def _read_torch(path) -> dict[str, np.ndarray]:
 
 def _check_directory(path):
     """Raises UserError for a zip whose list of members is longer than any of torch.save: it is read as a whole."""
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 2**17, 0))
-        tail = file.read()
-    # As zipfile looks for it; a file of more than 4 GiB has a second record before this one.
-    end = len(tail) - 22 if tail[-22:].startswith(b"PK\5\6") else tail.rfind(b"PK\5\6")
-    length = tail[end + 12 : end + 16]
-    if tail[end - 20 :].startswith(b"PK\6\7"):
-        length = tail[end - 36 : end - 28]
-    if int.from_bytes(length, "little") > _LONGEST_DESCRIPTION:
+    if zips.directory_length(path) > _LONGEST_DESCRIPTION:
         raise UserError("its list of members claims to be longer than torch.save writes any")
 
 

@@ -158,21 +158,30 @@ def batches(count: int, size: int):
         yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
 
-def observe(experiment: Experiment, pictures, numbers=None):
+def observe(experiment: Experiment, pictures, numbers=None, low=None):
     """What is observed of pictures [N, H, W, C], levels: (observed, cond, baseline), [N, ...] on the host.
 
     They are made one by one, so that one shape is compiled, once for a task.
 
-    numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
+    Args:
+      numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
+      low: [N, h, w, C], low-resolution pictures that are there: these are observed.
     """
     numbers = range(len(pictures)) if numbers is None else numbers
-    keys = (jax.random.fold_in(make_key(0), number) for number in numbers)
-    parts = [jax.device_get(_observe(experiment.task, k[None], p[None])) for k, p in zip(keys, pictures, strict=True)]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    keys = (jax.random.fold_in(make_key(0), number)[None] for number in numbers)
+    if low is None:
+        parts = [_observe(experiment.task, key, one[None]) for key, one in zip(keys, pictures, strict=True)]
+    else:
+        parts = [_of_observed(experiment.task, one[None], low.dtype) for one in low]
+    return tuple(np.concatenate(part) for part in zip(*jax.device_get(parts), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observe(task, keys, pictures):
-    observed = task.observe(keys, pictures)
-    baseline = value_range.to_levels(task.baseline(observed), pictures.dtype)
-    return observed.astype(pictures.dtype), task.condition(observed), baseline
+    return _of_observed(task, task.observe(keys, pictures), pictures.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _of_observed(task, observed, levels):
+    observed = observed.astype(levels)
+    return observed, task.condition(observed), value_range.to_levels(task.baseline(observed), levels)

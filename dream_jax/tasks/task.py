@@ -32,6 +32,7 @@ class Task(NamedTuple):
       columns: `(observed, baseline) -> {label: pictures}`, uint8: the first columns of a picture grid.
       scale: how many times larger a picture is than what was observed of it.
       channels, cond_channels: of pictures and of cond.
+      takes_low: whether what is observed may also be a picture that is there, `scale` times smaller, of any making.
       divisor: what the sides of pictures must divide by.
     """
 
@@ -49,13 +50,14 @@ class Task(NamedTuple):
     channels: int = 3
     cond_channels: int = 0
     divisor: int = 1
+    takes_low: bool = False
 
     @property
     def paired(self) -> bool:
         """Whether a result has an original that it can be compared with."""
         return self.baseline is not None
 
-    def make_pair(self, keys, picture):
-        """`(keys [B], pictures uint8 [B, H, W, C]) -> (x0, cond)`."""
-        cond = self.condition(self.observe(keys, picture))
+    def make_pair(self, keys, picture, low=None):
+        """`(keys [B], pictures uint8 [B, H, W, C]) -> (x0, cond)`; low, uint8 [B, h, w, C], is what was observed."""
+        cond = self.condition(self.observe(keys, picture) if low is None else low)
         return self.encode(value_range.to_float(picture), cond), cond

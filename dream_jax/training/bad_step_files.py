@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dream_jax.data import batches
+from dream_jax.data import batches, indexed
 from dream_jax.errors import UserError
 from dream_jax.files import atomic, grids, images
 
@@ -48,8 +48,8 @@ def names(source, config, step: int) -> list[str]:
 def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
     """Writes the batch of a step to `bad_batches/step_N.npz` and `.png`, unless it is there; says where it is.
 
-    The `.npz` holds image, uint8 [G, H, W, C], before flips; row, int32 [G]; index, int64 [G], the place in the data;
-    and name, str [G]. The `.png` shows the pictures in the order of their rows.
+    The `.npz` holds image, uint8 [G, H, W, C], before flips, and of pairs low, uint8 [G, h, w, C]; row, int32 [G];
+    index, int64 [G], the place in the data; and name, str [G]. The `.png` shows the pictures in the order of rows.
     """
     path = workdir / "bad_batches" / f"step_{step:07d}.npz"
     if path.exists():
@@ -59,13 +59,13 @@ def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
         if len(list(path.parent.glob("step_*.npz"))) >= MOST_BATCHES:
             return f"not kept, as {path.parent} holds {MOST_BATCHES} batches"
         size = config.batch_size
-        batch = np.stack([pictures[(step - 1) * size + row] for row in range(size)])
+        batch = batches.named(indexed.stack(pictures[(step - 1) * size + row] for row in range(size)))
         index = np.array(batches.batch_indices(source, config.seed, size, step - 1))
         file = io.BytesIO()
         row = np.arange(size, dtype=np.int32)
-        np.savez(file, image=batch, row=row, index=index, name=np.array(names(source, config, step)))
+        np.savez(file, **batch, row=row, index=index, name=np.array(names(source, config, step)))
         if not path.with_suffix(".png").exists():
-            images.write(path.with_suffix(".png"), grids.mosaic(batch))
+            images.write(path.with_suffix(".png"), grids.mosaic(batch["image"]))
         atomic.write_bytes(path, file.getvalue())
     except OSError as error:
         return f"which could not be kept in {path} ({error.strerror or error})"

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dream_jax.data.indexed import images_of, is_paired
 from dream_jax.experiment import compute_dtype
 from dream_jax.training.run import Run
 
@@ -15,7 +16,7 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
     """Says what is trained, on what, and from which step.
 
     Args:
-      held_out: the pictures that are evaluated, uint8 [N, H, W, C].
+      held_out: the pictures that are evaluated, uint8 [N, H, W, C], or pairs.
     """
     config = run.config
     count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
@@ -24,8 +25,10 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
         f"{run.experiment.objective.title} ({config.objective.kind}), network of {count:,} parameters in "
         f"{np.dtype(compute_dtype(config)).name} on {devices}"
     )
-    counts = f"{run.source.pictures} training pictures (or tiles of large ones), {len(held_out)} held out"
+    counts = f"{run.source.pictures} training pictures (or tiles of large ones), {len(images_of(held_out))} held out"
     console.print(f"{counts}; {run.total} steps of {config.batch_size}")
+    if is_paired(run.source):
+        console.print("restored from the low-resolution pictures that are there, not from ones made of the originals")
     begun = f"going on from the checkpoint of step {run.step}" if run.resumed else "a new run"
     console.print(f"workdir {run.workdir}: {begun}")
     if run.skipped:

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
-from dream_jax.config import records
+import jax
+from ml_collections import FrozenConfigDict
+
+from dream_jax.config import keys, records
 from dream_jax.errors import UserError
 from dream_jax.files.names import check_folder, is_bucket
+from dream_jax.runtime import consensus
 
 
 def check_local(workdir: Path) -> None:
@@ -31,6 +35,19 @@ def check_same(folder, config) -> None:
             f"{folder} holds a run with another config; choose another --workdir (and checkpoint.directory), or undo "
             f"the difference (run's -> given):\n  {listed}"
         )
+
+
+def as_begun(workdir: Path, config):
+    """The config of a run that goes on; all processes call it.
+
+    One that was begun before datasets' own low-resolution pictures were read goes on without them.
+    """
+    path = workdir / "config.json"
+    open_to = config.data.tfds is not None and config.data.lr_key is None
+    made = open_to and jax.process_index() == 0 and path.exists() and records.read(path).data.lr_key == "none"
+    if not consensus.of_first([made])[0]:
+        return config
+    return FrozenConfigDict(keys.nest(keys.flatten(config) | {"data.lr_key": "none"}))
 
 
 def checkpoint_folder(workdir: Path, config) -> Path | str:

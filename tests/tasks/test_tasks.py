@@ -85,9 +85,15 @@ def test_training_and_upscaling_see_the_same_condition():
     np.testing.assert_allclose(task.condition(from_file), cond, atol=1e-6)
 
 
-def test_a_scale_below_two_is_refused():
-    with pytest.raises(UserError, match=r"task\.scale = 1"):
-        tasks.super_resolution(1)
+def test_a_scale_below_two_makes_no_pictures():
+    with pytest.raises(UserError, match=r"task\.scale = 0"):
+        tasks.super_resolution(0)
+    same, hr = tasks.super_resolution(1, residual=True), noise(2, 16, 16, 3)
+    with pytest.raises(UserError, match=r"task\.scale = 1.*data\.lr_folder"):
+        same.make_pair(None, hr)
+    x0, cond = same.make_pair(None, hr, hr[::-1])
+    np.testing.assert_allclose(x0 + cond, hr / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(cond, hr[::-1] / 127.5 - 1, atol=1e-6)
 
 
 def test_an_unknown_kernel_is_refused():

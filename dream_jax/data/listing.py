@@ -1,0 +1,153 @@
+"""Pictures on the disk by name, with their low-resolution ones: of folders, and of files that hold many."""
+
+import collections
+import contextlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dream_jax.data import archives
+from dream_jax.errors import UserError, shown
+from dream_jax.files import formats, images, listings
+
+# How names of low-resolution pictures end, with their scale, and names of originals.
+_LOW = re.compile(r"(?:[_-]?LR(?:BI)?|[_-]lr)(?:[_-]?x?(?P<a>\d+))?$|[_-]?[xX](?P<b>\d+)[mdw]?$")
+_HIGH = re.compile(r"[_-]?HR$|[_-]hr$")
+
+
+class Entry(NamedTuple):
+    """A picture: a file, or what lies in one.
+
+    Attributes:
+      picture: the original; low: its low-resolution picture, None where none is asked for.
+      problem: why there is none of those that are asked for.
+    """
+
+    picture: Path | archives.Member
+    low: Path | archives.Member | None = None
+    problem: str | None = None
+
+
+def several(where) -> list:
+    """The folders and files that a text names: commas lie between them, unless the whole text is one."""
+    if isinstance(where, Path) or "," not in where or Path(where).expanduser().exists():
+        return [where]
+    return [part.strip() for part in where.split(",") if part.strip()]
+
+
+def pictures(where, low=None, scale: int = 1) -> dict[str, Entry]:
+    """{name: picture} of folders and files, each with its low-resolution one where `low` names as many of them.
+
+    Names are paths within a folder, FILE/NAME within a file, and FOLDER/NAME where there are several. A picture that
+    lies in two of the folders counts once.
+
+    Raises UserError for what cannot be listed or has no pictures.
+    """
+    places, lows = several(where), [None] if low is None else several(low)
+    if low is None:
+        lows *= len(places)
+    if len(lows) != len(places):
+        raise UserError(
+            f"data.lr_folder: name one for each of the {len(places)} folders of data.folder, in their order"
+        )
+    found, seen = {}, set()
+    for prefix, place, beside in zip(_prefixes(places), places, lows, strict=True):
+        entries = _paired(_of_one(place), None if beside is None else _of_one(beside), scale)
+        new = {
+            f"{prefix}{name}": e for name, e in entries.items() if len(places) == 1 or identity(e.picture) not in seen
+        }
+        seen |= {identity(entry.picture) for entry in new.values()} if len(places) > 1 else set()
+        found |= new
+    return found
+
+
+def title(where) -> str:
+    """What folders and files are called together: the name of the first, and how many more there are."""
+    first, *more = (archives.file_of(place).resolve().name for place in several(where))
+    return f"{shown(first)}-and-{len(more)}-more" if more else shown(first)
+
+
+def read(item: Path | archives.Member) -> np.ndarray:
+    """The picture, uint8 [H, W, 3]; raises UserError."""
+    return images.read(item) if isinstance(item, Path) else item.read()
+
+
+def identity(item: Path | archives.Member) -> tuple:
+    """Equal for the same file or place in one, whatever its name."""
+    return (os.path.realpath(item),) if isinstance(item, Path) else (os.path.realpath(item.file), item.place)
+
+
+def state(item: Path | archives.Member) -> tuple:
+    """The size and time of a picture file, or those of the file that it lies in and the place there.
+
+    None and None of what cannot be one: links to nowhere or in a circle, pipes, folders.
+    """
+    path, place = (item, ()) if isinstance(item, Path) else (item.file, (item.place,))
+    with contextlib.suppress(OSError):
+        about = path.stat()
+        if stat.S_ISREG(about.st_mode):
+            return about.st_size, about.st_mtime_ns, *place
+    return None, None, *place
+
+
+def first(lines: list[str], most: int = 10) -> str:
+    """The first lines of a list for a message, and how many more there are."""
+    more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
+    return "".join(f"\n  {line}" for line in [*lines[:most], *more])
+
+
+def _prefixes(places):
+    if len(places) == 1:
+        return [f"{archives.file_of(places[0]).name}/" if archives.is_archive(places[0]) else ""]
+    # As many of the last parts of their paths as tell them from each other.
+    parts = [Path(str(place)).expanduser().resolve().parts for place in places]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len(set(names)) == len(names):
+            return [f"{name}/" for name in names]
+    raise UserError(f"data.folder: {', '.join(map(shown, places))} names one folder twice")
+
+
+def _of_one(place) -> dict:
+    if archives.is_archive(place):
+        return archives.members(place)
+    folder = Path(place).expanduser()
+    return {path.relative_to(folder).as_posix(): path for path in listings.list_pictures(folder)}
+
+
+def _paired(originals, lows, scale):
+    if lows is None:
+        return {name: Entry(item) for name, item in originals.items()}
+    by_name, by_stem = {_without_suffix(name): item for name, item in lows.items()}, collections.defaultdict(list)
+    for name, item in by_name.items():
+        by_stem[_LOW.sub("", name)].append((_scale_of(name), item))
+    return {name: _entry(item, _without_suffix(name), by_name, by_stem, scale) for name, item in originals.items()}
+
+
+def _entry(item, name, by_name, by_stem, scale):
+    if name in by_name:
+        return Entry(item, by_name[name])
+    found = by_stem.get(_HIGH.sub("", name), [])
+    if len(found) > 1:
+        # Several folders of scales may lie in one, told apart by the names' ends alone.
+        found = [(number, low) for number, low in found if number == scale]
+    if len(found) == 1:
+        return Entry(item, found[0][1])
+    why = "several low-resolution pictures" if found else "no low-resolution picture"
+    return Entry(item, problem=f"{shown(item)}: {why} of its name")
+
+
+def _without_suffix(name):
+    folder, slash, last = name.rpartition("/")
+    stem, dot, suffix = last.rpartition(".")
+    return f"{folder}{slash}{stem if dot and f'.{suffix}'.lower() in formats.SUFFIXES else last}"
+
+
+def _scale_of(name):
+    match = _LOW.search(name)
+    number = match and (match["a"] or match["b"])
+    return int(number) if number else None

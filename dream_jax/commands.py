@@ -41,9 +41,10 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
     from dream_jax.config import checks
     from dream_jax.runtime import lock, sharding
     from dream_jax.training import mirror
-    from dream_jax.training.workdir import check_local, check_same, make_workdir
+    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_range
 
-    config, workdir = checks.validate(config), Path(workdir)
+    workdir = Path(workdir)
+    config = checks.validate(with_range(checks.validate(config), workdir))
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     directory = config.checkpoint.directory
     mirror.check(directory)
@@ -195,7 +196,9 @@ def _measure(options, models, output, console):
     config = next(iter(models.values())).experiment.config
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
-        of_folder = options.pictures and whole.folder_source(options.pictures, options.low, config.task.scale)
+        of_folder = options.pictures and whole.folder_source(
+            options.pictures, options.low, config.task.scale, sources.reading_of(config)
+        )
         record, columns = whole.evaluate(models, of_folder or sources.open_source(config, "eval"), console, journal)
     else:
         record, columns = measuring.evaluate(models, held_out.eval_pictures(config), console, journal)

@@ -13,27 +13,38 @@ from PIL import Image, UnidentifiedImageError
 from dream_jax.errors import UserError, shown
 from dream_jax.files import atomic, decoding, encoding, formats, quiet
 from dream_jax.files.numbers import SIXTEEN, Numbers, of_bits
-from dream_jax.files.picture import USUAL, Picture, Reading, of_channels
+from dream_jax.files.picture import USUAL, Picture, Reading, as_wanted
 
 quiet.silence()
 
 
 def resize_shorter_side(picture, size):
-    """Resize a Pillow picture or uint8 [H, W, 3] on the host with Pillow's bicubic kernel; the proportions stay.
+    """Resize levels [H, W, C] on the host with Pillow's bicubic kernel; the proportions stay.
 
-    Returns uint8 [H, W, 3] with min(H, W) == size. Raises UserError where that is more than `decoding.MAX_PIXELS`.
+    Returns levels alike with min(H, W) == size. Raises UserError where that is more than `decoding.MAX_PIXELS`.
     """
-    if not isinstance(picture, Image.Image):
-        picture = Image.fromarray(np.asarray(picture))
-    ratio = size / min(picture.size)
-    target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in picture.size)
+    height, width = picture.shape[:2]
+    ratio = size / min(height, width)
+    target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in (width, height))
     if math.prod(target) > decoding.MAX_PIXELS:
-        width, height = picture.size
         raise UserError(
             f"{width}x{height} pixels with the shorter side made {size} are more than the {decoding.MAX_PIXELS} allowed"
         )
-    picture = picture.convert("RGB")
-    return np.array(picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC))
+    if target == (width, height):
+        return picture
+    if picture.dtype == np.uint8 and picture.shape[2] == 3:
+        return np.array(Image.fromarray(picture).resize(target, Image.Resampling.BICUBIC))
+    bands = [resize_band(np.ascontiguousarray(picture[..., band]), target) for band in range(picture.shape[2])]
+    return np.stack(bands, -1)
+
+
+def resize_band(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Levels uint8 or uint16 [H, W] resized to (width, height) with Pillow's bicubic kernel."""
+    if levels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC))
+    # Pillow resizes 16 bits as floats.
+    resized = np.asarray(Image.fromarray(levels.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    return np.clip(np.floor(resized + 0.5), 0, 65535).astype(levels.dtype)
 
 
 def _reason(error, path):
@@ -103,12 +114,11 @@ def read_with_alpha(path, reading: Reading = USUAL):
     """
     (picture,) = _read(path, False, 0, reading.span, reading.clip)
     name = "picture" if isinstance(path, bytes) else shown(path)
-    bits, channels = reading.bits or 8 * picture.colours.dtype.itemsize, reading.channels or picture.colours.shape[2]
     try:
-        colours = of_channels(of_bits(picture.colours, bits), channels)
+        colours = as_wanted(picture.colours, reading)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
-    return colours, None if picture.alpha is None else of_bits(picture.alpha, bits)
+    return colours, None if picture.alpha is None else of_bits(picture.alpha, 8 * colours.dtype.itemsize)
 
 
 def read(path, reading: Reading = USUAL):

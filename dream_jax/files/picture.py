@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.files.numbers import Numbers
+from dream_jax.files.numbers import Numbers, of_bits
 
 
 class Picture(NamedTuple):
@@ -51,6 +51,12 @@ class Reading(NamedTuple):
 
 
 USUAL = Reading()
+
+
+def as_wanted(levels: np.ndarray, reading: Reading) -> np.ndarray:
+    """Levels [H, W, C] with the channels and bits of a reading; errors as in `of_channels`."""
+    bits, channels = reading.bits or 8 * levels.dtype.itemsize, reading.channels or levels.shape[2]
+    return of_channels(of_bits(levels, bits), channels)
 
 
 def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:

@@ -8,7 +8,6 @@ import zlib
 
 import jax
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from dream_jax.errors import UserError, shown
@@ -89,6 +88,8 @@ def upscale(
             limit, program = (half, 0) if memory is None else (memory * 2**30, program_bytes())
             return Planner(model, rows, limit, tile, lambda share: report.advance(share / len(rows.alpha)), program)
 
+        data = experiment.config.data
+        wanted = wanted._replace(span=wanted.span or tuple(data.range) or None, clip=wanted.clip or data.clip)
         for group in groups_of(jobs, experiment, planner, report, wanted):
             draw_and_write(group, planner().model, rows, writer, report)
     return report.tell(console, len(jobs), f"enlarged {experiment.task.scale}x into {shown(output)}{already}")
@@ -167,14 +168,5 @@ def _as_its_picture(item: Item, levels) -> Picture:
         # A network of three channels may tint it by a level or two.
         levels = np.floor(levels.mean(-1, keepdims=True) + 0.5).astype(levels.dtype)
     if alpha is not None:
-        alpha = _enlarge(alpha, *levels.shape[:2])
+        alpha = images.resize_band(alpha, levels.shape[1::-1])
     return item.picture._replace(colours=levels, alpha=alpha)
-
-
-def _enlarge(alpha, height, width):
-    """Levels [h, w] enlarged bicubically."""
-    if alpha.dtype == np.uint8:
-        return np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    # Pillow resizes 16 bits as floats.
-    enlarged = np.asarray(Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    return np.clip(np.floor(enlarged + 0.5), 0, 65535).astype(alpha.dtype)

@@ -51,7 +51,7 @@ def super_resolution(
         shrunk, low = observe(None, result), jnp.asarray(low)
         difference = shrunk.astype(jnp.float32) - low.astype(jnp.float32)
         # One axis at a time: a single float32 sum over a large picture would lose digits.
-        return jnp.square(difference).mean(2).mean(1).mean(1) / value_range.white(shrunk.dtype) ** 2
+        return jnp.square(difference).mean(2).mean(1).mean(1) / float(value_range.white(shrunk.dtype)) ** 2
 
     def project(picture, low):
         return resize.project(picture, value_range.to_float(low, picture.dtype), kernel)

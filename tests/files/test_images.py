@@ -17,7 +17,10 @@ from dream_jax.tasks import resize
 def test_resize_shorter_side():
     picture = noise(30, 47, 3)
     assert images.resize_shorter_side(picture, 10).shape == (10, 16, 3)
-    assert images.resize_shorter_side(Image.fromarray(picture[:, :1]), 5).shape == (150, 5, 3)
+    assert images.resize_shorter_side(picture[:, :1], 5).shape == (150, 5, 3)
+    deep = picture.astype(np.uint16) * 257
+    off = images.resize_shorter_side(deep, 10) / 257 - images.resize_shorter_side(picture, 10)
+    assert np.abs(off).max() < 1 and images.resize_shorter_side(deep[..., :2], 10).shape == (10, 16, 2)
     np.testing.assert_array_equal(images.resize_shorter_side(picture, 30), picture)
 
 

@@ -97,6 +97,15 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
     return _resize_axis(_resize_axis(levels, -2, width, kernel), -3, height, kernel)
 
 
+def interpolate(pictures, height, width, kernel="pil_bicubic"):
+    """As `resize`, of floats [..., H, W, C] in any range and without rounding."""
+    for axis, size in ((-2, width), (-3, height)):
+        weights = jnp.asarray(coefficients(kernel, pictures.shape[axis], size)[0], pictures.dtype)
+        equation = {-2: "...wc,vw->...vc", -3: "...hwc,vh->...vwc"}[axis]
+        pictures = jnp.einsum(equation, pictures, weights, precision=jax.lax.Precision.HIGHEST)
+    return pictures
+
+
 @functools.lru_cache(maxsize=32)
 def _shrink_and_inverse(kernel, size_in, size_out):
     shrink, _ = coefficients(kernel, size_in, size_out)

@@ -46,7 +46,7 @@ class Tiff:
 
     def __init__(self, path):
         self.path = Path(path)
-        self._file = open(path, "rb", buffering=0)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         try:
             self._tiff = tifffile.TiffFile(self._file)
             self._page, self.more_pages = _page_of(self._tiff)
@@ -218,7 +218,7 @@ def _check_claims(page, file_bytes):
     """Raises ValueError for a page that cannot be read in windows, or whose claims do not fit the file."""
     kind = page.dtype and np.dtype(page.dtype)
     if kind not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
-        raise ValueError(f"its values are {kind or 'of a kind unknown'}; 8 or 16 bits without sign are needed")
+        raise ValueError(f"its values are {kind} of {page.bitspersample} bits; 8 or 16 without sign are needed")
     sides = page.imagelength, page.imagewidth, page.samplesperpixel, page.imagedepth
     if min(sides) < 1 or page.imagedepth != 1 or page.planarconfig not in (1, 2) or page.samplesperpixel > 2**12:
         raise ValueError(f"it says that it has {sides[0]} x {sides[1]} x {sides[3]} pixels of {sides[2]} samples")
@@ -292,7 +292,9 @@ def write_tiff(path, shape, dtype, bands: Iterable[np.ndarray], extras=None, alp
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=_is_big(shape, dtype)) as file:
-            file.write(_tiles(bands, shape, dtype), shape=shape, dtype=dtype, **_options(shape, extras or {}, alpha))
+            # One channel has no axis of its own for it.
+            stored = shape[: 2 if shape[2] == 1 else 3]
+            file.write(_tiles(bands, shape, dtype), shape=stored, dtype=dtype, **_options(shape, extras or {}, alpha))
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from error
 
@@ -303,8 +305,10 @@ def _is_big(shape, dtype):
 
 def _options(shape, extras, alpha):
     colours = shape[2] - alpha
-    options = {"photometric": "rgb" if colours == 3 else "minisblack", "planarconfig": "contig", "metadata": None}
+    options = {"photometric": "rgb" if colours == 3 else "minisblack", "metadata": None}
     options |= {"tile": (TILE, TILE), "compression": "zlib", "predictor": True, "software": False}
+    if shape[2] > 1:
+        options["planarconfig"] = "contig"
     extra = shape[2] - (3 if colours == 3 else 1)
     if extra:
         options["extrasamples"] = ["unspecified"] * (extra - alpha) + ["unassalpha"] * alpha

@@ -87,15 +87,16 @@ class Rolling:
 
 
 class Scratch:
-    """Named float32 pictures [H, W, C] in a temporary file in a folder; it has no name there, and ends with the process.
+    """Named float32 pictures [H, W, C] in a temporary file in a folder.
 
-    Read and written, not mapped: mapped pages would count as memory of the process. Raises OSError.
+    The file has no name, so that it is gone when it is closed, and when the process is killed. It is read and written,
+    not mapped: mapped pages would count as memory of the process. Raises OSError.
     """
 
     def __init__(self, folder, names, shape: tuple[int, int, int]):
         self._slots, self._shape = {name: i for i, name in enumerate(names)}, shape
         self._row_bytes = 4 * shape[1] * shape[2]
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         rows = np.empty((stop - start, *self._shape[1:]), np.float32)

@@ -24,11 +24,12 @@ from dream_jax.inference import drawing, memory, tile_plans, tiles
 from dream_jax.inference.bands import BLOCK, Rolling, Scratch, by_strips
 from dream_jax.runtime import compiler, sharding
 
-# Larger tiles need more memory, and their network sees hardly more.
-_LARGEST_TILE = 512
+# In larger tiles the network sees hardly more around each pixel; in smaller ones too little, so they are a last resort.
+_LARGEST_TILE, _SMALL_TILE = 512, 128
 
 # Beside what a jaxpr's values take: working space of convolutions; and the strips that a row's move is made of.
 _SLACK, _STRIPS = 1.1, 24
+_MOST_TILES = 8
 
 
 class Plan(NamedTuple):
@@ -56,7 +57,9 @@ def check_sampling(options) -> None:
     """Raises UserError for options of `config.sampling` that need a picture as a whole."""
     for key, off in (("project", False), ("shift_window", 0.0)):
         if getattr(options, key) != off:
-            raise UserError(f"sampling.{key} needs the picture as a whole; in windows use --config.sampling.{key}={off}")
+            raise UserError(
+                f"sampling.{key} needs the picture as a whole; in windows use --config.sampling.{key}={off}"
+            )
     if options.clip == "dynamic":
         raise UserError("sampling.clip = dynamic needs the picture as a whole; in windows use range or none")
 
@@ -70,9 +73,7 @@ def needed(rows: sampling.Rows, shows: bool = False) -> list[set[str]]:
     for number in reversed(range(len(rows.alpha))):
         _, _, remember, move, look = (part[number] for part in rows)
         moves = "base" in after or look[0] != 0
-        made = [
-            f"h{i}" in after or look[1 + i] != 0 or (moves and move[1 + i] != 0) for i in range(sampling.HISTORY)
-        ]
+        made = [f"h{i}" in after or look[1 + i] != 0 or (moves and move[1 + i] != 0) for i in range(sampling.HISTORY)]
         names = [("base", moves and move[0] != 0), ("h0", made[0] and remember[2] != 0), ("out", shows)]
         names += [(f"h{i - 1}", made[i]) for i in range(1, sampling.HISTORY)]
         alone = number > 0 and (rows.look[number - 1][0] != 1 or np.any(rows.look[number - 1][1:]))
@@ -96,7 +97,10 @@ def scratch_bytes(model: drawing.Model, rows: sampling.Rows, plan: Plan) -> int:
 def find_plan(
     model: drawing.Model, low: tuple[int, int], limit: float, tile: int | None = None, beside: float = 0
 ) -> Plan:
-    """The plan of a low-resolution picture of sides `low` with the largest tiles that fit into limit, of at most 512.
+    """The plan of a low-resolution picture of sides `low`, with tiles that fit into limit.
+
+    Of these, from 128 pixels to 512, tiles are chosen for which the network takes the least memory for each pixel: the
+    largest if it only convolves, smaller ones if it attends to whole tiles, which takes time too.
 
     Args:
       limit: bytes; tile: taken in any case.
@@ -111,33 +115,42 @@ def find_plan(
     if tile is None:
         choices = tile_plans.tile_sides(tile_plans.smallest_tile(experiment), divisor, max(sides))
         choices = [side for side in choices if side <= _LARGEST_TILE] or choices[:1]
-    plans = [
-        Plan(sides, side, tile_plans.overlap_of(side, divisor), divisor, each * mesh.size)
-        for side in reversed(choices)
-        for each in ((1,) if jax.default_backend() == "cpu" else (8, 4, 2, 1))
-    ]
-    for plan in plans:
-        plan = plan._replace(used=beside + _bytes_of(model, plan))
-        if plan.used <= limit or tile is not None:
-            return plan
-    raise UserError(
-        f"{sides[1]} x {sides[0]} pixels take {plan.used / 2**30:.3g} GiB even in windows; give more than "
-        f"--memory {limit / 2**30:.3g}, or a narrower picture"
-    )
+    # On a CPU one tile at a time is as fast as several.
+    most = 1 if jax.default_backend() == "cpu" else _MOST_TILES
+    found = []
+    for side in choices:
+        plan, network = Plan(sides, side, tile_plans.overlap_of(side, divisor), divisor, 0), _network_bytes(model, side)
+        bands = beside + _bytes_of_bands(model, plan)
+        each = min(most, max(int((limit - bands) // network), 1))
+        cost = network / (side - plan.overlap) ** 2
+        found.append(((side < _SMALL_TILE, cost), plan._replace(group=each * mesh.size, used=bands + each * network)))
+    fitting = [pair for pair in found if pair[1].used <= limit or tile is not None]
+    if not fitting:
+        least = min(plan.used for _, plan in found)
+        raise UserError(
+            f"{sides[1]} x {sides[0]} pixels take {least / 2**30:.3g} GiB even in windows; give more than "
+            f"--memory {limit / 2**30:.3g}, or a narrower picture"
+        )
+    return min(fitting, key=lambda pair: pair[0])[1]
 
 
-def _bytes_of(model, plan):
-    """An estimate from jaxprs, from above: of the weights, one group of tiles, and bands of the picture."""
-    experiment, width = model.experiment, plan.sides[1]
+def _network_bytes(model, side):
+    """Of one tile on a device: an estimate from the jaxpr, from above."""
+    experiment = model.experiment
+    shapes = ((1, side, side, channels) for channels in (experiment.task.channels, experiment.cond_channels))
+    x, cond = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    jaxpr = jax.make_jaxpr(experiment.predict)(model.params, x, cond, jax.ShapeDtypeStruct((1,), jnp.float32))
+    return _SLACK * memory.live_bytes(jaxpr.jaxpr)
+
+
+def _bytes_of_bands(model, plan):
+    """Of the weights, and of the rows of a picture that are there at once."""
+    experiment, (height, width) = model.experiment, plan.sides
     channels = experiment.task.channels
-    shape = plan.group // model.mesh.size, *(min(plan.tile, side) for side in plan.sides)
-    x, cond = (jax.ShapeDtypeStruct((*shape, c), jnp.float32) for c in (channels, experiment.cond_channels))
-    alpha = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
-    network = memory.live_bytes(jax.make_jaxpr(experiment.predict)(model.params, x, cond, alpha).jaxpr)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     # While rows are added, those that stay are there twice.
-    rows = 2 * (shape[1] + 2 * BLOCK) * (2 * channels + experiment.cond_channels) + _STRIPS * BLOCK * channels
-    return _SLACK * network + weights + 4 * width * rows
+    rows = 2 * (min(plan.tile, height) + 2 * BLOCK) * (2 * channels + experiment.cond_channels)
+    return weights + 4 * width * (rows + _STRIPS * BLOCK * channels)
 
 
 def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, number: int, key, folder, tick=None):
@@ -225,7 +238,7 @@ def _make_evaluate(model):
 
 
 def _make_finish(experiment):
-    """`(blended, cond, state, row, fresh, kept) -> {name: strip}`: a row's move of a strip; picture where none is kept."""
+    """`(blended, cond, state, row, fresh, kept) -> {name: strip}`, a row's move: of what is kept, or else picture."""
 
     @functools.partial(jax.jit, static_argnames="kept")
     def finish(blended, cond, state, row, fresh, kept):

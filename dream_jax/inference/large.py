@@ -1,0 +1,200 @@
+"""A person's pictures that are too large for memory: from TIFF to TIFF, in windows; see `out_of_core`."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from dream_jax import sampling
+from dream_jax.errors import UserError, shown
+from dream_jax.experiment import Experiment
+from dream_jax.files import limits, windows
+from dream_jax.inference import bands, drawing, out_of_core
+from dream_jax.inference.jobs import Job
+from dream_jax.inference.report import Report
+from dream_jax.inference.tile_plans import Planner, shape_of
+from dream_jax.tasks import resize
+
+_SUFFIXES = (".tif", ".tiff")
+
+
+def is_large(job: Job, experiment: Experiment, planner: Callable[[], Planner]) -> bool:
+    """Whether a picture is a TIFF that is to be enlarged in windows: it has more pixels than are read whole, or its
+    result does not fit into memory even in tiles.
+    """
+    if not windows.is_tiff(job.picture):
+        return False
+    try:
+        with windows.open_tiff(job.picture) as source:
+            sides = source.shape[:2]
+    except UserError:
+        return False
+    if math.prod(sides) > limits.most_pixels():
+        return True
+    plan_of = planner()
+    try:
+        plan_of(shape_of(experiment, sides))
+    except UserError:
+        return True
+    return False
+
+
+def enlarge_and_write(job: Job, planner: Planner, overwrite: bool, report: Report, console: Console) -> None:
+    """Makes the results of a picture, one after the other; what fails is told to the report."""
+    for seed, result in job.results:
+        before = report.completed
+        try:
+            notes = _enlarge(job, seed, result, planner, overwrite, report, console)
+        except (OSError, UserError, jax.errors.JaxRuntimeError, MemoryError) as error:
+            said = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            reason = error if isinstance(error, UserError) else f"{shown(job.picture)}: cannot be enlarged ({said})"
+            report.go_back(before)
+            report.failed(job, reason)
+        else:
+            report.go_back(before)
+            report.written(notes)
+
+
+def _enlarge(job, seed, result, planner, overwrite, report, console):
+    if result.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"{shown(result)}: a picture too large for memory becomes a TIFF; use .tif, or --format tif")
+    model, name = planner.model, shown(job.picture)
+    try:
+        out_of_core.check_sampling(model.experiment.config.sampling)
+    except UserError as error:
+        raise UserError(f"{name}: too large for memory; {error}") from error
+    with windows.open_tiff(job.picture) as source:
+        try:
+            plan = _find_plan(planner, source)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        shape = (*(side * model.experiment.task.scale for side in source.shape[:2]), source.shape[2])
+        _check_disk(result, model, planner.rows, plan, math.prod(shape) * source.dtype.itemsize, name, console)
+        tick = _ticker(report, len(planner.rows.alpha), math.prod(shape[:2]))
+        key = drawing.make_key(seed)
+        made = enlarge_in_windows(model, planner.rows, source, plan, job.number, key, result.parent, tick)
+        windows.write_tiff(result, shape, source.dtype, made, source.extras, source.alpha, overwrite)
+        notes = []
+        if source.alpha:
+            notes.append(f"{name}: colours that nobody sees were enlarged as they are in the file")
+        if source.more_pages:
+            notes.append(f"{name}: only its first page was enlarged; save the others as files of their own")
+        return notes
+
+
+def _find_plan(planner, source):
+    written = 4 * windows.TILE * source.shape[1] * planner.model.experiment.task.scale * source.shape[2]
+    beside = planner.program + source.held_bytes + written * source.dtype.itemsize
+    return out_of_core.find_plan(planner.model, source.shape[:2], planner.limit, planner.tile, beside)
+
+
+def _check_disk(result: Path, model, rows, plan, result_bytes, name, console):
+    """Says what lies on the disk meanwhile; raises UserError where it is more than what is free."""
+    taken = out_of_core.scratch_bytes(model, rows, plan)
+    free = shutil.disk_usage(result.parent).free
+    said = f"a temporary file of {taken / 2**30:.3g} GiB in {shown(result.parent)}" if taken else "no temporary file"
+    if taken + result_bytes > free:
+        raise UserError(
+            f"{name}: enlarging it takes {said}, and the result up to {result_bytes / 2**30:.3g} GiB; "
+            f"{free / 2**30:.3g} GiB are free there"
+        )
+    console.print(f"{name}: enlarged in windows, in tiles of {plan.tile}, with {said}", markup=False)
+
+
+def _ticker(report, evaluations, pixels):
+    start, done = time.monotonic(), 0.0
+
+    def tick(share):
+        nonlocal done
+        done += share / evaluations
+        report.advance(share / evaluations)
+        rate = done * pixels / (time.monotonic() - start) / 1e6
+        report.say(f"enlarging in windows, {rate:.2g} Mpixel/s")
+
+    return tick
+
+
+def enlarge_in_windows(
+    model: drawing.Model,
+    rows: sampling.Rows,
+    source: windows.Tiff,
+    plan: out_of_core.Plan,
+    number: int,
+    key,
+    folder,
+    tick: Callable[[float], None] = lambda share: None,
+):
+    """Yields the rows of a picture enlarged, from the top: [some rows, W * scale, C] of the source's dtype and C.
+
+    A grey picture is given to the network as equal channels, and the mean of these is what it becomes; transparency is
+    enlarged bicubically. The other arguments as for `out_of_core.draw`.
+
+    Raises UserError where the source is damaged, or has other bands than the model takes.
+    """
+    task, scale = model.experiment.task, model.experiment.task.scale
+    low, colours = source.shape[:2], source.shape[2] - source.alpha
+    if colours not in (1, task.channels):
+        raise UserError(
+            f"{shown(source.path)}: it has {colours} bands beside transparency; the model takes {task.channels}"
+        )
+
+    def low_colours(start, stop):
+        found = source.rows(start, stop)[..., :colours]
+        return np.repeat(found, task.channels, -1) if colours == 1 else found
+
+    def low_alpha(start, stop):
+        return source.rows(start, stop)[..., colours:]
+
+    sides = tuple(side * scale for side in low)
+    cond_rows = bands.enlarged(low_colours, low, scale, _condition_of(model.experiment, source.dtype))
+    cond_rows = bands.filled(cond_rows, sides, plan.sides)
+    alpha_rows = bands.enlarged(low_alpha, low, scale, _enlarge_levels(scale)) if source.alpha else None
+    top = 0
+    for strip in out_of_core.draw(model, rows, plan, cond_rows, number, key, folder, tick):
+        bottom = min(top + len(strip), sides[0])
+        if top < bottom:
+            picture = _to_levels(strip[: bottom - top, : sides[1]], source.dtype)
+            if colours == 1:
+                picture = np.floor(picture.mean(-1, keepdims=True) + 0.5).astype(source.dtype)
+            yield picture if alpha_rows is None else np.concatenate([picture, alpha_rows(top, bottom)], -1)
+        top = bottom
+
+
+def _condition_of(experiment, dtype):
+    """`low [n, h, w, C] -> cond`; of 16 bits without rounding to levels."""
+    task = experiment.task
+    if dtype == np.uint8:
+        return task.condition
+
+    @jax.jit
+    def condition(low):
+        height, width = (side * task.scale for side in low.shape[1:3])
+        values = low.astype(jnp.float32) / (np.iinfo(dtype).max / 2) - 1
+        return jnp.clip(resize.interpolate(values, height, width, experiment.config.task.kernel), -1, 1)
+
+    return condition
+
+
+def _enlarge_levels(scale):
+    """`uint8 or uint16 [n, h, w, C] -> the same`, enlarged bicubically."""
+
+    def enlarge(low):
+        height, width = (side * scale for side in low.shape[1:3])
+        if low.dtype == np.uint8:
+            return np.asarray(resize.resize(low, height, width)).astype(np.uint8)
+        levels = np.asarray(resize.interpolate(low.astype(np.float32), height, width))
+        return np.clip(np.floor(levels + 0.5), 0, np.iinfo(low.dtype).max).astype(low.dtype)
+
+    return enlarge
+
+
+def _to_levels(picture, dtype):
+    """[-1, 1] to levels 0..255 or 0..65535, rounded half up, as `value_range.to_uint8`."""
+    most = np.iinfo(dtype).max
+    return np.clip(np.floor((picture + np.float32(1)) * np.float32(most / 2) + np.float32(0.5)), 0, most).astype(dtype)

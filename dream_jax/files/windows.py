@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import stat
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import atomic
+from dream_jax.files import atomic, tiff_tags
 
 # What is wrong with a file is told by the errors here, once.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -40,8 +41,9 @@ _MOST_CLASSIC_BYTES = 2**32 - 2**26
 class Tiff:
     """An opened TIFF file: its first page, or the one of full resolution.
 
-    shape: (H, W, C); dtype: uint8 or uint16; alpha: whether the last channel is transparency; extras: icc_profile and
-    dpi, as in `images.Picture`; more_pages: the file has other pages; held_bytes: the most that reading holds.
+    shape: (H, W, C); dtype: uint8 or uint16; alpha: the last channel is transparency; more_pages: the file has others;
+    held_bytes: the most that reading holds; extras: icc_profile and dpi, as in `images.Picture`, and tags, as of
+    `tiff_tags.kept`; left_out: names of tags that are not kept.
     """
 
     def __init__(self, path):
@@ -55,7 +57,8 @@ class Tiff:
             self.dtype = np.dtype(page.dtype).newbyteorder("=")
             self.shape = page.imagelength, page.imagewidth, page.samplesperpixel
             self.alpha = _ALPHA in page.extrasamples[-1:]
-            self.extras = _extras_of(page)
+            tags, self.left_out = tiff_tags.kept(page)
+            self.extras = {**_extras_of(page), "tags": tags}
             self._height = page.tilelength if page.is_tiled else page.rowsperstrip
             self.held_bytes = 3 * _bytes_of_band(page)
             self._kept = collections.OrderedDict()
@@ -129,9 +132,12 @@ class Tiff:
         data, tables = self._read(page.dataoffsets[index], size), {}
         if page.compression in _PICTURES:
             most = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
-            with Image.open(io.BytesIO(data)) as inner:
-                if any(a > b for a, b in zip(inner.size, most, strict=True)):
-                    raise ValueError(f"a strip or tile says that it is of {inner.size[0]} x {inner.size[1]} pixels")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of sizes, which are compared here
+                with Image.open(io.BytesIO(data)) as inner:
+                    width, height = inner.size
+            if width > most[0] or height > most[1]:
+                raise ValueError(f"a strip or tile says that it is of {width} x {height} pixels")
         if page.compression in _JPEG:
             tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         decoded, _, _ = page.decode(data, index, **tables)
@@ -307,6 +313,7 @@ def _options(shape, extras, alpha):
     colours = shape[2] - alpha
     options = {"photometric": "rgb" if colours == 3 else "minisblack", "metadata": None}
     options |= {"tile": (TILE, TILE), "compression": "zlib", "predictor": True, "software": False}
+    options["extratags"] = tiff_tags.written(extras.get("tags", {}))
     if shape[2] > 1:
         options["planarconfig"] = "contig"
     extra = shape[2] - (3 if colours == 3 else 1)

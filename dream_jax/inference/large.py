@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax import sampling
-from dream_jax.errors import UserError, shown
+from dream_jax.errors import UserError, shown, some
 from dream_jax.experiment import Experiment
-from dream_jax.files import limits, windows
+from dream_jax.files import limits, tiff_tags, windows
 from dream_jax.inference import bands, drawing, out_of_core
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
@@ -79,10 +79,13 @@ def _enlarge(job, seed, result, planner, overwrite, report, console):
         tick = _ticker(report, len(planner.rows.alpha), math.prod(shape[:2]))
         key = drawing.make_key(seed)
         made = enlarge_in_windows(model, planner.rows, source, plan, job.number, key, result.parent, tick)
-        windows.write_tiff(result, shape, source.dtype, made, source.extras, source.alpha, overwrite)
+        extras = {**source.extras, "tags": tiff_tags.enlarged(source.extras["tags"], model.experiment.task.scale)}
+        windows.write_tiff(result, shape, source.dtype, made, extras, source.alpha, overwrite)
         notes = []
         if source.alpha:
             notes.append(f"{name}: colours that nobody sees were enlarged as they are in the file")
+        if source.left_out:
+            notes.append(f"{shown(result)}: without the picture's tags {some(source.left_out)}")
         if source.more_pages:
             notes.append(f"{name}: only its first page was enlarged; save the others as files of their own")
         return notes

@@ -32,7 +32,7 @@ from dream_jax import experiment
 from dream_jax.config import checks, command_line, records
 from dream_jax.data import folders
 from dream_jax.errors import UserError
-from dream_jax.files import decoding, images, listings, tensors
+from dream_jax.files import images, limits, listings, tensors
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
 
@@ -45,7 +45,7 @@ def read_picture(path):
     pages = images.read_pages(path)
     for page in pages:
         assert page.colours.dtype == page.numbers.levels and page.colours.ndim == 3
-        assert 0 < page.colours[..., 0].size <= decoding.MAX_PIXELS
+        assert 0 < page.colours[..., 0].size <= limits.most_pixels()
         assert page.alpha is None or page.alpha.shape == page.colours.shape[:2]
     if sum(page.colours.size for page in pages) <= 2**20 and max(pages[0].colours.shape) < 2**14:
         with tempfile.TemporaryDirectory() as folder:

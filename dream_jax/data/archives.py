@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.errors import UserError, shown, some
-from dream_jax.files import decoding, formats, images, zips
+from dream_jax.files import formats, images, limits, zips
 from dream_jax.files.numbers import levels_of
 from dream_jax.files.picture import Reading, as_wanted
 
@@ -105,8 +105,8 @@ def _of_zip(path, key):
     def reader(info):
         def read(reading):
             try:
-                if info.file_size > decoding.MOST_BYTES:
-                    raise UserError(f"{info.file_size} bytes are more than the {decoding.MOST_BYTES} allowed")
+                if info.file_size > limits.most_bytes():
+                    raise UserError(f"{info.file_size} bytes are more than the {limits.most_bytes()} allowed")
                 return images.read(_content(archive, info), reading)
             except Exception as error:
                 said = str(error).removeprefix("picture: ")
@@ -225,7 +225,7 @@ def _fits(array):
     shape = array.shape
     of_pictures = len(shape) == 3 or (len(shape) == 4 and 0 < shape[3] <= _MOST_BANDS)
     numbers = array.dtype.kind in "uif" and array.dtype.itemsize <= 8
-    return numbers and of_pictures and 0 < math.prod(shape[1:3]) <= decoding.MAX_PIXELS and shape[0] > 0
+    return numbers and of_pictures and 0 < math.prod(shape[1:3]) <= limits.most_pixels() and shape[0] > 0
 
 
 def _pictures(path, key, array):

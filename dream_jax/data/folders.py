@@ -25,7 +25,7 @@ from dream_jax.data import indexed, listing, packing
 from dream_jax.data.catalog import builder_source
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError, shown
-from dream_jax.files import cache, decoding, images
+from dream_jax.files import cache, images, limits
 from dream_jax.files.picture import USUAL, Reading
 
 # Pixels beyond which pictures are prepared one after the other.
@@ -207,7 +207,7 @@ def _warn_of_duplicates(splits):
 
     train, held_out = files("train"), files("eval")
     # What is no picture is not read: it may have no end.
-    common = {size for size, _ in train if 0 < size <= decoding.MOST_BYTES} & {size for size, _ in held_out}
+    common = {size for size, _ in train if 0 < size <= limits.most_bytes()} & {size for size, _ in held_out}
     trained_on = {digest(path): path for size, path in train if size in common}
     found = [(path, trained_on.get(digest(path))) for size, path in held_out if size in common]
     same = [f"{shown(path)} = {shown(other)}" for path, other in found if other is not None]

@@ -177,7 +177,7 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
 
     def draw(inputs, number, seed):
         low = inputs.observed[0]
-        shape = shape_of(experiment, low)
+        shape = shape_of(experiment, low.shape[:2], low.dtype)
         key = drawing.make_key(seed)
         return draw_lows(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import atomic, decoding, encoding, formats, quiet
+from dream_jax.files import atomic, decoding, encoding, formats, limits, quiet
 from dream_jax.files.numbers import SIXTEEN, Numbers, of_bits
 from dream_jax.files.picture import USUAL, Picture, Reading, as_wanted
 
@@ -21,15 +21,14 @@ quiet.silence()
 def resize_shorter_side(picture, size):
     """Resize levels [H, W, C] on the host with Pillow's bicubic kernel; the proportions stay.
 
-    Returns levels alike with min(H, W) == size. Raises UserError where that is more than `decoding.MAX_PIXELS`.
+    Returns levels alike with min(H, W) == size. Raises UserError where that is more than `limits.most_pixels`.
     """
     height, width = picture.shape[:2]
     ratio = size / min(height, width)
     target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in (width, height))
-    if math.prod(target) > decoding.MAX_PIXELS:
-        raise UserError(
-            f"{width}x{height} pixels with the shorter side made {size} are more than the {decoding.MAX_PIXELS} allowed"
-        )
+    most = limits.most_pixels()
+    if math.prod(target) > most:
+        raise UserError(f"{width}x{height} pixels with the shorter side made {size} are more than the {most} allowed")
     if target == (width, height):
         return picture
     if picture.dtype == np.uint8 and picture.shape[2] == 3:
@@ -67,8 +66,8 @@ def _read(path, managed, which=0, span=None, clip=False):
         # A named pipe would block the reader for ever.
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is not a file")
-        if about.st_size > decoding.MOST_BYTES:
-            raise ValueError(f"{about.st_size} bytes are more than the {decoding.MOST_BYTES} allowed")
+        if about.st_size > limits.most_bytes():
+            raise ValueError(f"{about.st_size} bytes are more than the {limits.most_bytes()} allowed")
         with decoding.Reader(open(path, "rb", buffering=0)) as file:
             return decoding.decode(file, managed, which, span, clip)
     except Exception as error:  # Decoders raise almost any kind of exception on damaged files.
@@ -109,7 +108,7 @@ def read_with_alpha(path, reading: Reading = USUAL):
     `path` may also be the file's bytes. Colours are as stored, not multiplied by alpha, but for pixels that nobody sees
     (alpha 0): these have the colours of the nearest one that is seen, and are black where none is. Of several pages the
     first is read. Raises UserError for whatever cannot be read whole or is in none of `formats.FORMATS`, for numbers
-    that need a range (`numbers_of`), for other channels than the reading's, above `decoding.MAX_PIXELS` pixels (WebP:
+    that need a range (`numbers_of`), for other channels than the reading's, above `limits.most_pixels` pixels (WebP:
     half of them), and for files that ask for more work than any of that size.
     """
     (picture,) = _read(path, False, 0, reading.span, reading.clip)

@@ -7,7 +7,6 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from dream_jax.config import keys, records
-from dream_jax.data import spans
 from dream_jax.errors import UserError
 from dream_jax.files.names import check_folder, is_bucket
 from dream_jax.runtime import consensus
@@ -38,6 +37,9 @@ def with_range(config, workdir: Path):
         return config
     found = []
     if jax.process_index() == 0:
+        # Here, as who uses what was trained needs no training pictures.
+        from dream_jax.data import spans
+
         saved = workdir / "config.json"
         before = records.read(saved).data if saved.exists() else None
         known = before is not None and before.percentile == c.percentile and before.range

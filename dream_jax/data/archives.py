@@ -27,7 +27,8 @@ _LONGEST_DIRECTORY = 2**26
 _LONGEST_HEADER = 2**16
 _MOST_ARRAYS = 2**12
 # Bytes of a chunk of HDF5, which is read as a whole.
-_LARGEST_CHUNK = 2**30
+_LARGEST_CHUNK = 2**28
+_MOST_PICTURES = 2**22
 # Bytes of a picture beyond which it is prepared alone.
 _LARGE = 3 * 2**24
 _WANTED = "pictures are arrays of uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
@@ -244,8 +245,10 @@ def _pictures(path, key, array):
         return read
 
     large, folder = 3 * math.prod(array.shape[1:3]) > _LARGE, f"{key}/" if key else ""
-    # A file that claims numbers without end is seen here, before they are counted.
+    # A file that claims pictures without end is seen here, before they are named.
     _check_size(path, key or "its array", math.prod(array.shape))
+    if array.shape[0] > _MOST_PICTURES:
+        raise UserError(f"{shown(path)}: {array.shape[0]} pictures are more than the {_MOST_PICTURES} allowed")
     return {
         f"{number:07d}": Member(path, f"{folder}{number:07d}", reader(number), large)
         for number in range(array.shape[0])

@@ -301,12 +301,17 @@ def test_a_dataset_with_both_is_read_with_both(catalog_pairs):
 def test_a_run_of_before_goes_on_with_pictures_that_are_made(tmp_path, catalog_pairs):
     changes = "data.tfds=div2k/unknown_x4", f"data.tfds_dir={catalog_pairs}", "task.scale=4"
     config, record = tiny.tiny_config(*changes), tmp_path / "config.json"
-    assert workdirs.as_begun(tmp_path, config).data.lr_key is None
+    said = []
+
+    def key():
+        return workdirs.as_begun(tmp_path, config, said.append).data.lr_key
+
+    assert key() is None and said == []
     old = config.to_dict()
-    for key in ("lr_key", "lr_folder", "eval_lr_folder"):
-        del old["data"][key]
+    for later in ("lr_key", "lr_folder", "eval_lr_folder"):
+        del old["data"][later]
     record.write_text(json.dumps(old))
-    assert records.read(record).data.lr_key == "none" and workdirs.as_begun(tmp_path, config).data.lr_key == "none"
+    assert records.read(record).data.lr_key == key() == "none" and "as it began" in said[0]
     workdirs.check_same(tmp_path, config)
     record.write_text(json.dumps(config.to_dict()))
-    assert workdirs.as_begun(tmp_path, config).data.lr_key is None
+    assert key() is None

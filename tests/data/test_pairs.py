@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -124,6 +125,25 @@ def test_pairs_that_do_not_fit_are_all_named_and_left_out_only_on_request(tmp_pa
     assert "1 of 7 pictures are cut at the right and below" in said and "odd.png: 17x19" in said
     (odd,) = (s.pair(i) for s in splits for i in range(len(s)) if s.label(i) == "odd.png")
     np.testing.assert_array_equal(odd.image, noise(19, 17, 3)[:18, :16])
+
+
+def test_low_resolution_pictures_that_are_none_are_named(tmp_path):
+    cases = {"text.png": b"no picture", "empty.png": b""}
+    names = [*cases, "pipe.png", "loop.png", "good.png", "more.png"]
+    write(tmp_path / "high", {name: noise(16, 16, 3) for name in names})
+    write(tmp_path / "low", {"good.png": noise(8, 8, 3), "more.png": noise(8, 8, 3)})
+    for name, content in cases.items():
+        (tmp_path / "low" / name).write_bytes(content)
+    os.mkfifo(tmp_path / "low" / "pipe.png")
+    os.symlink("loop.png", tmp_path / "low" / "loop.png")
+    options = {"crop": 16, "cache_dir": tmp_path / "cache", "lr_folder": tmp_path / "low", "scale": 2}
+    with pytest.raises(UserError, match="of 6 pictures cannot be used") as error:
+        folders.prepare_folder(tmp_path / "high", **options)
+    assert str(error.value).count(f"{tmp_path / 'low'}") == 4
+    options["skip_unreadable"] = True
+    path = folders.prepare_folder(tmp_path / "high", **options | {"eval_percent": 50})
+    records = [list(tfds.builder_from_directory(path).as_data_source(split=split)) for split in ("train", "eval")]
+    assert sum(map(len, records)) == 2
 
 
 def test_pairs_have_a_preparation_and_a_fingerprint_of_their_own(tmp_path):

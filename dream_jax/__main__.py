@@ -108,21 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--partial", action="store_true", help="arrays that do not fit begin at random: init.partial")
     _add_checkpoint(train, "of --init_from: init.checkpoint", default=None)
 
-    evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
-    evaluate.add_argument("--workdir", required=True, nargs="+", help="of the training run; of several, side by side")
-    evaluate.add_argument(
-        "--output",
-        help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
-    )
-    evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
-    evaluate.add_argument("--low", metavar="FOLDER", help="their low-resolution pictures, which are made otherwise")
-    _add_checkpoint(evaluate, "of the run (default: latest)")
-    evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
-    evaluate.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
-    evaluate.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
-    evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
-    evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
-
+    _add_evaluate(commands)
     _add_measure(commands)
 
     upscale = commands.add_parser(
@@ -159,6 +145,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_studies(commands)
     _add_upkeep(commands)
     return parser
+
+
+def _add_evaluate(commands) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
+    evaluate.add_argument("--workdir", required=True, nargs="+", help="of the training run; of several, side by side")
+    evaluate.add_argument(
+        "--output",
+        help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
+    )
+    evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
+    evaluate.add_argument("--low", metavar="FOLDER", help="their low-resolution pictures, which are made otherwise")
+    _add_checkpoint(evaluate, "of the run (default: latest)")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
+    evaluate.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
+    evaluate.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
+    evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
+    evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
 
 
 def _add_measure(commands) -> None:

@@ -69,7 +69,7 @@ def _train_and_evaluate(config, workdir, console, evaluates):
     from dream_jax.training.workdir import as_begun
 
     consensus.synchronise("workdir")
-    config = as_begun(workdir, config)
+    config = as_begun(workdir, config, console.print)
     experiment = build(config)
     source, pictures = sources.open_source(config, "train"), held_out.eval_pictures(config)
     mesh = sharding.make_mesh(config.mesh.shard)

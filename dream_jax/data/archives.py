@@ -29,7 +29,8 @@ _LONGEST_HEADER = 2**16
 _MOST_ARRAYS = 2**12
 _MOST_BANDS = 2**10
 # Bytes of a chunk of HDF5, which is read as a whole.
-_LARGEST_CHUNK = 2**30
+_LARGEST_CHUNK = 2**28
+_MOST_PICTURES = 2**22
 # Bytes of a picture beyond which it is prepared alone.
 _LARGE = 3 * 2**24
 _WANTED = "pictures are arrays of numbers [N, H, W] or [N, H, W, C]"
@@ -248,8 +249,10 @@ def _pictures(path, key, array):
         return read
 
     each, folder = math.prod(array.shape[1:]) * array.dtype.itemsize, f"{key}/" if key else ""
-    # A file that claims numbers without end is seen here, before they are counted.
+    # A file that claims pictures without end is seen here, before they are named.
     _check_size(path, key or "its array", array.shape[0] * each)
+    if array.shape[0] > _MOST_PICTURES:
+        raise UserError(f"{shown(path)}: {array.shape[0]} pictures are more than the {_MOST_PICTURES} allowed")
     return {
         f"{number:07d}": Member(path, f"{folder}{number:07d}", reader(number), each > _LARGE)
         for number in range(array.shape[0])

@@ -101,35 +101,14 @@ def prepare_folder(
     read, is smaller than the crop, or has no low-resolution picture that fits: all of them are named.
     """
     splits = _split_files(folder, eval_folder, eval_percent, lr_folder, eval_lr_folder, scale)
-    settings = (crop, resize, skip_unreadable, str(Pictures.VERSION), *(["whole"] if whole else []))
-    settings = (*settings, *([] if lr_folder is None else ["pairs", scale]))
-    settings = (*settings, *([] if reading == USUAL else ["read", *reading]))
     making = Making(crop, resize, skip_unreadable, whole, None if lr_folder is None else scale, reading)
     parent = Path(cache_dir).expanduser() if cache_dir else cache.root()
-    prepared = parent / f"{listing.title(folder)}-{_digest(splits, settings)}"
+    prepared = parent / f"{listing.title(folder)}-{_digest(splits, making)}"
     if not prepared.exists():
-        unfinished = None
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
-            _warn_of_duplicates(splits)
-            made = _write(splits, unfinished, making)
-            try:
-                os.rename(made, prepared)
-            except OSError:  # another process was first, with the same files
-                if not prepared.exists():
-                    raise
-            said = f"prepared pictures of {shown(folder)}: {cache.size_of(prepared) / 2**20:.1f} MiB in {prepared}"
-            listed = "" if cache_dir else "; `python -m dream_jax cache` lists and removes such folders"
-            print(f"{said}{listed}", file=sys.stderr)
-        except OSError as error:
-            raise UserError(
-                f"data.cache_dir: prepared pictures cannot be written to {parent} ({error}); choose another folder "
-                "there or in DREAM_JAX_CACHE"
-            ) from error
-        finally:
-            if unfinished is not None:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        _prepare(splits, making, prepared)
+        said = f"prepared pictures of {shown(folder)}: {cache.size_of(prepared) / 2**20:.1f} MiB in {prepared}"
+        listed = "" if cache_dir else "; `python -m dream_jax cache` lists and removes such folders"
+        print(f"{said}{listed}", file=sys.stderr)
     return prepared
 
 
@@ -144,14 +123,40 @@ class Making(NamedTuple):
     reading: Reading
 
 
-def _digest(splits, settings):
-    digest = hashlib.sha256(repr(settings).encode())
+def _digest(splits, making):
+    # What is appended came later: it leaves what was prepared before where it is.
+    settings = making.crop, making.resize, making.skip_unreadable, str(Pictures.VERSION)
+    more = *(["whole"] if making.whole else []), *(["pairs", making.scale] if making.scale is not None else [])
+    more = *more, *(["read", *making.reading] if making.reading != USUAL else [])
+    digest = hashlib.sha256(repr((*settings, *more)).encode())
     for split, entries in splits.items():
         for name, entry in entries.items():
             digest.update(repr((split, name, *listing.state(entry.picture))).encode())
             if entry.low is not None:
-                digest.update(repr(("low", str(entry.low), *listing.state(entry.low))).encode())
+                digest.update(repr((Path(str(entry.low)).name, *listing.state(entry.low))).encode())
     return digest.hexdigest()[:16]
+
+
+def _prepare(splits, making, prepared):
+    parent, unfinished = prepared.parent, None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
+        _warn_of_duplicates(splits)
+        made = _write(splits, unfinished, making)
+        try:
+            os.rename(made, prepared)
+        except OSError:  # another process was first, with the same files
+            if not prepared.exists():
+                raise
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir: prepared pictures cannot be written to {parent} ({error}); choose another folder "
+            "there or in DREAM_JAX_CACHE"
+        ) from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def tiles(size: int, crop: int) -> list[tuple[int, int]]:

@@ -104,13 +104,17 @@ def first(lines: list[str], most: int = 10) -> str:
 def _prefixes(places):
     if len(places) == 1:
         return [f"{archives.file_of(places[0]).name}/" if archives.is_archive(places[0]) else ""]
-    # As many of the last parts of their paths as tell them from each other.
-    parts = [Path(str(place)).expanduser().resolve().parts for place in places]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(path[-depth:]) for path in parts]
-        if len(set(names)) == len(names):
-            return [f"{name}/" for name in names]
-    raise UserError(f"data.folder: {', '.join(map(shown, places))} names one folder twice")
+    # As many of the last parts of each path as tell it from the others.
+    parts = [archives.file_of(place).resolve().parts for place in places]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"data.folder: {', '.join(map(shown, places))} names one folder twice")
+
+    def ending(path):
+        depths = range(1, len(path))
+        alike = (depth for depth in depths if sum(path[-depth:] == other[-depth:] for other in parts) == 1)
+        return "/".join(path[-next(alike, len(path)) :])
+
+    return [f"{ending(path)}/" for path in parts]
 
 
 def _of_one(place) -> dict:

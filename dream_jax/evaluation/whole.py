@@ -68,6 +68,8 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
     built, settings = first.experiment, first.experiment.config.evaluation
     if not built.task.paired:
         raise UserError("whole pictures are for models that restore them, not for those that make new ones")
+    if is_paired(source) and not built.task.takes_low:
+        raise UserError(f"{built.config.task.name} takes no low-resolution pictures that are there")
     check_models(models)
     for model in models.values():
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
@@ -137,7 +139,7 @@ def _measure(models, source, values_of, identity, digests, console, journal):
 
 def _observe(built, source, number) -> Inputs:
     """Of one picture, cut to sides that the task's scale divides."""
-    paired = source.pair(number) if is_paired(source) and built.task.takes_low else None
+    paired = source.pair(number) if is_paired(source) else None
     picture, divisor = source[number] if paired is None else paired.image, built.task.divisor
     height, width = (side // divisor * divisor for side in picture.shape[:2])
     least = max(divisor, 2 * built.config.evaluation.border + 1)

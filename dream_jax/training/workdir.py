@@ -1,5 +1,6 @@
 """The folder of a run: made and checked before training, and where its checkpoints lie."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -61,16 +62,17 @@ def check_same(folder, config) -> None:
         )
 
 
-def as_begun(workdir: Path, config):
+def as_begun(workdir: Path, config, tell: Callable[[str], None]):
     """The config of a run that goes on; all processes call it.
 
-    One that was begun before datasets' own low-resolution pictures were read goes on without them.
+    One that was begun before datasets' own low-resolution pictures were read goes on without them, and says so.
     """
     path = workdir / "config.json"
     open_to = config.data.tfds is not None and config.data.lr_key is None
     made = open_to and jax.process_index() == 0 and path.exists() and records.read(path).data.lr_key == "none"
     if not consensus.of_first([made])[0]:
         return config
+    tell("this run makes low-resolution pictures from the originals, as it began: data.lr_key is none")
     return FrozenConfigDict(keys.nest(keys.flatten(config) | {"data.lr_key": "none"}))
 
 

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from stand_ins import QUIET
+from stand_ins import QUIET, fake, its_input
 
 from dream_jax import metrics
 from dream_jax.__main__ import main
@@ -39,6 +39,20 @@ def test_pictures_of_one_size_have_the_values_of_an_evaluation_of_crops(tiny_wor
         assert row["name"] == other["name"]
         np.testing.assert_allclose([row[name] for name in names], [other[name] for name in names], rtol=1e-5)
     assert all(pictures.shape[0] == 2 for pictures in columns.values())
+
+
+def test_each_picture_is_read_once_and_seeds_have_a_spread():
+    some, read = pictures((32, 32), (32, 32), (32, 32)), []
+    models = {"run": fake(its_input, "evaluation.seeds=0,1", "evaluation.steps=1,2", "evaluation.pictures=3")}
+    source = Source(lambda i: read.append(i) or some[i], 3)
+    record, _ = whole.evaluate(models, source, QUIET)
+    assert read == [0, 1, 2] and len(record["by_picture"]) == 9
+    expected, _ = measuring.evaluate(models, np.stack(some), QUIET)
+    assert "psnr_spread" not in record["rows"][0]
+    for row, other in zip(record["rows"][1:], expected["rows"][1:], strict=True):
+        for name in ("psnr", "ssim"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+            assert row[f"{name}_spread"] == pytest.approx(other[f"{name}_spread"], rel=1e-3) and row["psnr_spread"] > 0
 
 
 @pytest.fixture

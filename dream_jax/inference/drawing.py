@@ -19,13 +19,17 @@ from dream_jax.tasks import value_range
 
 
 class Model(NamedTuple):
-    """What was trained, its EMA weights, after how many steps, the devices they lie on, and the run's folder."""
+    """What was trained, its weights, after how many steps, the devices they lie on, and the run's folder, or the model's.
+
+    weights: ema or live, which of the run's they are.
+    """
 
     experiment: Experiment
     params: dict
     step: int
     mesh: jax.sharding.Mesh
     workdir: str
+    weights: str = "ema"
 
 
 def progress_bar(console: Console) -> Progress:
@@ -83,21 +87,31 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
 
 
 def make_draw(experiment: Experiment, mesh, wrap=None):
-    """The jitted `draw(params, inputs, index, rows, key) -> uint8 pictures [B, H, W, 3]` of every use of a model.
+    """The jitted `draw(params, inputs, index, rows, key)` of every use of a model, see `make_plain_draw`.
 
-    inputs as for `make_denoise`, made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends on
-    (key, i) alone. The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
+    The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
     """
     everywhere = NamedSharding(mesh, P())
     layout = NamedSharding(mesh, sharding.BATCH) if wrap is None else everywhere
-    wrap = wrap or (lambda predict: predict)
-    start_key = start_key_of(experiment)
-
-    options = compiler.options(experiment.config.deterministic)
+    plain, options = make_plain_draw(experiment, wrap), compiler.options(experiment.config.deterministic)
 
     @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
     def draw(params, inputs, index, rows, key):
-        inputs = jax.lax.with_sharding_constraint(inputs, layout)
+        return plain(params, jax.lax.with_sharding_constraint(inputs, layout), index, rows, key)
+
+    return draw
+
+
+def make_plain_draw(experiment: Experiment, wrap=None):
+    """`draw(params, inputs, index, rows, key) -> uint8 pictures [B, H, W, 3]`, traceable.
+
+    inputs and wrap as for `make_denoise`, inputs made by `inputs_of`; index [B] numbers the pictures: picture i's noise
+    depends on (key, i) alone.
+    """
+    wrap = wrap or (lambda predict: predict)
+    start_key = start_key_of(experiment)
+
+    def draw(params, inputs, index, rows, key):
         denoise = make_denoise(experiment, params, inputs, wrap)
         shape = (*inputs["cond"].shape[:3], experiment.task.channels)
         shows = experiment.objective.self_conditions

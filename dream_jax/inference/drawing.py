@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,13 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dream_jax import sampling
+from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
 from dream_jax.tasks import value_range
 
 
 class Model(NamedTuple):
-    """What was trained, its weights, after how many steps, the devices they lie on, and the run's folder, or the model's.
+    """What was trained, its weights, after how many steps, the devices they lie on, and the run's or model's folder.
 
     weights: ema or live, which of the run's they are.
     """
@@ -41,6 +43,28 @@ def progress_bar(console: Console) -> Progress:
 def divisor(experiment: Experiment) -> int:
     """What sides of pictures and places of tiles divide by: the network's patches and the low-resolution pixels."""
     return math.lcm(experiment.network.divisor, experiment.task.divisor)
+
+
+def sides_of(experiment: Experiment, size: str | None) -> tuple[int, int]:
+    """(height, width) of an option like 64x96, of pictures that a model makes; None is the side that was trained on.
+
+    Raises UserError where the network does not take them.
+    """
+    if size is None:
+        return (experiment.config.image_size,) * 2
+    height, width = parse_size(size)
+    by = divisor(experiment)
+    if height % by or width % by:
+        raise UserError(f"--size {size}: height and width must divide by {by}, by which the network downsamples")
+    return height, width
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """(height, width) of a text like 64x96; raises UserError for another one."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size, re.ASCII)
+    if found is None:
+        raise UserError(f"--size {shown(size)[:100]}: write HEIGHTxWIDTH in pixels, like 64x96")
+    return int(found[1]), int(found[2])
 
 
 def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.Rows:

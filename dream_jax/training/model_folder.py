@@ -75,10 +75,10 @@ def write(folder: Path, config, params: dict, about: dict, card: str) -> None:
     Args:
       config: of the run.
       params: the network's parameters, arrays on the host.
-      about: step, weights (ema or live), and whatever else is known of them.
+      about: step, weights (ema or live), sha256 by `integrity.digest`, and whatever else is known of them.
       card: the text of README.md.
     """
-    about = {"format": FORMAT, "version": VERSION, **about, "sha256": integrity.digest(params)}
+    about = {"format": FORMAT, "version": VERSION, **about}
     # Last comes the one without which the folder is no model.
     atomic.write_bytes(folder / WEIGHTS, weights_file(params))
     records.save(portable(config), folder / CONFIG)

@@ -1,4 +1,4 @@
-"""Trained weights that a new run begins with: of another run, whatever it was trained for, a model's folder, or a file."""
+"""Trained weights that a new run begins with: of any other run, of a model's folder, or of a file."""
 
 from collections.abc import Callable
 

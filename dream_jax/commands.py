@@ -125,7 +125,7 @@ def evaluate(options, arguments, console: Console) -> None:
     from dream_jax.files import names
     from dream_jax.inference import trained
 
-    places = [*options.workdir, *map(_model, options.model)]
+    places = [*map(_workdir, options.workdir), *map(_model, options.model)]
     finding = options.find_start is not None
     if finding and (options.gap or len(places) > 1 or options.find_start < 1):
         raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
@@ -195,9 +195,19 @@ def _model(place):
     return place
 
 
+def _workdir(place):
+    """A place that --workdir names; raises UserError where that is an exported model."""
+    from dream_jax.files import hub
+    from dream_jax.training import model_folder
+
+    if hub.is_address(place) or model_folder.is_model(Path(place)):
+        raise UserError(f"{place}: is an exported model; give it with --model")
+    return place
+
+
 def _place(options):
     """What a command is given by --workdir or --model."""
-    return options.workdir if options.model is None else _model(options.model)
+    return _workdir(options.workdir) if options.model is None else _model(options.model)
 
 
 def _check_pictures(model):

@@ -6,6 +6,13 @@ from pathlib import Path
 
 from dream_jax.errors import UserError, shown
 
+# What the client's own words leave open.
+_REASONS = {
+    "RepositoryNotFoundError": "there is no such repository, or it is private: log in with `hf auth login`",
+    "GatedRepoError": "its owner asks for consent first: give it on the repository's page, and log in",
+    "RevisionNotFoundError": "the repository has no such revision",
+}
+
 _ADDRESS = re.compile(r"hf://([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", re.ASCII)
 
 
@@ -33,5 +40,6 @@ def fetch(address: str, names: tuple[str, ...]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(found[1], revision=found[2], allow_patterns=list(names)))
     except Exception as error:  # those of whatever HTTP library it uses, too
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = _REASONS.get(type(error).__name__) or (said or [type(error).__name__])[0]
         raise UserError(f"{address}: cannot be fetched ({shown(reason)[:300]})") from error

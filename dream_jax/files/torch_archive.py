@@ -16,14 +16,14 @@ def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     members = {
         "data.pkl": b"\x80\x02" + _EMPTY_ORDERED_DICT + b"(" + items + b"u.",
         "byteorder": b"little",
-        **{f"data/{names[name]}": np.ascontiguousarray(array, "<f4") for name, array in arrays.items()},
+        **{f"data/{names[name]}": np.asarray(array, "<f4").tobytes() for name, array in arrays.items()},
         "version": b"3\n",
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             # Without the time of day, so that the same arrays make the same file.
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), memoryview(data).cast("B"))
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
     return file.getvalue()
 
 

@@ -28,10 +28,8 @@ def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Exper
     Raises UserError where there is no run, and for overrides of what the weights were trained as; with only_sampling,
     for overrides of anything but `sampling.KEY`.
     """
-    folder = model_folder.find(workdir)
-    saved = records.read(folder / model_folder.CONFIG)
+    saved = model_folder.read_config(model_folder.find(workdir))
     chosen = command_line.override(saved, list(overrides))
-    model_folder.check_config(folder, saved)
     if only_sampling:
         _check_only_sampling(saved, chosen)
     chosen = checks.validate(chosen)

@@ -44,18 +44,18 @@ def check(place) -> None:
 
 
 def read_config(folder: Path) -> ConfigDict:
-    """The config of a folder, a model's or a run's; raises UserError, with its name, for one that is not sound."""
+    """The config of a folder, a run's or a model's; of a model's, which may be anyone's, paths are not taken.
+
+    Raises UserError, with the file's name, for one that is not sound; of a run's, `checks.validate` says the rest.
+    """
     config = records.read(folder / CONFIG)
-    check_config(folder, config)
-    return config
-
-
-def check_config(folder: Path, config: ConfigDict) -> None:
-    """Raises UserError, with the file's name, where a config that was read there does not fit this program."""
+    if not is_model(folder):
+        return config
     try:
         checks.validate(config)
     except UserError as error:
         raise UserError(f"{shown(folder / CONFIG)}: {error}") from error
+    return portable(config)
 
 
 def portable(config) -> ConfigDict:

@@ -118,6 +118,16 @@ def test_an_address_on_the_hub_stands_for_the_folder(run, exported, monkeypatch)
     assert asked == [("me/tiny-x4", "v1.0", files)]
 
 
+def test_paths_in_a_folder_s_config_are_not_taken(model, tmp_path):
+    """It may be anyone's, and say where to write."""
+    data = {"folder": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    _json(lambda record: record | {"data": record["data"] | data}, "config.json")(model)
+    config = trained.open_experiment(model).config
+    assert config.data.folder is None and config.data.cache_dir is None
+    chosen = trained.open_experiment(model, ["--config.data.folder=mine"]).config
+    assert chosen.data.folder == "mine" and chosen.data.cache_dir is None
+
+
 def read_as_parent(place, *changes):
     built = experiment.build(tiny.tiny_config(f"init.path={place}", *changes))
     return parent.read(built, weights.shapes_of(built), dict, print)

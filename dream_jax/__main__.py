@@ -16,6 +16,7 @@ from dream_jax.runtime import compilation_cache, platforms, processes
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
+MODEL_HELP = "an exported model: its folder, or hf://OWNER/NAME[@REVISION]"
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
 # Commands that take no config arguments, and compile nothing.
@@ -104,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train from a config file, then evaluate", epilog=CONFIG_HELP)
     train.add_argument("--config", required=True, help="a recipe, like quickstart, or a config file")
     train.add_argument("--workdir", required=True, help="where the run is kept; an existing one is continued")
-    train.add_argument("--init_from", metavar="RUN", help="begin with the weights of this workdir or file: init.path")
+    train.add_argument(
+        "--init_from", metavar="PLACE", help="begin with the weights of this workdir, model or file: init.path"
+    )
     train.add_argument("--partial", action="store_true", help="arrays that do not fit begin at random: init.partial")
     _add_checkpoint(train, "of --init_from: init.checkpoint", default=None)
 
@@ -114,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     upscale = commands.add_parser(
         "upscale", help="enlarge your own pictures with a trained model", epilog=SAMPLING_HELP
     )
-    upscale.add_argument("--workdir", required=True, help="of the training run")
+    _add_place(upscale)
     upscale.add_argument("--input", required=True, nargs="+", help="a picture or a folder of pictures, or several")
     upscale.add_argument("--output", required=True, help="a picture, or a folder")
     upscale.add_argument("--format", choices=FORMATS, help="of results in a folder (default: that of each picture)")
@@ -132,16 +135,18 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
 
     generate = commands.add_parser("generate", help="make new pictures with a trained model", epilog=CONFIG_HELP)
-    generate.add_argument("--workdir", required=True, help="of the training run")
+    _add_place(generate)
     generate.add_argument("--output", required=True, help="a folder; what is there already is not made again")
     generate.add_argument("--count", type=int, default=64, help="pictures (default: 64)")
     generate.add_argument("--sampler", default="ddim", help="one of docs/sampling.md (default: ddim)")
     generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
     generate.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    generate.add_argument("--size", metavar="HxW", help="height and width in pixels (default: as in training)")
     generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
     _add_checkpoint(generate, "of the run (default: latest)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")
 
+    _add_export(commands)
     _add_studies(commands)
     _add_upkeep(commands)
     return parser
@@ -149,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_evaluate(commands) -> None:
     evaluate = commands.add_parser("evaluate", help="measure trained models on held-out pictures", epilog=CONFIG_HELP)
-    evaluate.add_argument("--workdir", required=True, nargs="+", help="of the training run; of several, side by side")
+    evaluate.add_argument("--workdir", nargs="+", default=[], help="of the training run; of several, side by side")
+    evaluate.add_argument("--model", nargs="+", default=[], help=f"{MODEL_HELP}, or several")
     evaluate.add_argument(
         "--output",
         help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
@@ -162,6 +168,35 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
+
+
+def _add_place(parser) -> None:
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--workdir", help="of the training run")
+    place.add_argument("--model", help=MODEL_HELP)
+
+
+def _add_export(commands) -> None:
+    export = commands.add_parser("export", help="write a trained model for use elsewhere", epilog=CONFIG_HELP)
+    _add_place(export)
+    export.add_argument("--output", required=True, help="a folder; of pytorch_sr3 a file, .safetensors or .pth")
+    export.add_argument(
+        "--format",
+        choices=("dream", "pytorch_sr3", "stablehlo"),
+        default="dream",
+        help="a folder for --model; weights for the official PyTorch code; a program of one sampler (default: dream)",
+    )
+    export.add_argument("--weights", choices=("ema", "live"), help="averaged, or the last step's own (default: ema)")
+    _add_checkpoint(export, "of the run (default: latest)")
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+    export.add_argument("--sampler", help="stablehlo: one of docs/sampling.md (default: ddim)")
+    export.add_argument("--steps", type=int, help="stablehlo: network evaluations (default: 10)")
+    export.add_argument(
+        "--size",
+        metavar="HxW",
+        help="stablehlo: height and width of the low-resolution picture, or of the picture where the model generates "
+        "(default: as in training)",
+    )
 
 
 def _add_measure(commands) -> None:

@@ -128,21 +128,26 @@ def evaluate(options, arguments, console: Console) -> None:
     from dream_jax.files import names
     from dream_jax.inference import trained
 
+    places = [*map(_workdir, options.workdir), *map(_model, options.model)]
     finding = options.find_start is not None
-    if finding and (options.gap or len(options.workdir) > 1 or options.find_start < 1):
+    if finding and (options.gap or len(places) > 1 or options.find_start < 1):
         raise UserError("--find_start takes a number of at least 1, and one --workdir, without --gap")
     if options.pictures and (options.gap or finding):
         raise UserError("--pictures is for the table, without --gap and --find_start")
     if options.low and not options.pictures:
         raise UserError("--low is for the low-resolution pictures of --pictures")
-    if len(options.workdir) > 1 and not options.output:
-        raise UserError("several runs: say with --output FILE.json where their common table goes")
-    workdirs = _named(options.workdir)
+    if not places:
+        raise UserError("give --workdir RUN or --model FOLDER, or several")
+    if not options.output and (options.model or len(places) > 1):
+        what = "several runs" if len(places) > 1 else "nothing is written into a model's folder"
+        raise UserError(f"{what}: say with --output FILE.json where their common table goes")
     kind = "gap" if options.gap else "start" if finding else "evaluation"
-    output = Path(options.output or f"{options.workdir[0]}/{kind}.json")
+    output = Path(options.output or f"{places[0]}/{kind}.json")
     whole = ["--config.evaluation.whole=True"] if options.pictures else []
     arguments = [*whole, *_of_pixels(options), *arguments]
-    models = {name: trained.load(workdir, arguments, options.checkpoint) for name, workdir in workdirs.items()}
+    models = {name: trained.load(place, arguments, options.checkpoint) for name, place in _named(places).items()}
+    if not options.pictures:
+        _check_pictures(next(iter(models.values())))
     names.check_output(output)
     if finding:
         return _find_start(options, next(iter(models.values())), output, console)
@@ -180,13 +185,51 @@ def _of_pixels(options):
     return [f"--config.evaluation.{key}={value}" for key, value in given.items() if value is not None]
 
 
-def _named(workdirs):
-    """{name in tables: workdir}: the folders' own names, or the whole paths where these are not all different."""
-    short = [Path(workdir).resolve().name for workdir in workdirs]
-    names = short if len(set(short)) == len(short) else workdirs
+def _named(places):
+    """{name in tables: place}: the folders' own names, or the whole paths where these are not all different."""
+    short = [Path(place).resolve().name for place in places]
+    names = short if len(set(short)) == len(short) else places
     if len(set(names)) < len(names):
-        raise UserError("--workdir names the same run twice")
-    return dict(zip(names, workdirs, strict=True))
+        raise UserError("--workdir or --model names the same one twice")
+    return dict(zip(names, places, strict=True))
+
+
+def _model(place):
+    """A place that --model names; raises UserError where there is no model."""
+    from dream_jax.training import model_folder
+
+    model_folder.check(place)
+    return place
+
+
+def _workdir(place):
+    """A place that --workdir names; raises UserError where that is an exported model."""
+    from dream_jax.files import hub
+    from dream_jax.training import model_folder
+
+    if hub.is_address(place) or model_folder.is_model(Path(place)):
+        raise UserError(f"{place}: is an exported model; give it with --model")
+    return place
+
+
+def _place(options):
+    """What a command is given by --workdir or --model."""
+    return _workdir(options.workdir) if options.model is None else _model(options.model)
+
+
+def _check_pictures(model):
+    """Raises UserError where the held-out pictures of an exported model would be others without a word."""
+    from dream_jax.training import model_folder
+
+    folder, data = model_folder.find(model.workdir), model.experiment.config.data
+    if not model_folder.is_model(folder) or data.folder or data.tfds:
+        return
+    trained_on = model_folder.read_about(folder).get("data")
+    if isinstance(trained_on, dict) and trained_on.get("kind") == "folder":
+        raise UserError(
+            f"{model.workdir}: the pictures that it was trained on are not with it; say what to measure it on with "
+            "--pictures FOLDER or --config.data.folder=FOLDER"
+        )
 
 
 def _measure(options, models, output, console):
@@ -256,7 +299,7 @@ def upscale(options, arguments, console: Console) -> int:
     if options.page is not None and options.page < 1:
         raise UserError(f"--page {options.page}: pages are counted from 1")
     return upscaling.upscale(
-        *(options.workdir, options.input, options.output, console),
+        *(_place(options), options.input, options.output, console),
         wanted=Wanted(options.page, options.range, options.clip),
         suffix=options.format and f".{options.format}",
         overrides=arguments,
@@ -268,9 +311,23 @@ def generate(options, arguments, console: Console) -> None:
     """Makes new pictures."""
     from dream_jax.inference import generation
 
-    choices = ("count", "sampler", "steps", "seed", "batch_size", "overwrite", "checkpoint")
+    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint")
     choices = {name: getattr(options, name) for name in choices}
-    generation.generate(options.workdir, options.output, console=console, overrides=arguments, **choices)
+    generation.generate(_place(options), options.output, console=console, overrides=arguments, **choices)
+
+
+def export(options, arguments, console: Console) -> None:
+    """Writes a trained model for use elsewhere."""
+    from dream_jax.sharing import exporting
+
+    exporting.export(
+        *(_place(options), options.output, console, options.format),
+        options={name: getattr(options, name) for name in ("sampler", "steps", "size")},
+        weights=options.weights,
+        checkpoint=options.checkpoint,
+        overwrite=options.overwrite,
+        overrides=arguments,
+    )
 
 
 def prepare(options, arguments, console: Console) -> None:

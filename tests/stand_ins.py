@@ -1,13 +1,18 @@
 """Stand-ins for trained models, whose networks are plain functions, and for trained weights of metrics."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny
 from rich.console import Console
 
 from dream_jax import experiment
+from dream_jax.config import records
 from dream_jax.data import held_out
 from dream_jax.inference import drawing
 from dream_jax.runtime import sharding
+from dream_jax.training import checkpoint, weights
+from dream_jax.training.train_state import TrainState
 
 QUIET = Console(quiet=True)
 
@@ -31,6 +36,26 @@ def fake(residual_of, *changes, step=1):
 
     built = built._replace(network=Network())
     return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, sharding.make_mesh(), "nowhere")
+
+
+def untrained_run(workdir, step=7, *changes):
+    """Makes a workdir with a checkpoint of random weights; returns (workdir, its TrainState on the host).
+
+    changes are of the tiny config.
+    """
+    config = tiny.tiny_config(*changes)
+    workdir.mkdir()
+    records.save(config, workdir / "config.json")
+    rng, shapes = np.random.default_rng(0), weights.shapes_of(experiment.build(config))
+    params, ema = (
+        jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, leaf.dtype)), shapes)
+        for _ in range(2)
+    )
+    state = TrainState(jnp.asarray(step, jnp.int32), params, ema, ())
+    with checkpoint.open_manager(workdir / "checkpoints") as manager:
+        checkpoint.save(manager, state, {"config": config.to_dict(), "versions": {}, "data": "9 pictures, crc32 1"})
+        checkpoint.wait(manager)
+    return workdir, jax.device_get(state)
 
 
 def nothing(x_t, level):

@@ -198,7 +198,11 @@ KEYS = {
         1, "sr3: work on patches of this many pixels a side, for a cheap network", whole(1, LARGE_SIDE)
     ),
     "network.remat": Key(False, "recompute blocks in the backward pass to save memory"),
-    "init.path": Key(None, "begin with trained weights: a run's workdir, or a file of PyTorch weights", optional=str),
+    "init.path": Key(
+        None,
+        "begin with trained weights: a run's workdir, an exported model, hf://OWNER/NAME, or a file of PyTorch weights",
+        optional=str,
+    ),
     "init.checkpoint": Key("latest", "of a workdir: latest, best (by its loss) or a step"),
     "init.weights": Key(
         "ema", "of a workdir: the average that is used, or the last step's own", choices=("ema", "live")

@@ -53,7 +53,7 @@ _GONE = {
     "objective.estimate_dtype": "same",
 }
 
-# Bytes of a config.json.
+# Bytes of a config.json, or of another record.
 _LONGEST = 2**20
 
 
@@ -67,24 +67,34 @@ def read(path: Path) -> ConfigDict:
 
     Raises UserError for a file that is missing, damaged or of another program.
     """
-    name = shown(path)
+    return read_json(path, f"is {shown(path.parent)} the workdir of a training run?", "a config", from_record)
+
+
+def read_json(path: Path, missing: str, kind: str, use):
+    """`use(record)` of a small JSON file from anyone; raises UserError for one that is missing or not of this program.
+
+    Args:
+      missing: what is to be said where the file is not there.
+      kind: what it should be, like "a config".
+    """
+    name, other = shown(path), f"{shown(path)}: not {kind} of this program"
     try:
         if not path.exists():
-            raise UserError(f"{name}: not found; is {shown(path.parent)} the workdir of a training run?")
+            raise UserError(f"{name}: not found; {missing}")
         # A named pipe would block the reader for ever.
         if not path.is_file():
-            raise UserError(f"{name}: not a config of this program")
+            raise UserError(other)
         with path.open("rb") as file:
             text = file.read(_LONGEST + 1)
         if len(text) > _LONGEST:
-            raise UserError(f"{name}: not a config of this program, which are shorter than {_LONGEST} bytes")
-        return from_record(json.loads(text))
+            raise UserError(f"{other}, which are shorter than {_LONGEST} bytes")
+        return use(json.loads(text))
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{name}: not a config of this program ({shown(error)[:300]})") from None
+        raise UserError(f"{other} ({shown(error)[:300]})") from None
 
 
 def from_record(values: dict) -> ConfigDict:

@@ -110,7 +110,7 @@ def title_of(models: dict[str, Model], method: Method) -> str:
 def about_models(models: dict[str, Model], digests: dict[str, str]) -> dict[str, dict]:
     """What a result file says of each model; digests: of their weights."""
     return {
-        name: {"workdir": model.workdir, "step": model.step, "weights": "ema", "sha256": digests[name]}
+        name: {"workdir": model.workdir, "step": model.step, "weights": model.weights, "sha256": digests[name]}
         | {"sampling": model.experiment.config.sampling.to_dict()}
         for name, model in models.items()
     }

@@ -26,7 +26,8 @@ def show(record: dict, console: Console) -> None:
     scale = f", {record['scale']}x" if "scale" in record else ""
     seeds = f", {len(record['seeds'])} seeds: mean and spread" if len(record["seeds"]) > 1 else ""
     what = "whole" if record.get("whole") else record.get("split", "held-out")
-    title = f"{record['pictures']} {what} pictures{scale}, EMA weights at step {record['step']}{seeds}"
+    weights = " and ".join(sorted({model["weights"] for model in record["models"].values()})).replace("ema", "EMA")
+    title = f"{record['pictures']} {what} pictures{scale}, {weights} weights at step {record['step']}{seeds}"
     table = Table(title=title)
     names = measured(rows)
     for heading in (*(["model"] if several else []), "", "steps"):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,19 +14,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dream_jax import sampling
+from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
 from dream_jax.tasks import value_range
 
 
 class Model(NamedTuple):
-    """What was trained, its EMA weights, after how many steps, the devices they lie on, and the run's folder."""
+    """What was trained, its weights, after how many steps, the devices they lie on, and the run's or model's folder.
+
+    weights: ema or live, which of the run's they are.
+    """
 
     experiment: Experiment
     params: dict
     step: int
     mesh: jax.sharding.Mesh
     workdir: str
+    weights: str = "ema"
 
 
 def progress_bar(console: Console) -> Progress:
@@ -37,6 +43,28 @@ def progress_bar(console: Console) -> Progress:
 def divisor(experiment: Experiment) -> int:
     """What sides of pictures and places of tiles divide by: the network's patches and the low-resolution pixels."""
     return math.lcm(experiment.network.divisor, experiment.task.divisor)
+
+
+def sides_of(experiment: Experiment, size: str | None) -> tuple[int, int]:
+    """(height, width) of an option like 64x96, of pictures that a model makes; None is the side that was trained on.
+
+    Raises UserError where the network does not take them.
+    """
+    if size is None:
+        return (experiment.config.image_size,) * 2
+    height, width = parse_size(size)
+    by = divisor(experiment)
+    if height % by or width % by:
+        raise UserError(f"--size {size}: height and width must divide by {by}, by which the network downsamples")
+    return height, width
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """(height, width) of a text like 64x96; raises UserError for another one."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size, re.ASCII)
+    if found is None:
+        raise UserError(f"--size {shown(size)[:100]}: write HEIGHTxWIDTH in pixels, like 64x96")
+    return int(found[1]), int(found[2])
 
 
 def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.Rows:
@@ -83,23 +111,33 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
 
 
 def make_draw(experiment: Experiment, mesh, wrap=None, levels=None):
-    """The jitted `draw(params, inputs, index, rows, key) -> pictures [B, H, W, C]` of every use of a model.
+    """The jitted `draw(params, inputs, index, rows, key)` of every use of a model, see `make_plain_draw`.
 
-    The pictures are levels, uint8 or uint16: those that the model was trained on, unless `levels` is their type. inputs
-    as for `make_denoise`, made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends on (key, i)
-    alone. The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
+    The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
     """
     everywhere = NamedSharding(mesh, P())
     layout = NamedSharding(mesh, sharding.BATCH) if wrap is None else everywhere
+    plain, options = make_plain_draw(experiment, wrap, levels), compiler.options(experiment.config.deterministic)
+
+    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
+    def draw(params, inputs, index, rows, key):
+        return plain(params, jax.lax.with_sharding_constraint(inputs, layout), index, rows, key)
+
+    return draw
+
+
+def make_plain_draw(experiment: Experiment, wrap=None, levels=None):
+    """`draw(params, inputs, index, rows, key) -> pictures [B, H, W, C]`, traceable.
+
+    The pictures are levels, uint8 or uint16: those that the model was trained on, unless `levels` is their type. inputs
+    and wrap as for `make_denoise`, inputs made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends
+    on (key, i) alone.
+    """
     wrap = wrap or (lambda predict: predict)
     start_key = start_key_of(experiment)
     levels = levels or (np.uint16 if experiment.config.data.bits == 16 else np.uint8)
 
-    options = compiler.options(experiment.config.deterministic)
-
-    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
     def draw(params, inputs, index, rows, key):
-        inputs = jax.lax.with_sharding_constraint(inputs, layout)
         denoise = make_denoise(experiment, params, inputs, wrap)
         shape = (*inputs["cond"].shape[:3], experiment.task.channels)
         shows = experiment.objective.self_conditions

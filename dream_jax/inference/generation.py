@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -29,11 +30,12 @@ def generate(
     overwrite: bool = False,
     overrides=(),
     checkpoint: str = "latest",
+    size: str | None = None,
 ) -> None:
     """Draws pictures 0 .. count-1 of a seed into OUTPUT/pictures/NUMBER.png, with OUTPUT/grid.png of the first.
 
-    Picture i depends on (weights, sampling, seed, i) alone: a call that is repeated draws what is missing, and a larger
-    count adds to what is there. OUTPUT/generation.json says what they are of.
+    Picture i depends on (weights, sampling, size, seed, i) alone: a call that is repeated draws what is missing, and a
+    larger count adds to what is there. OUTPUT/generation.json says what they are of.
 
     Args:
       sampler: a name in `sampling.SAMPLERS`; steps: network evaluations for each picture.
@@ -41,6 +43,7 @@ def generate(
       overwrite: draw again what is there.
       overrides: `--config.KEY=VALUE` arguments, of `config.sampling` above all.
       checkpoint: latest, best or a step.
+      size: HEIGHTxWIDTH in pixels, by default the side that was trained on.
 
     Raises UserError, before anything is compiled, for a super-resolution model, impossible values, an output that
     cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
@@ -50,17 +53,20 @@ def generate(
     if experiment.task.paired:
         raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
     _check_options(count, batch_size, seed)
+    sides = drawing.sides_of(experiment, size)
     rows = drawing.make_rows(experiment, sampler, steps)
     pictures = output / "pictures"
     check_folder(pictures)
 
     model = trained.load_weights(workdir, experiment, trained.step_of(workdir, experiment, checkpoint))
     asked = {"sampler": sampler, "steps": steps, "seed": seed, "count": count}
+    # One number for a square, as records always had it.
+    asked["size"] = sides[0] if len(set(sides)) == 1 else list(sides)
     _claim(output, _about(model, asked), overwrite)
     missing = [i for i in range(count) if overwrite or not _path(pictures, i).exists()]
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("generating", total=count, completed=count - len(missing))
-        for numbers, drawn in _draw(model, rows, seed, missing, batch_size):
+        for numbers, drawn in _draw(model, rows, seed, missing, batch_size, sides):
             for number, picture in zip(numbers, drawn, strict=True):
                 images.write(_path(pictures, number), picture, overwrite)
             bar.advance(job, len(numbers))
@@ -86,27 +92,27 @@ def _about(model, asked) -> dict:
     return {
         "workdir": model.workdir,
         "step": model.step,
-        "weights": "ema",
+        "weights": model.weights,
         "sha256": integrity.digest(model.params),
         **asked,
         "sampling": config.sampling.to_dict(),
         "compute_dtype": config.compute_dtype,
-        "size": config.image_size,
         "version": __version__,
     }
 
 
-def _draw(model, rows, seed, numbers, batch_size):
+def _draw(model, rows, seed, numbers, batch_size, sides):
     """Batches of pictures with these numbers: (numbers, uint8 [n, H, W, C])."""
     draw, key = drawing.make_draw(model.experiment, model.mesh), drawing.make_key(seed)
-    side = model.experiment.config.image_size
     for start in range(0, len(numbers), batch_size):
         chosen = np.array(numbers[start : start + batch_size])
-        inputs = drawing.no_inputs(len(chosen), side, side)
-        yield (
-            chosen,
-            drawing.draw_pictures(draw, model.params, inputs, rows, key, model.mesh, batch_size, numbers=chosen),
-        )
+        inputs = drawing.no_inputs(len(chosen), *sides)
+        try:
+            drawn = drawing.draw_pictures(draw, model.params, inputs, rows, key, model.mesh, batch_size, numbers=chosen)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"cannot be drawn; try a smaller --batch_size or --size ({reason})") from error
+        yield chosen, drawn
 
 
 def _path(folder, number) -> Path:

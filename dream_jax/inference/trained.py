@@ -1,14 +1,17 @@
-"""A trained model, opened from its workdir."""
+"""A trained model, opened from its workdir, or from the folder that it was exported to."""
 
 import sys
-from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dream_jax.config import checks, command_line, keys, records
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment, build
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import sharding
-from dream_jax.training import mirror, weights
+from dream_jax.training import mirror, model_folder, weights
 from dream_jax.training.workdir import checkpoint_folder
 
 # Keys without which weights mean nothing; others may be given for a use of them. A network for one scale can be used
@@ -20,10 +23,12 @@ _TRAINED_AS = (*_TRAINED_AS, "schedule.", "objective.", "network.", "image_size"
 def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Experiment:
     """What was trained in a workdir, without its weights; overrides are `--config.KEY=VALUE` arguments.
 
+    Everywhere in this file a workdir may also be a model's folder, or its address on the Hub: see `model_folder`.
+
     Raises UserError where there is no run, and for overrides of what the weights were trained as; with only_sampling,
     for overrides of anything but `sampling.KEY`.
     """
-    saved = records.read(Path(workdir) / "config.json")
+    saved = model_folder.read_config(model_folder.find(workdir))
     chosen = command_line.override(saved, list(overrides))
     if only_sampling:
         _check_only_sampling(saved, chosen)
@@ -50,19 +55,28 @@ def load(workdir, overrides=(), which: str = "latest") -> Model:
 
 def step_of(workdir, experiment: Experiment, which: str) -> int | None:
     """The step of the checkpoint "latest", "best" or of a number; None is the newest. See `weights.step_of`."""
+    folder = model_folder.find(workdir)
+    if model_folder.is_model(folder):
+        return model_folder.step_of(folder, which)
     mirror.check(experiment.config.checkpoint.directory)
-    return weights.step_of(checkpoint_folder(Path(workdir), experiment.config), which)
+    return weights.step_of(checkpoint_folder(folder, experiment.config), which)
 
 
-def load_weights(workdir, experiment: Experiment, step: int | None = None) -> Model:
-    """An opened experiment with the EMA weights of the newest checkpoint of its run, or of the one of a step.
+def load_weights(workdir, experiment: Experiment, step: int | None = None, field: str = "ema") -> Model:
+    """An opened experiment with the weights of the newest checkpoint of its run, or of the one of a step.
 
-    Damage and errors as in `weights.read`; damage is named on stderr.
+    field: ema, or live; a model's folder holds one of the two. Damage and errors as in `weights.read` and
+    `model_folder.read`; damage is named on stderr.
     """
+    folder, shapes, mesh = model_folder.find(workdir), weights.shapes_of(experiment), sharding.make_mesh()
+    if model_folder.is_model(folder):
+        params, about = model_folder.read(folder, shapes)
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+        return Model(experiment, params, about["step"], mesh, str(workdir), about["weights"])
     mirror.check(experiment.config.checkpoint.directory)
-    directory, mesh = checkpoint_folder(Path(workdir), experiment.config), sharding.make_mesh()
-    params, step = weights.read(directory, weights.shapes_of(experiment), mesh, _say, step)
-    return Model(experiment, params, step, mesh, str(workdir))
+    directory = checkpoint_folder(folder, experiment.config)
+    params, step = weights.read(directory, shapes, mesh, _say, step, field)
+    return Model(experiment, params, step, mesh, str(workdir), field)
 
 
 def _say(message):

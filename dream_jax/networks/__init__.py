@@ -23,14 +23,16 @@ class Network(NamedTuple):
     Attributes:
       build: `(config, task, dtype) -> module`; raises UserError where `config.network` does not fit.
       load: `(PyTorch name -> array, norm_groups) -> (module, params)` of published weights; None where there are none.
+      save: `(module, params) -> {PyTorch name: array}`, its inverse.
     """
 
     build: Callable[..., nn.Module]
     load: Callable | None = None
+    save: Callable | None = None
 
 
 NETWORKS = {
-    "sr3": Network(sr3.build, pytorch.load_sr3),
+    "sr3": Network(sr3.build, pytorch.load_sr3, pytorch.to_state_dict),
     "generation": Network(generation.build),
 }
 

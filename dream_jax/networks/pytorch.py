@@ -11,6 +11,9 @@ from flax import traverse_util
 from dream_jax.errors import UserError, some
 from dream_jax.networks.sr3 import SR3UNet
 
+# Before the network's names in files, beside the buffers of the diffusion process.
+PREFIX = "denoise_fn."
+
 # The official networks have 14 blocks and convolutions on the way down; each takes time to make.
 _DEEPEST = 60
 
@@ -30,10 +33,9 @@ def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tup
     Raises:
         UserError: for a missing, surplus, wrongly shaped or non-finite array, by name.
     """
-    prefix = "denoise_fn."
     weights = {name: np.asarray(a) for name, a in state_dict.items()}
-    if any(name.startswith(prefix) for name in weights):
-        weights = {name.removeprefix(prefix): a for name, a in weights.items() if name.startswith(prefix)}
+    if any(name.startswith(PREFIX) for name in weights):
+        weights = {name.removeprefix(PREFIX): a for name, a in weights.items() if name.startswith(PREFIX)}
     network = _read_off(weights, norm_groups)
 
     size, channels = network.divisor, weights["downs.0.weight"].shape[1]
@@ -56,9 +58,14 @@ def to_state_dict(network: SR3UNet, params) -> dict[str, np.ndarray]:
     """The inverse of `load_sr3`: float32 arrays in PyTorch's layout, by the official code's names.
 
     Args:
-        network: one that the official code has, with `patch` 1.
+        network: whose parameters they are.
         params: its parameters, as `network.init` makes them.
+
+    Raises:
+        UserError: for a network that the official code does not have.
     """
+    if network.patch != 1:
+        raise UserError(f"network.patch = {network.patch}: the official network works on single pixels, patch 1, only")
     modules = official_modules(network)
     state = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
@@ -69,6 +76,35 @@ def to_state_dict(network: SR3UNet, params) -> dict[str, np.ndarray]:
             array = array[:, :, None, None]
         state[f"{module}.{'bias' if path[-1] == 'bias' else 'weight'}"] = np.ascontiguousarray(array)
     return state
+
+
+def diffusion_buffers(betas: np.ndarray) -> dict[str, np.ndarray]:
+    """The float32 buffers [T] of the official code's diffusion process, which its files hold beside the network.
+
+    The variance and mean of q(x_{t-1} | x_t, x_0) are Ho et al. 2020, equations 6 and 7.
+
+    Args:
+        betas: float64 [T], of the noise schedule.
+    """
+    alphas = 1 - betas
+    kept = np.cumprod(alphas)
+    before = np.append(1.0, kept[:-1])
+    variance = betas * (1 - before) / (1 - kept)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": kept,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(kept),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - kept),
+        "log_one_minus_alphas_cumprod": np.log(1 - kept),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / kept),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / kept - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - kept),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(alphas) / (1 - kept),
+    }
+    return {name: array.astype(np.float32) for name, array in buffers.items()}
 
 
 def _read_off(weights, norm_groups) -> SR3UNet:

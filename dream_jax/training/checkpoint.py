@@ -91,6 +91,15 @@ def losses(directory) -> dict[int, float | None]:
     return {step: _loss_of(directory, step) for step in _listed(directory)[0]}
 
 
+def facts(directory, step: int) -> dict:
+    """What the checkpoint of a step records of its run, see `origin.facts`; {} where that cannot be read."""
+    try:
+        about = integrity.unseal(json.loads((_absolute(directory) / str(step) / "about" / "metadata").read_text()))
+        return {name: about[name] for name in ("data", "versions") if name in about}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def save(manager, state, about: dict) -> None:
     """Saves the state under its step, with `about` (config, versions, data) beside it; returns before it is written.
 

@@ -1,16 +1,15 @@
-"""Trained weights that a new run begins with: those of another run, whatever it was trained for, or of a file."""
+"""Trained weights that a new run begins with: of any other run, of a model's folder, or of a file."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from dream_jax.config import checks, records
+from dream_jax.config import checks
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment, build
 from dream_jax.runtime import sharding
-from dream_jax.training import integrity, mirror, published_weights, weights
+from dream_jax.training import integrity, mirror, model_folder, published_weights, weights
 from dream_jax.training.workdir import checkpoint_folder
 
 # Layers that a message names.
@@ -29,12 +28,11 @@ def read(experiment: Experiment, shapes, make_fresh: Callable[[], dict], tell: C
     Raises UserError where there is no such run or file, and for layers that do not fit, unless `init.partial`.
     """
     settings = experiment.config.init
-    path = Path(settings.path).expanduser()
+    path = model_folder.find(settings.path)
     if not path.exists():
-        raise UserError(f"{shown(settings.path)}: there is no such workdir or file to begin from")
+        raise UserError(f"{shown(settings.path)}: there is no such workdir, model or file to begin from")
     if path.is_dir():
-        given, step = _of_run(path, settings, tell)
-        about = {"workdir": str(path), "step": step, "weights": settings.weights}
+        given, about = (_of_model if model_folder.is_model(path) else _of_run)(path, settings, tell)
     else:
         given, about = published_weights.arrays_of(experiment, path), {"file": str(path)}
     named, ours = integrity.named_leaves(given), integrity.named_leaves(shapes)
@@ -60,8 +58,19 @@ def _shape(named, name):
 
 
 def _of_run(path, settings, tell):
-    experiment = build(checks.validate(records.read(path / "config.json")))
+    experiment = build(checks.validate(model_folder.read_config(path)))
     mirror.check(experiment.config.checkpoint.directory)
     directory = checkpoint_folder(path, experiment.config)
     step = weights.step_of(directory, settings.checkpoint)
-    return weights.read(directory, weights.shapes_of(experiment), sharding.make_mesh(), tell, step, settings.weights)
+    shapes, mesh = weights.shapes_of(experiment), sharding.make_mesh()
+    given, step = weights.read(directory, shapes, mesh, tell, step, settings.weights)
+    return given, {"workdir": str(path), "step": step, "weights": settings.weights}
+
+
+def _of_model(path, settings, tell):
+    model_folder.step_of(path, settings.checkpoint)
+    experiment = build(checks.validate(model_folder.read_config(path)))
+    given, about = model_folder.read(path, weights.shapes_of(experiment))
+    if settings.weights not in ("ema", about["weights"]):
+        raise UserError(f"{shown(settings.path)}: init.weights = live: this model holds the averaged weights alone")
+    return given, {"model": settings.path, "step": about["step"], "weights": about["weights"]}

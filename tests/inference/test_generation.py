@@ -38,6 +38,22 @@ def test_a_picture_depends_on_its_number_alone_and_what_is_there_is_kept(uncondi
     assert about["seed"] == 0 and about["sampler"] == "ddim" and about["steps"] == 2 and len(about["sha256"]) == 64
 
 
+def test_pictures_of_another_size(unconditional_workdir, tmp_path, capsys):
+    """A picture of a size is the same whatever the batch, and no size is taken for another."""
+    output = tmp_path / "wide"
+    assert run(unconditional_workdir, output, "--count", "3", "--size", "16x48") == 0
+    assert json.loads((output / "generation.json").read_text())["size"] == [16, 48]
+    before = contents(output)
+    assert len(set(before.values())) == 3 and images.read(output / "pictures" / "000001.png").shape == (16, 48, 3)
+    (output / "pictures" / "000001.png").unlink()
+    assert run(unconditional_workdir, output, "--count", "3", "--size", "16x48") == 0
+    assert contents(output) == before
+    for size, words in (("32x32", "size: [16, 48] -> 32"), ("15x48", "must divide by 2"), ("48", "HEIGHTxWIDTH")):
+        capsys.readouterr()
+        assert run(unconditional_workdir, output, "--count", "1", "--size", size) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_pictures_of_other_settings_are_not_mixed(unconditional_workdir, tmp_path, capsys):
     output = tmp_path / "pictures"
     assert run(unconditional_workdir, output, "--count", "1") == 0

@@ -1,0 +1,135 @@
+"""The form stablehlo: one sampler at one size as a compiled program, with the weights inside."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from dream_jax.errors import UserError
+from dream_jax.experiment import Experiment
+from dream_jax.files import atomic
+from dream_jax.inference import drawing, tile_plans
+from dream_jax.inference.drawing import Model
+from dream_jax.runtime import sharding
+from dream_jax.sampling import Rows
+from dream_jax.sharing import folders
+
+PROGRAM, ABOUT = "model.stablehlo", "program.json"
+PLATFORMS = "cpu", "cuda", "tpu"
+
+# Bytes: what a file of this kind can hold, less what is no weight in it.
+_LARGEST = 2**31 - 2**26
+
+
+def files(output: Path) -> list[Path]:
+    """The program, and what is to be known of it."""
+    return [output / PROGRAM, output / ABOUT]
+
+
+def check(experiment: Experiment, output: Path, options: dict) -> None:
+    """Raises UserError for impossible options, and where the package flatbuffers is missing."""
+    folders.check(experiment, output, options)
+    _choose(experiment, **options)
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise UserError("--format stablehlo writes with a package that is missing: pip install flatbuffers") from error
+
+
+def write(model: Model, output: Path, options: dict, console) -> None:
+    """Writes the program for those of PLATFORMS that it can be lowered for; the others are told."""
+    experiment = model.experiment
+    rows, sides = _choose(experiment, **options)
+    params = sharding.on_host(model.params)
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > _LARGEST:
+        raise UserError(f"{model.workdir}: its weights are too large for one program, which holds 2 GiB at most")
+    program, arguments = make(experiment, params, rows, sides)
+    exported, missing = _lower(program, arguments)
+    for platform, reason in missing.items():
+        console.print(f"warning: not for {platform}: {reason}", markup=False)
+    atomic.write_bytes(output / PROGRAM, bytes(exported.serialize()))
+    atomic.write_json(output / ABOUT, _about(model, options, exported))
+
+
+def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int]):
+    """(program, the shapes of its arguments): `(picture [1, h, w, C], seed uint32, number int32)`.
+
+    The program makes [1, H, W, C], levels as they were trained on, uint8 or uint16; that of a model which makes pictures from nothing takes no picture. Its noise
+    depends on seed and number as everywhere: on (threefry key of the seed, number).
+
+    Args:
+      sides: (h, w) of what it takes, or else makes.
+    """
+    task, plain = experiment.task, drawing.make_plain_draw(experiment)
+
+    def draw(inputs, seed, number):
+        return plain(params, inputs, number[None], rows, drawing.make_key(seed))
+
+    def enlarge(picture, seed, number):
+        cond = task.condition(picture)
+        filled_up = tile_plans.shape_of(experiment, sides).sides
+        missing = [(0, side - has) for side, has in zip(filled_up, cond.shape[1:3], strict=True)]
+        inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), picture)
+        height, width = (side * task.scale for side in sides)
+        return draw(inputs, seed, number)[:, :height, :width]
+
+    def generate(seed, number):
+        return draw(drawing.no_inputs(1, *sides), seed, number)
+
+    numbers = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
+    if task.paired:
+        levels = np.uint16 if experiment.config.data.bits == 16 else np.uint8
+        return enlarge, (jax.ShapeDtypeStruct((1, *sides, task.channels), levels), *numbers)
+    return generate, numbers
+
+
+def _choose(experiment, sampler="ddim", steps=10, size=None):
+    """(rows, sides of what the program takes or makes); raises UserError for options that will not do."""
+    rows = drawing.make_rows(experiment, sampler, steps)
+    if not experiment.task.paired:
+        return rows, drawing.sides_of(experiment, size)
+    if size is not None:
+        return rows, drawing.parse_size(size)
+    return rows, (experiment.config.image_size // experiment.task.scale,) * 2
+
+
+def _lower(program, arguments):
+    """(the exported program, {platform that it is not for: why})."""
+    missing, platforms = {}, list(PLATFORMS)
+    while platforms:
+        try:
+            return export.export(jax.jit(program), platforms=platforms)(*arguments), missing
+        except Exception as error:
+            # JAX has no one exception for this. One platform by itself tells which it is.
+            failed = [name for name in platforms if not _lowers(program, arguments, name)] or platforms
+            missing |= dict.fromkeys(failed, str(error).partition("\n")[0][:200])
+            platforms = [name for name in platforms if name not in failed]
+    raise UserError(f"the program cannot be exported for any of {', '.join(PLATFORMS)}: {missing[PLATFORMS[0]]}")
+
+
+def _lowers(program, arguments, platform):
+    try:
+        export.export(jax.jit(program), platforms=[platform])(*arguments)
+    except Exception:
+        return False
+    return True
+
+
+def _about(model, options, exported) -> dict:
+    config = model.experiment.config
+    names = ("picture", "seed", "number")[-len(exported.in_avals) :]
+    return {
+        "format": "jax.export",
+        "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},
+        "result": str(exported.out_avals[0]),
+        "platforms": list(exported.platforms),
+        "sampler": options.get("sampler", "ddim"),
+        "steps": options.get("steps", 10),
+        "sampling": config.sampling.to_dict(),
+        "compute_dtype": jnp.dtype(model.experiment.network.dtype).name,
+        "step": model.step,
+        "weights": model.weights,
+        "jax": jax.__version__,
+    }

@@ -1,0 +1,79 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import stand_ins
+import tiny
+
+from dream_jax import experiment
+from dream_jax.__main__ import main
+from dream_jax.errors import UserError
+from dream_jax.files import images
+from dream_jax.inference import drawing
+from dream_jax.sharing import programs
+
+pytest.importorskip("flatbuffers")
+
+# What compiles the program elsewhere compiles it as it is compiled here.
+ALONE = "import sys; sys.modules['dream_jax'] = None; exec(sys.stdin.read())"
+
+
+def test_the_program_of_the_docs_draws_the_picture_of_upscale_without_this_package(tmp_path):
+    """To the bit, with the compiler options of this package."""
+    workdir, _ = stand_ins.untrained_run(tmp_path / "run")
+    low = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    images.write(tmp_path / "SMALL.png", low)
+    chosen = "--sampler", "ddpm", "--steps", "2", "--config.sampling.clip=dynamic"
+    where = "--input", tmp_path / "SMALL.png", "--output", tmp_path / "ours.png", "--seed", 2**32 - 2
+    assert main(["upscale", "--workdir", str(workdir), *map(str, where), *chosen]) == 0
+    form = "--format", "stablehlo", "--size", "9x13"
+    assert main(["export", "--workdir", str(workdir), "--output", str(tmp_path), *form, *chosen]) == 0
+
+    program = re.search(r"```python\n(import zlib\n.*?)```", (tiny.ROOT / "docs" / "sharing.md").read_text(), re.S)[1]
+    assert 'seed = "SMALL.png", 0' in program and len(program.strip().splitlines()) <= 12
+    program = program.replace('"SMALL.png", 0', '"SMALL.png", 2**32 - 2')
+    options = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type={options}"
+    ended = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        input=program, cwd=tmp_path, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    ours, theirs = (images.read(tmp_path / name) for name in ("ours.png", "LARGE.png"))
+    np.testing.assert_array_equal(theirs, ours)
+    assert ours.std() > 5 and ours.shape == (18, 26, 3)
+    about = json.loads((tmp_path / "program.json").read_text())
+    assert about["platforms"] == ["cpu", "cuda", "tpu"] and about["arguments"]["picture"] == "uint8[1,9,13,3]"
+
+
+def test_a_model_that_generates_takes_seed_and_number():
+    built = experiment.build(tiny.tiny_config("task.name=unconditional", "task.residual=False", "image_size=16"))
+    built = built._replace(network=stand_ins.fake(stand_ins.its_input).experiment.network)
+    rows = drawing.make_rows(built, "ddpm", 2)
+    program, arguments = programs.make(built, {}, rows, (16, 32))
+    assert [argument.dtype for argument in arguments] == [np.uint32, np.int32]
+    draw = drawing.make_draw(built, stand_ins.sharding.make_mesh(devices=jax.devices()[:1]))
+    expected = draw({}, drawing.no_inputs(3, 16, 32), np.arange(3), rows, drawing.make_key(5))
+    drawn = jax.jit(program)(np.uint32(5), np.int32(2))
+    np.testing.assert_array_equal(drawn[0], expected[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sampler": "nosuch"}, "ddim"),
+        ({"steps": 0}, "1 to 2000"),
+        ({"size": "9"}, "write HEIGHTxWIDTH"),
+        ({"size": "0x4"}, "write HEIGHTxWIDTH"),
+        ({"size": "9x9\n"}, "write HEIGHTxWIDTH"),
+    ],
+)
+def test_impossible_options_are_refused(options, reason, tmp_path):
+    built = experiment.build(tiny.tiny_config())
+    with pytest.raises(UserError, match=reason):
+        programs.check(built, tmp_path / "program", options)

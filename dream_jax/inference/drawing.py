@@ -130,8 +130,8 @@ def make_plain_draw(experiment: Experiment, wrap=None, levels=None):
     """`draw(params, inputs, index, rows, key) -> pictures [B, H, W, C]`, traceable.
 
     The pictures are levels, uint8 or uint16: those that the model was trained on, unless `levels` is their type. inputs
-    and wrap as for `make_denoise`, inputs made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends
-    on (key, i) alone.
+    and wrap are as for `make_denoise`, inputs made by `inputs_of`; index [B] numbers the pictures: picture i's noise
+    depends on (key, i) alone.
     """
     wrap = wrap or (lambda predict: predict)
     start_key = start_key_of(experiment)

@@ -56,7 +56,7 @@ def write(model: Model, output: Path, options: dict, console) -> None:
 def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int]):
     """(program, the shapes of its arguments): `(picture [1, h, w, C], seed uint32, number int32)`.
 
-    The program makes [1, H, W, C], levels as they were trained on, uint8 or uint16; that of a model which makes pictures
+    The program makes [1, H, W, C], levels as trained on, uint8 or uint16; that of a model which makes pictures
     from nothing takes no picture. Its noise depends on seed and number as everywhere: on (threefry key of the seed,
     number).
 

@@ -179,7 +179,7 @@ def _condition_of(experiment, dtype):
     def condition(low):
         height, width = (side * task.scale for side in low.shape[1:3])
         values = low.astype(jnp.float32) / (np.iinfo(dtype).max / 2) - 1
-        return jnp.clip(resize.interpolate(values, height, width, experiment.config.task.kernel), -1, 1)
+        return resize.interpolate(values, height, width, (-1, 1), experiment.config.task.kernel)
 
     return condition
 
@@ -191,8 +191,8 @@ def _enlarge_levels(scale):
         height, width = (side * scale for side in low.shape[1:3])
         if low.dtype == np.uint8:
             return np.asarray(resize.resize(low, height, width)).astype(np.uint8)
-        levels = np.asarray(resize.interpolate(low.astype(np.float32), height, width))
-        return np.clip(np.floor(levels + 0.5), 0, np.iinfo(low.dtype).max).astype(low.dtype)
+        levels = resize.interpolate(low.astype(np.float32), height, width, (0, np.iinfo(low.dtype).max))
+        return np.floor(np.asarray(levels) + 0.5).astype(low.dtype)
 
     return enlarge
 

@@ -97,12 +97,12 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
     return _resize_axis(_resize_axis(levels, -2, width, kernel), -3, height, kernel)
 
 
-def interpolate(pictures, height, width, kernel="pil_bicubic"):
-    """As `resize`, of floats [..., H, W, C] in any range and without rounding."""
+def interpolate(pictures, height, width, limits, kernel="pil_bicubic"):
+    """As `resize`, of floats [..., H, W, C] and without rounding; limits are what is clipped to after each axis."""
     for axis, size in ((-2, width), (-3, height)):
         weights = jnp.asarray(coefficients(kernel, pictures.shape[axis], size)[0], pictures.dtype)
         equation = {-2: "...wc,vw->...vc", -3: "...hwc,vh->...vwc"}[axis]
-        pictures = jnp.einsum(equation, pictures, weights, precision=jax.lax.Precision.HIGHEST)
+        pictures = jnp.clip(jnp.einsum(equation, pictures, weights, precision=jax.lax.Precision.HIGHEST), *limits)
     return pictures
 
 

@@ -100,9 +100,11 @@ def test_a_torn_file_is_an_error_and_nothing_else(tmp_path):
         whole = path.read_bytes()
         for size in (0, 4, 7, 100, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:size])
-            with pytest.raises(UserError, match=rf"{path.name}: cannot be read in windows"):
-                with windows.open_tiff(path) as file:
-                    file.rows(0, HEIGHT)
+            with (
+                pytest.raises(UserError, match=f"{path.name}: cannot be read in windows"),
+                windows.open_tiff(path) as file,
+            ):
+                file.rows(0, HEIGHT)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "jpeg", "lzw"])

@@ -65,3 +65,15 @@ def test_resize_in_float64_jit_and_shard_map():
 def test_unknown_kernel_names_the_choices():
     with pytest.raises(UserError, match="pil_bicubic, pil_bilinear, pil_lanczos, pil_box"):
         resize.resize(noise(8, 8, 3), 4, 4, "bicubic")
+
+
+@pytest.mark.parametrize("kernel", resize.KERNELS)
+def test_interpolate_is_resize_but_for_rounding(kernel):
+    levels = noise(9, 14, 3)
+    for height, width in ((27, 28), (9, 14), (18, 7)):
+        rounded = resize.resize(levels, height, width, kernel)
+        fine = resize.interpolate(levels.astype(np.float32), height, width, (0, 255), kernel)
+        # Each axis rounds by half a level, and a second one weighs that by up to 1.4.
+        assert np.abs(np.asarray(fine - rounded)).max() < 1.3
+        doubled = resize.interpolate(levels.astype(np.float32) * 257, height, width, (0, 65535), kernel)
+        np.testing.assert_allclose(doubled, 257 * np.asarray(fine), rtol=1e-4, atol=0.1)

@@ -15,6 +15,7 @@ from dream_jax.inference.drawing import Model
 from dream_jax.runtime import sharding
 from dream_jax.sampling import Rows
 from dream_jax.sharing import folders
+from dream_jax.tasks import value_range
 
 PROGRAM, ABOUT = "model.stablehlo", "program.json"
 PLATFORMS = "cpu", "cuda", "tpu"
@@ -68,8 +69,16 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     def draw(inputs, seed, number):
         return plain(params, inputs, number[None], rows, drawing.make_key(seed))
 
-    def enlarge(picture, seed, number):
+    # Made outside of the program, as conditions are elsewhere: within one, the division rounds otherwise.
+    grey_levels = np.asarray(value_range.to_float(np.arange(256, dtype=np.uint8)))
+
+    def condition(picture):
         cond = task.condition(picture)
+        level = jnp.asarray(grey_levels)[value_range.to_uint8(cond)]
+        return jnp.where(jnp.abs(level - cond) < 1e-5, level, cond)
+
+    def enlarge(picture, seed, number):
+        cond = condition(picture)
         filled_up = tile_plans.shape_of(experiment, sides).sides
         missing = [(0, side - has) for side, has in zip(filled_up, cond.shape[1:3], strict=True)]
         inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), picture)

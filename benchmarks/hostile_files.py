@@ -16,8 +16,10 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
 import safetensors.numpy
+import tifffile
 from PIL import Image
 
 from benchmarks import torch_files
@@ -206,6 +208,14 @@ def sound_pictures(photo: np.ndarray) -> dict[str, bytes]:
         "16_bits.tif": _saved(Image.fromarray(grey16), "TIFF"),
         "float.tif": _saved(Image.fromarray(photo[..., 0] / np.float32(255)), "TIFF"),
         "pages.tif": _saved(rgb, "TIFF", save_all=True, append_images=frames[1:]),
+        "16_bits_alpha.png": imagecodecs.png_encode(np.dstack([grey16] * 4)),
+        "16_bits_rgb.tif": _tiff(np.dstack([grey16] * 3), compression="adobe_deflate", predictor=True),
+        "planes.tif": _tiff(np.stack([grey16] * 3), planarconfig="separate", compression="lzw"),
+        "floats.tif": _tiff(photo / np.float32(255), compression="adobe_deflate", tile=(32, 32)),
+        "16_bits.ppm": b"P6 %d %d 65535\n" % photo.shape[1::-1] + deep.tobytes(),
+        "8_bits.jp2": _saved(rgb, "JPEG2000"),
+        "16_bits.jp2": imagecodecs.jpeg2k_encode(np.dstack([grey16] * 3), level=0, codecformat="jp2"),
+        "rgb.avif": _saved(rgb, "AVIF"),
         "rgb.bmp": _saved(rgb, "BMP"),
         "palette.bmp": _saved(palette, "BMP"),
         "animated_gif.png": _saved(rgb, "GIF", **animated),
@@ -213,6 +223,25 @@ def sound_pictures(photo: np.ndarray) -> dict[str, bytes]:
         "wrong_suffix.png": _saved(rgb, "JPEG"),
         "wrong_suffix.jpg": _saved(rgb, "PNG"),
     }
+
+
+def _tiff(values, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="rgb", **options)
+    return file.getvalue()
+
+
+def _bands(photo):
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.dstack([photo, photo]), photometric="minisblack", planarconfig="contig")
+    return file.getvalue()
+
+
+def _deflated_bomb(size):
+    """A TIFF of 16 bits whose one strip of 128 bytes becomes `size` ones."""
+    data = zlib.compress(bytes(size))
+    tags = [(256, 4, [8]), (257, 4, [8]), (258, 3, [16]), (259, 3, [8]), (262, 3, [1]), (273, 4, [8])]
+    return tiff([*tags, (277, 3, [1]), (278, 4, [8]), (279, 4, [len(data)])], data)
 
 
 def _profiled(photo, profile):
@@ -289,6 +318,10 @@ def special_pictures(photo: np.ndarray, large: bool = True) -> dict[str, tuple[b
         "infinite.tif": (floats(0.5, math.inf), False),
         "out_of_range.tif": (floats(-1, 1e30), False),
         "negative.tif": (_saved(Image.fromarray(np.int32([[-5, 5]])), "TIFF"), False),
+        "bands.tif": (_bands(photo), None),
+        "deflated_bomb.tif": (_deflated_bomb(10 * flood), None),
+        "deep_claims.tif": (strip_with((256, 4, [8000]), (257, 4, [8000]), (258, 3, [16, 16, 16])), False),
+        "many_bands.tif": (strip_with((277, 3, [65535]), (258, 3, [16]), (262, 3, [1])), False),
         "claims_100000.tif": (strip_with((256, 4, [100_000]), (257, 4, [100_000])), False),
         "no_side.tif": (strip_with((256, 4, [0])), False),
         "99_samples.tif": (strip_with((277, 3, [99])), False),

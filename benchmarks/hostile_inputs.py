@@ -32,28 +32,28 @@ from dream_jax import experiment
 from dream_jax.config import checks, command_line, records
 from dream_jax.data import folders
 from dream_jax.errors import UserError
-from dream_jax.files import images, listings, tensors
+from dream_jax.files import images, limits, listings, tensors
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
 
 SECONDS, WAITING, BYTES = 10.0, 6, 2**30
-FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp")
+FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp", ".gif", ".ppm", ".jp2")
 
 
 def read_picture(path):
     """As training, evaluation and upscaling read it; what is kept beside its pixels is written again."""
-    colours, alpha = images.read_with_alpha(path)
-    picture = images.read_picture(path)
-    for read in (colours, picture.colours):
-        assert (
-            read.dtype == np.uint8 and read.ndim == 3 and read.shape[2] == 3 and 0 < read.size <= 3 * images.MAX_PIXELS
-        )
-    assert (alpha is None) == (picture.alpha is None) and picture.colours.shape == colours.shape
-    assert alpha is None or alpha.shape == colours.shape[:2] == picture.alpha.shape
-    if colours.size <= 2**20:
+    pages = images.read_pages(path)
+    for page in pages:
+        assert page.colours.dtype == page.numbers.levels and page.colours.ndim == 3
+        assert 0 < page.colours[..., 0].size <= limits.most_pixels()
+        assert page.alpha is None or page.alpha.shape == page.colours.shape[:2]
+    if sum(page.colours.size for page in pages) <= 2**20 and max(pages[0].colours.shape) < 2**14:
         with tempfile.TemporaryDirectory() as folder:
-            for suffix in FORMATS if max(colours.shape) < 2**14 else ():
-                images.write(Path(folder, f"a{suffix}"), picture.colours, extras=picture.extras)
+            for suffix in FORMATS if len(pages) == 1 and pages[0].colours.shape[2] in (1, 3) else (".tif",):
+                images.write_pages(Path(folder, f"a{suffix}"), pages)
+    colours, alpha = images.read_with_alpha(path)
+    assert colours.dtype == np.uint8 and colours.shape[2] == 3 and colours.shape[:2] == pages[0].colours.shape[:2]
+    assert (alpha is None) == (pages[0].alpha is None)
     return "read"
 
 

@@ -41,9 +41,10 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
     from dream_jax.config import checks
     from dream_jax.runtime import lock, sharding
     from dream_jax.training import mirror
-    from dream_jax.training.workdir import check_local, check_same, make_workdir
+    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_range
 
-    config, workdir = checks.validate(config), Path(workdir)
+    workdir = Path(workdir)
+    config = checks.validate(with_range(checks.validate(config), workdir))
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     directory = config.checkpoint.directory
     mirror.check(directory)
@@ -154,6 +155,7 @@ def measure(options, arguments, console: Console) -> None:
     from dream_jax.config.command_line import override
     from dream_jax.evaluation import folders
     from dream_jax.files import names
+    from dream_jax.files.picture import Reading
 
     config = override(keys.defaults(), [*_of_pixels(options), *arguments])
     for key, value in keys.flatten(config).items():
@@ -163,7 +165,8 @@ def measure(options, arguments, console: Console) -> None:
     output = options.output and Path(options.output)
     if output:
         names.check_output(output)
-    record = folders.measure(options.results, options.originals, config.evaluation, console)
+    reading = Reading(None, None, options.range, options.clip)
+    record = folders.measure(options.results, options.originals, config.evaluation, console, reading)
     folders.show(record, console)
     if output:
         if not options.overwrite:
@@ -193,7 +196,9 @@ def _measure(options, models, output, console):
     config = next(iter(models.values())).experiment.config
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
-        of_folder = options.pictures and whole.folder_source(options.pictures, options.low, config.task.scale)
+        of_folder = options.pictures and whole.folder_source(
+            options.pictures, options.low, config.task.scale, sources.reading_of(config)
+        )
         record, columns = whole.evaluate(models, of_folder or sources.open_source(config, "eval"), console, journal)
     else:
         record, columns = measuring.evaluate(models, held_out.eval_pictures(config), console, journal)

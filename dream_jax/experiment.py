@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from dream_jax import objectives
+from dream_jax import objectives, tasks
 from dream_jax.errors import UserError
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES, NoiseSchedule
-from dream_jax.tasks import TASKS, Task
+from dream_jax.tasks import Task
 
 
 class Experiment(NamedTuple):
@@ -54,7 +54,7 @@ class Experiment(NamedTuple):
 
 def build(config) -> Experiment:
     """Everything but the data of a validated config."""
-    task = TASKS[config.task.name](config.task)
+    task = tasks.make(config)
     network = NETWORKS[config.network.name].build(config, task, compute_dtype(config))
     return Experiment(config, SCHEDULES[config.schedule.name](config.schedule), task, network)
 

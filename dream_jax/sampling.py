@@ -21,7 +21,7 @@ from dream_jax.noise_schedule import NoiseSchedule
 from dream_jax.samplers import HISTORY, SAMPLERS, Levels, Rows, ddim_step, ddpm_step, levels_of, make_rows  # noqa: F401
 
 # Folded into a picture's key for its starting noise; rows are numbered from 0 and never get this far.
-_START = 2**31 - 1
+START = 2**31 - 1
 
 # Of a table that is interpolated linearly, enough for float32.
 _ENTRIES = 2**13
@@ -182,21 +182,25 @@ def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, obs
         number, row = row
         out = denoise(y, row.alpha, row.sigma, *previous)
         facts = None if observe is None else observe(y, out, row.alpha, row.sigma)
-        newest = _combine(row.remember, [y, out, history[0]])
-        history = [newest, *history[:-1]]
         # Drawing noise costs as much as a small layer; deterministic rows skip it.
         fresh = jax.lax.cond(row.move[-1] != 0, noise_of, lambda _: jnp.zeros(shape, dtype), number)
-        base = _combine(row.move, [base, *history, fresh])
-        return (base, _combine(row.look, [base, *history]), history, *([out] if shows else [])), facts
+        return (*advance(row, base, y, history, out, fresh), *([out] if shows else [])), facts
 
     own = start_key is None
-    x = noise_of(_START) if own else noise(start_key, jnp.zeros_like(index), _START, shape).astype(dtype)
+    x = noise_of(START) if own else noise(start_key, jnp.zeros_like(index), START, shape).astype(dtype)
     table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows)
     numbered = jnp.arange(len(rows.alpha)), table
     nothing = jnp.zeros(shape, dtype)
     first = x, x, [nothing] * HISTORY, *([nothing] if shows else [])
     (_, y, *_), facts = jax.lax.scan(step, first, numbered)
     return y if observe is None else (y, facts)
+
+
+def advance(row: Rows, base, y, history, out, fresh):
+    """(base, y, history) after one row of a table, from those before it, out = x0_hat at y and fresh noise."""
+    history = [_combine(row.remember, [y, out, history[0]]), *history[:-1]]
+    base = _combine(row.move, [base, *history, fresh])
+    return base, _combine(row.look, [base, *history]), history
 
 
 def noise(key, index, row, shape):

@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dream_jax import objectives
+from dream_jax import objectives, tasks
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
-from dream_jax.tasks import TASKS
 from dream_jax.tasks.super_resolution import NEEDS_LOW
 
 _KIND_NAMES = {
@@ -118,7 +117,7 @@ def _check_data(config):
 
 def _check_low(config, c):
     """What low-resolution pictures that are there need."""
-    task, asked = TASKS[config.task.name](config.task), c.lr_key not in (None, "none")
+    task, asked = tasks.make(config), c.lr_key not in (None, "none")
     _require(not asked or c.tfds is not None, config, "data.lr_key", "it is a feature of a dataset: data.tfds")
     for key, beside in (("lr_folder", "folder"), ("eval_lr_folder", "eval_folder")):
         _require(c[key] is None or c[beside] is not None, config, f"data.{key}", f"it goes with data.{beside}")
@@ -139,7 +138,7 @@ def _check_low(config, c):
 
 def _check_families(config):
     """What a schedule, a task and an objective say of their settings and of each other."""
-    schedule, task = SCHEDULES[config.schedule.name](config.schedule), TASKS[config.task.name](config.task)
+    schedule, task = SCHEDULES[config.schedule.name](config.schedule), tasks.make(config)
     c = config.objective
     _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     objectives.chosen(c).check(config, task)
@@ -149,7 +148,7 @@ def _check_families(config):
 
 
 def _check_sizes(config):
-    task, entry = TASKS[config.task.name](config.task), NETWORKS[config.network.name]
+    task, entry = tasks.make(config), NETWORKS[config.network.name]
     network = entry.build(config, task, jnp.float32)
     readers = [name for name, other in NETWORKS.items() if other.load]
     known = config.network.weights is None or entry.load is not None
@@ -172,7 +171,7 @@ def _check_sizes(config):
 
 
 def _check_sampling(config):
-    c, task = config.sampling, TASKS[config.task.name](config.task)
+    c, task = config.sampling, tasks.make(config)
     least = c.eps_scale + c.eps_scale_slope
     _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
     _require(task.project or not c.project, config, "sampling.project", "it is for super-resolution")
@@ -184,8 +183,16 @@ def _check_sampling(config):
         _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
 
 
+def _check_channels(config):
+    c, channels = config.evaluation, config.data.channels
+    of_photographs = channels in (1, 3) or not c.learned
+    _require(of_photographs, config, "evaluation.learned", f"these networks take colours, not {channels} channels")
+    luma = c.channel == "rgb" or channels == 3
+    _require(luma, config, "evaluation.channel", f"y is of three colours, not of {channels} channels")
+
+
 def _check_evaluation(config):
-    c, task = config.evaluation, TASKS[config.task.name](config.task)
+    c, task = config.evaluation, tasks.make(config)
     key = "image_size" if c.crop is None else "evaluation.crop"
     side = flatten(config)[key]
     held_out = f"{config.task.name} is measured on pictures that it was not trained on"
@@ -197,4 +204,7 @@ def _check_evaluation(config):
     _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} enlarges no pictures")
 
 
-_CHECKS = _check_batch, _check_rate, _check_data, _check_families, _check_sizes, _check_sampling, _check_evaluation
+_CHECKS = (
+    *(_check_batch, _check_rate, _check_data, _check_families, _check_sizes),
+    *(_check_sampling, _check_channels, _check_evaluation),
+)

@@ -100,6 +100,12 @@ def multipliers(value):
     return None if good else "a list of up to 16 whole numbers from 1 to 1024"
 
 
+def interval(value):
+    """Nothing, or two rising numbers."""
+    good = not value or (len(value) == 2 and all(isinstance(n, int | float) for n in value) and value[0] < value[1])
+    return None if good else "two rising numbers, like 0,4095"
+
+
 def betas(value):
     """Adam's two decay rates."""
     good = len(value) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in value)
@@ -236,6 +242,25 @@ KEYS = {
     "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),
     "data.crop": Key("random", "where training crops lie; aligned faces want the centre", choices=("random", "centre")),
     "data.limit": Key(None, "train on the first so many pictures only", whole(), int),
+    "data.channels": Key(3, "of pictures: 1 is grey, 3 colours, others are bands of TIFF files", whole(1, 2**10)),
+    "data.bits": Key(
+        8,
+        "of levels: 16 keeps those of deeper files, 8 rounds them",
+        number(lambda bits: bits in (8, 16), "8 or 16"),
+    ),
+    "data.range": Key(
+        (),
+        "LOW,HIGH, the numbers that mean black and white in files of more than 8 bits; else 0..65535, floats 0..1 or "
+        "0..255",
+        interval,
+    ),
+    "data.percentile": Key(
+        None,
+        "instead of range: of the training pictures' numbers, so that as many lie above; written into the run as range",
+        number(lambda share: 50 < share <= 100, "it must lie between 50 (excluded) and 100"),
+        float,
+    ),
+    "data.clip": Key(False, "cut off numbers outside the range, instead of refusing the picture"),
     "data.flip": Key(True, "mirror at random"),
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
     "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),

@@ -38,6 +38,11 @@ _ADDED = {
     "optimizer.final": 0.0,
     "data.crop": "random",
     "data.limit": None,
+    "data.channels": 3,
+    "data.bits": 8,
+    "data.range": (),
+    "data.percentile": None,
+    "data.clip": False,
     "data.lr_key": "none",
 }
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.errors import UserError, shown, some
-from dream_jax.files import decoding, formats, images, zips
-from dream_jax.files.picture import of_channels
+from dream_jax.files import formats, images, limits, zips
+from dream_jax.files.numbers import levels_of
+from dream_jax.files.picture import Reading, as_wanted
 
 # What is more than so many bytes must not be so many times larger than the file that it comes from.
 _SMALL, _RATIO = 2**26, 200
@@ -26,12 +27,13 @@ _MOST_IN_MEMORY = 2**32
 _LONGEST_DIRECTORY = 2**26
 _LONGEST_HEADER = 2**16
 _MOST_ARRAYS = 2**12
+_MOST_BANDS = 2**10
 # Bytes of a chunk of HDF5, which is read as a whole.
 _LARGEST_CHUNK = 2**28
 _MOST_PICTURES = 2**22
 # Bytes of a picture beyond which it is prepared alone.
 _LARGE = 3 * 2**24
-_WANTED = "pictures are arrays of uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
+_WANTED = "pictures are arrays of numbers [N, H, W] or [N, H, W, C]"
 
 
 class Member(NamedTuple):
@@ -39,13 +41,13 @@ class Member(NamedTuple):
 
     Attributes:
       file: the file; place: its number or name there, with the array's key.
-      read: `() -> uint8 [H, W, 3]`.
+      read: `Reading -> levels [H, W, C]`.
       large: whether it takes so much memory that it is to be read alone.
     """
 
     file: Path
     place: str
-    read: Callable[[], np.ndarray]
+    read: Callable[[Reading], np.ndarray]
     large: bool = False
 
     def __str__(self):
@@ -102,11 +104,11 @@ def _of_zip(path, key):
     _check_size(path, "its pictures", sum(info.file_size for info in found))
 
     def reader(info):
-        def read():
+        def read(reading):
             try:
-                if info.file_size > decoding.MOST_BYTES:
-                    raise UserError(f"{info.file_size} bytes are more than the {decoding.MOST_BYTES} allowed")
-                return images.read(_content(archive, info))
+                if info.file_size > limits.most_bytes():
+                    raise UserError(f"{info.file_size} bytes are more than the {limits.most_bytes()} allowed")
+                return images.read(_content(archive, info), reading)
             except Exception as error:
                 said = str(error).removeprefix("picture: ")
                 raise UserError(f"{shown(path)}/{shown(info.filename)}: {said[:500]}") from error
@@ -143,7 +145,7 @@ def _array_in_zip(path, archive, info):
                 f"{shown(path)}: {shown(info.filename)} takes {info.file_size / 2**30:.1f} GiB of memory; save it as "
                 "an .npy file, which is read where it lies"
             )
-        numbers = np.frombuffer(_content(archive, info), np.uint8, offset=start)
+        numbers = np.frombuffer(_content(archive, info), dtype, offset=start)
         return numbers.reshape(shape, order="F" if fortran else "C")
 
     _check_length(path, shape, dtype, info.file_size - start)
@@ -155,7 +157,7 @@ def _of_npy(path, key):
         shape, fortran, dtype, start = _header(file)
     _check_length(path, shape, dtype, path.stat().st_size - start)
     order = "F" if fortran else "C"
-    array = _Array(shape, dtype, lambda: np.memmap(path, np.uint8, "r", start, shape, order))
+    array = _Array(shape, dtype, lambda: np.memmap(path, dtype, "r", start, shape, order))
     return _pictures(path, *_chosen(path, {"": array}, None))
 
 
@@ -198,11 +200,11 @@ def _of_hdf5(path, key):
 def _checked(path, name, dataset):
     if dataset.is_virtual or dataset.external:
         raise UserError(f"{shown(path)}: {shown(name)} lies in other files, which are not read")
-    if dataset.chunks and math.prod(dataset.chunks) > _LARGEST_CHUNK:
+    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > _LARGEST_CHUNK:
         raise UserError(
             f"{shown(path)}: {shown(name)} has chunks of more than {_LARGEST_CHUNK} bytes; make them smaller"
         )
-    _check_size(path, name, math.prod(dataset.shape))
+    _check_size(path, name, math.prod(dataset.shape) * dataset.dtype.itemsize)
     return dataset
 
 
@@ -222,35 +224,37 @@ def _chosen(path, arrays, key):
 
 def _fits(array):
     shape = array.shape
-    of_pictures = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    return array.dtype == np.uint8 and of_pictures and 0 < math.prod(shape[1:3]) <= decoding.MAX_PIXELS and shape[0] > 0
+    of_pictures = len(shape) == 3 or (len(shape) == 4 and 0 < shape[3] <= _MOST_BANDS)
+    numbers = array.dtype.kind in "uif" and array.dtype.itemsize <= 8
+    return numbers and of_pictures and 0 < math.prod(shape[1:3]) <= limits.most_pixels() and shape[0] > 0
 
 
 def _pictures(path, key, array):
     lock, opened = threading.Lock(), []
 
     def reader(number):
-        def read():
+        def read(reading):
             try:
                 with lock:
                     if not opened:
                         opened.append(array.open())
                 picture = np.array(opened[0][number])
+                levels, _ = levels_of(picture.reshape(*picture.shape[:2], -1), reading.span, reading.clip)
+                return as_wanted(levels, reading)
             except UserError:
                 raise
             except Exception as error:  # as in `members`
                 raise UserError(f"{shown(path)}/{number:07d}: cannot be read ({shown(error)[:200]})") from error
-            return of_channels(picture.reshape(*picture.shape[:2], -1), 3)
 
         return read
 
-    large, folder = 3 * math.prod(array.shape[1:3]) > _LARGE, f"{key}/" if key else ""
+    each, folder = math.prod(array.shape[1:]) * array.dtype.itemsize, f"{key}/" if key else ""
     # A file that claims pictures without end is seen here, before they are named.
-    _check_size(path, key or "its array", math.prod(array.shape))
+    _check_size(path, key or "its array", array.shape[0] * each)
     if array.shape[0] > _MOST_PICTURES:
         raise UserError(f"{shown(path)}: {array.shape[0]} pictures are more than the {_MOST_PICTURES} allowed")
     return {
-        f"{number:07d}": Member(path, f"{folder}{number:07d}", reader(number), large)
+        f"{number:07d}": Member(path, f"{folder}{number:07d}", reader(number), each > _LARGE)
         for number in range(array.shape[0])
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.files.picture import USUAL, Reading, as_wanted
 
 # Photographs inside the scikit-image package. The two motorcycles are a stereo pair, so they must stay on one side.
 BUNDLED = {
@@ -24,7 +25,7 @@ def _decoded(folder, split):
     return [images.read(folder / name) for name in BUNDLED[split]]
 
 
-def photographs(split: str) -> Source:
+def photographs(split: str, reading: Reading = USUAL) -> Source:
     """Photographs that come with scikit-image: eleven to train on, 20 times each, and two others to evaluate on."""
     if split not in BUNDLED:
         raise UserError(f"the bundled photographs have the splits {', '.join(BUNDLED)}, not {split!r}")
@@ -35,4 +36,4 @@ def photographs(split: str) -> Source:
     pictures = _decoded(folder, split)
     # A draw from a shuffled list of five takes grain 6 ms, and correspondingly less from a longer one.
     copies = 20 if split == "train" else 1
-    return Source(pictures.__getitem__, len(pictures), copies, BUNDLED[split].__getitem__)
+    return Source(lambda i: as_wanted(pictures[i], reading), len(pictures), copies, BUNDLED[split].__getitem__)

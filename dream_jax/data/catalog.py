@@ -1,5 +1,6 @@
 """Datasets of the TensorFlow Datasets catalog, read without TensorFlow; its own builders need it while they prepare."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.files.picture import USUAL, Reading
 
 
 def tfds_source(
@@ -18,12 +20,13 @@ def tfds_source(
     image_key: str | None = None,
     low_key: str | None = "none",
     scale: int = 1,
+    reading: Reading = USUAL,
 ) -> Source:
     """A prepared dataset of the TensorFlow Datasets catalog, as "cifar10" or "div2k/bicubic_x4:2.0.0".
 
     split is in the notation of TensorFlow Datasets ("train", "test[:100]"), data_dir defaults to its own
     (~/tensorflow_datasets, or TFDS_DATA_DIR); image_key defaults to "hr", else "image", else the only picture there is.
-    low_key and scale as for `builder_source`.
+    low_key and scale as for `builder_source`; reading: how pictures are read.
 
     Raises UserError if there is no such dataset, split or picture, or if it is not prepared for random access.
     """
@@ -31,7 +34,8 @@ def tfds_source(
     if not builder.is_prepared():
         raise UserError(f"{name} is not prepared in {builder.data_dir}. {_how_to_prepare(name, data_dir)}")
     _need_random_access(builder, name, data_dir)
-    return builder_source(builder, split, image_key, low_key=low_key, scale=scale)
+    decode = functools.partial(images.read, reading=reading)
+    return builder_source(builder, split, image_key, decode, low_key=low_key, scale=scale)
 
 
 def prepare_tfds(name: str, data_dir: str | None = None) -> Path:
@@ -75,10 +79,13 @@ def _need_random_access(builder, name, data_dir):
         )
 
 
-def builder_source(builder, split, image_key=None, name_key=None, low_key="none", scale=1) -> Source:
+def builder_source(
+    builder, split, image_key=None, decode=images.read, name_key=None, low_key="none", scale=1
+) -> Source:
     """The pictures of a prepared dataset.
 
     Args:
+      decode: `bytes -> levels [H, W, C]` of a picture's file.
       name_key: the feature that holds their names, where one does.
       low_key: the one with the low-resolution pictures, `scale` times smaller; None is "lr" beside "hr" where there are
         such, "none" is none.
@@ -116,7 +123,7 @@ def builder_source(builder, split, image_key=None, name_key=None, low_key="none"
     name = None if name_key is None else lambda index: records[index][name_key].decode()
 
     def reader(key):
-        return lambda index: images.read(records[index][key])
+        return lambda index: decode(records[index][key])
 
     low = None if low_key == "none" else reader(low_key)
     return Source(reader(image_key), len(records), name=name, low=low, scale=scale)

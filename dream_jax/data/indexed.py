@@ -133,6 +133,12 @@ def fingerprint(source) -> str:
     return f"{len(source)} {'pairs' if paired else 'pictures'}, crc32 {crc:08x}"
 
 
+def _said(source, index):
+    """What a message calls a picture: its file, where that is known."""
+    named = getattr(source, "name", None) is not None
+    return shown(source.label(index)) if named else f"picture {index} of the data"
+
+
 def fit(source, index: int, crop: int, resize: int | None = None) -> np.ndarray | Pair:
     """A picture of a source, or a pair, with its shorter side resized, of at least `crop` pixels a side."""
     paired = source.pair(index) if is_paired(source) else None
@@ -141,11 +147,11 @@ def fit(source, index: int, crop: int, resize: int | None = None) -> np.ndarray 
         try:
             picture = images.resize_shorter_side(picture, resize)
         except UserError as error:
-            raise UserError(f"picture {index} of the data: {error}; leave it out, or lower data.resize") from error
+            raise UserError(f"{_said(source, index)}: {error}; leave it out, or lower data.resize") from error
     height, width = picture.shape[:2]
     if min(height, width) < crop:
         raise UserError(
-            f"picture {index} of the data is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
+            f"{_said(source, index)} is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
             "evaluation.crop), set data.resize, or leave the picture out"
         )
     return picture if paired is None else paired

@@ -13,6 +13,7 @@ import numpy as np
 from dream_jax.data import archives
 from dream_jax.errors import UserError, shown
 from dream_jax.files import formats, images, listings
+from dream_jax.files.picture import USUAL, Reading
 
 # How names of low-resolution pictures end, with their scale, and names of originals.
 _LOW = re.compile(r"(?:[_-]?LR(?:BI)?|[_-]lr)(?:[_-]?x?(?P<a>\d+))?$|[_-]?[xX](?P<b>\d+)[mdw]?$")
@@ -71,9 +72,9 @@ def title(where) -> str:
     return f"{shown(first)}-and-{len(more)}-more" if more else shown(first)
 
 
-def read(item: Path | archives.Member) -> np.ndarray:
-    """The picture, uint8 [H, W, 3]; raises UserError."""
-    return images.read(item) if isinstance(item, Path) else item.read()
+def read(item: Path | archives.Member, reading: Reading = USUAL) -> np.ndarray:
+    """The picture, levels [H, W, C]; raises UserError."""
+    return images.read(item, reading) if isinstance(item, Path) else item.read(reading)
 
 
 def identity(item: Path | archives.Member) -> tuple:

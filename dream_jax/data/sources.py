@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from dream_jax import tasks
 from dream_jax.data import bundled
 from dream_jax.data.indexed import Source, is_paired
 from dream_jax.errors import UserError
-from dream_jax.tasks import TASKS
+from dream_jax.files.picture import Reading
 
 
 def open_source(config, split: str) -> Source:
@@ -14,6 +15,12 @@ def open_source(config, split: str) -> Source:
     if split == "eval" or config.data.limit is None:
         return source
     return dataclasses.replace(source, pictures=min(source.pictures, config.data.limit))
+
+
+def reading_of(config) -> Reading:
+    """How the pictures of a config are read."""
+    c = config.data
+    return Reading(c.channels, c.bits, tuple(c.range) or None, c.clip)
 
 
 def _open(config, split):
@@ -35,17 +42,19 @@ def _open(config, split):
             lr_folder=c.lr_folder,
             eval_lr_folder=c.eval_lr_folder,
             scale=config.task.scale,
+            reading=reading_of(config),
         )
     if c.tfds is not None:
         from dream_jax.data.catalog import tfds_source
 
         chosen = c.train_split if split == "train" else c.eval_split
-        low_key = c.lr_key if TASKS[config.task.name](config.task).takes_low else "none"
-        source = tfds_source(c.tfds, chosen, c.tfds_dir, c.image_key, low_key, config.task.scale)
+        low_key = c.lr_key if tasks.make(config).takes_low else "none"
+        kept = c.tfds_dir, c.image_key, low_key, config.task.scale, reading_of(config)
+        source = tfds_source(c.tfds, chosen, *kept)
         if is_paired(source) and c.resize is not None:
             raise UserError(
                 f"data.resize = {c.resize}: the low-resolution pictures of {c.tfds} are those of its originals as they "
                 "are; leave it out, or set data.lr_key=none"
             )
         return source
-    return bundled.photographs(split)
+    return bundled.photographs(split, reading_of(config))

@@ -9,16 +9,20 @@ from rich.table import Table
 from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring
 from dream_jax.files import atomic, images, listings
+from dream_jax.files.numbers import of_bits
+from dream_jax.files.picture import Reading, of_channels
 from dream_jax.inference import drawing
 from dream_jax.metrics import METRICS, Compared, picture_set
 
 # Of the pictures without a partner, a message names so many.
 _NAMED = 5
+# Of every file what it has.
+ITS_OWN = Reading(channels=None, bits=None)
 # The networks whose features are taken of pictures of any size.
 _ANY_SIZE = "inception"
 
 
-def measure(results, originals, settings, console: Console) -> dict:
+def measure(results, originals, settings, console: Console, reading: Reading = ITS_OWN) -> dict:
     """Every metric of `config.evaluation` between two folders: the result file's content.
 
     Pictures with the same name (and folder below; the suffix may differ) are pairs. Where there are none, the folders
@@ -27,6 +31,7 @@ def measure(results, originals, settings, console: Console) -> dict:
     Args:
       results, originals: folders; metrics that are not symmetric take the second one for the truth.
       settings: `config.evaluation`.
+      reading: how pictures are read; of two, the one of fewer bits or channels is given those of the other.
 
     Raises UserError for folders without pictures, pairs of different sizes, and weights that cannot be had.
     """
@@ -40,10 +45,10 @@ def measure(results, originals, settings, console: Console) -> dict:
     by_picture = []
     with drawing.progress_bar(console) as bar:
         for name, *pair in bar.track(list(zip(common, *paths, strict=True)) if common else [], description="measuring"):
-            by_picture.append({"picture": name} | _of_pair(asked, pair, settings, learned))
+            by_picture.append({"picture": name} | _of_pair(asked, pair, settings, learned, reading))
     of_pairs = [name for name in METRICS if by_picture and all(name in row for row in by_picture)]
     values = {name: float(np.mean([row[name] for row in by_picture])) for name in of_pairs}
-    of_sets, notes = _of_sets(asked, paths, settings, learned)
+    of_sets, notes = _of_sets(asked, paths, settings, learned, reading)
     if alone:
         listed = ", ".join(map(shown, alone[:_NAMED])) + (", ..." if len(alone) > _NAMED else "")
         notes.append(f"{len(alone)} pictures have no partner of their name, and are left out: {listed}")
@@ -78,8 +83,22 @@ def _compared(a, b, settings, learned):
     return Compared(*sets, None, None, learned, size, channel=settings.channel, border=settings.border)
 
 
-def _of_pair(asked, pair, settings, learned):
-    a, b = (images.read(path) for path in pair)
+def _alike(paths, pictures):
+    """Pictures with the most bits and channels of any of them."""
+    bits = max(8 * picture.dtype.itemsize for picture in pictures)
+    channels = max(picture.shape[2] for picture in pictures)
+    found = []
+    for path, picture in zip(paths, pictures, strict=True):
+        try:
+            found.append(of_channels(of_bits(picture, bits), channels))
+        except ValueError:
+            said = f"{shown(path)}: it has {picture.shape[2]} channels, and others {channels}"
+            raise UserError(f"{said}; they cannot be compared") from None
+    return found
+
+
+def _of_pair(asked, pair, settings, learned, reading):
+    a, b = _alike(pair, [images.read(path, reading) for path in pair])
     if a.shape != b.shape:
         sizes = " and ".join(f"{shown(path)} {p.shape[1]}x{p.shape[0]}" for path, p in zip(pair, (a, b), strict=True))
         raise UserError(f"a pair must have one size: {sizes}")
@@ -90,11 +109,13 @@ def _of_pair(asked, pair, settings, learned):
     return measuring.of_pair(asked, _compared(a[None], b[None], settings, learned))
 
 
-def _of_sets(asked, paths, settings, learned):
+def _of_sets(asked, paths, settings, learned, reading):
     """({metric: value}, notes) of the two sets."""
     if all(metric.paired for metric in asked.values()):
         return {}, []
-    sets = [[images.read(path) for path in each] for each in paths]
+    both = [path for each in paths for path in each]
+    pictures = _alike(both, [images.read(path, reading) for path in both])
+    sets = [pictures[: len(paths[0])], pictures[len(paths[0]) :]]
     one_size, notes = len({picture.shape for each in sets for picture in each}) == 1, []
     fewest, side = min(map(len, sets)), min(min(picture.shape[:2]) for each in sets for picture in each)
     of_sets = {name: metric for name, metric in asked.items() if not metric.paired}

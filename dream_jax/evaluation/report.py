@@ -14,7 +14,7 @@ from dream_jax.data import held_out
 from dream_jax.evaluation import comparison, plots, published, verdicts
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.experiment import build
-from dream_jax.files import atomic
+from dream_jax.files import atomic, grids
 from dream_jax.metrics import METRICS, first_that_measures
 from dream_jax.training import origin
 
@@ -234,5 +234,5 @@ def _pictures(members):
 
 def _url(picture):
     file = io.BytesIO()
-    Image.fromarray(np.asarray(picture, np.uint8)).save(file, "PNG")
+    Image.fromarray(grids.shown(picture)).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -16,6 +16,7 @@ from dream_jax.evaluation import measuring, tables
 from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.evaluation.measuring import Method
+from dream_jax.files.picture import USUAL, Reading
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
@@ -30,10 +31,12 @@ _SHOWN = 256
 _WORST = 3
 
 
-def folder_source(folder, low=None, scale: int = 1) -> Source:
+def folder_source(folder, low=None, scale: int = 1, reading: Reading = USUAL) -> Source:
     """The pictures of folders and files, as `listing.pictures` names them, read when they are asked for.
 
-    low: the places of their low-resolution pictures, `scale` times smaller.
+    Args:
+      low: the places of their low-resolution pictures, `scale` times smaller.
+      reading: how files are read.
 
     Raises UserError where there are none, or an original has no low-resolution picture of its name.
     """
@@ -41,8 +44,8 @@ def folder_source(folder, low=None, scale: int = 1) -> Source:
     names, entries = [shown(name) for name in listed], list(listed.values())
     if missing := [entry.problem for entry in entries if entry.problem]:
         raise UserError(f"{len(missing)} of {len(entries)} pictures cannot be used: {listing.first(missing)}")
-    lows = None if low is None else lambda i: listing.read(entries[i].low)
-    return Source(lambda i: listing.read(entries[i].picture), len(entries), 1, names.__getitem__, lows, scale)
+    lows = None if low is None else lambda i: listing.read(entries[i].low, reading)
+    return Source(lambda i: listing.read(entries[i].picture, reading), len(entries), 1, names.__getitem__, lows, scale)
 
 
 def evaluate(models: dict[str, Model], source: Source, console: Console, journal: Path | None = None):
@@ -176,7 +179,7 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
 
     def draw(inputs, number, seed):
         low = inputs.observed[0]
-        shape = shape_of(experiment, low)
+        shape = shape_of(experiment, low.shape[:2], low.dtype)
         key = drawing.make_key(seed)
         return draw_lows(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
 

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,23 +10,29 @@ import os
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file to the disk under another name, and then gives it its own, in the place of an earlier one.
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Gives the name of a file to write in the block, which becomes `path`, in the place of an earlier one, at its end.
 
-    A process that is killed leaves the earlier file as it was, and a temporary file that the next write replaces.
-    Raises OSError.
+    A block that fails, and a process that is killed, leave the earlier file as it was. A killed process also leaves a
+    temporary file, which the next write replaces. Raises OSError.
     """
     # A hash: the name of the file and an ending could be longer than a file name may be.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     temporary = path.with_name(f".{name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file to the disk under another name, and then gives it its own; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,23 +10,21 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-from dream_jax.files import formats, metadata
+from dream_jax.files import formats, limits, metadata
 from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
 from dream_jax.files.picture import Picture
 
-MAX_PIXELS = 2**26
-
 # What is read, by Pillow's names; its other formats are old, or programs. WebP's decoder takes four times the picture.
 READ = (*formats.FORMATS,)
-_MOST_PIXELS = {"WEBP": MAX_PIXELS // 2}
+_MEMORY = {"WEBP": 2}
 
-# No sound file of MAX_PIXELS is larger, is read in more pieces, or has more scans: work and memory that others ask for.
-MOST_BYTES = 8 * MAX_PIXELS + 2**24
+# No sound file is read in more pieces, or has more scans: work and memory that others ask for.
 _MOST_READS = 2**20
 _MOST_SCANS = 100
 _MOST_TEXT = 2**22
 # Pixels of a picture in which the nearest of each is looked for.
 _LARGE = 2**24
+_PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 
 
 class Reader(io.BufferedReader):
@@ -72,9 +70,9 @@ def _bands(picture):
 def _check_claims(picture, file):
     """Raises ValueError where an opened picture says that it is too large, too costly, or deeper than can be kept."""
     width, height = picture.size
-    allowed = _MOST_PIXELS.get(picture.format, MAX_PIXELS)
+    allowed = limits.most_pixels() // _MEMORY.get(picture.format, 1)
     if width * height > allowed:
-        raise ValueError(f"{width} x {height} pixels are more than the {allowed} allowed")
+        raise ValueError(f"{width} x {height} pixels are more than the {allowed} allowed (DREAM_JAX_MAX_PIXELS)")
     if picture.format in ("JPEG", "MPO"):
         _check_scans(file)
     if picture.tile and picture.tile[0][0] == "ppm_plain" and file.seek(0, os.SEEK_END) > _MOST_TEXT:
@@ -204,9 +202,9 @@ def _deep_tiff_pages(file, which, span, clip) -> Iterator[Picture]:
     if not any(deep.needs_tifffile(page) for page in chosen):
         file.seek(0)
         return
-    if math.prod(chosen[0].shape[:2]) * len(chosen) > MAX_PIXELS:
+    if math.prod(chosen[0].shape[:2]) * len(chosen) > limits.most_pixels():
         raise ValueError(
-            f"its {len(chosen)} pages have more than the {MAX_PIXELS} pixels allowed; take one with --page"
+            f"its {len(chosen)} pages have more than the {limits.most_pixels()} pixels allowed; take one with --page"
         )
     for page in chosen:
         found, about = deep.read_tiff(page, span, clip), deep.about(page)
@@ -225,6 +223,8 @@ def _chosen(which, count):
 
 def decode(file, managed, which, span, clip) -> list[Picture]:
     """The pages that are wanted, all for None."""
+    # Pillow's own limit, which it holds frames against, too.
+    Image.MAX_IMAGE_PIXELS = max(_PILLOWS_LIMIT, limits.most_pixels())
     found = list(_deep_tiff_pages(file, which, span, clip))
     if found:
         return found
@@ -234,8 +234,8 @@ def decode(file, managed, which, span, clip) -> list[Picture]:
         # Whoever wants the first page only need not count the others.
         count = formats.has_pages(picture) if managed or first else 1
         chosen = _chosen(which, 1 if picture.format == "MPO" and which is None else count)
-        if math.prod(picture.size) * len(chosen) > MAX_PIXELS:
-            said = f"its {len(chosen)} pages have more than the {MAX_PIXELS} pixels allowed"
+        if math.prod(picture.size) * len(chosen) > limits.most_pixels():
+            said = f"its {len(chosen)} pages have more than the {limits.most_pixels()} pixels allowed"
             raise ValueError(f"{said}; take one with --page")
         pictures = []
         for number in chosen:

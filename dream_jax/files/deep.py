@@ -1,7 +1,6 @@
 """Pictures of more than 8 bits, or of more bands than colours and alpha: what Pillow would cut down or not know."""
 
 import io
-import logging
 import math
 import struct
 from typing import NamedTuple
@@ -10,14 +9,8 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from dream_jax.files import metadata
+from dream_jax.files import limits, metadata
 from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
-
-# What it says of damage is raised, too.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-
-# Bytes of a decoded picture.
-MOST_BYTES = 2**29
 
 # Those whose decoders make no more bytes than they are asked for, by TIFF's numbers.
 _COMPRESSIONS = (1, 5, 8, 32773, 32946, 34925, 50000)
@@ -70,7 +63,7 @@ def _alphas(page) -> int:
     return sum(sample in (1, 2) for sample in page.extrasamples)
 
 
-def read_tiff(page, span=None, clip: bool = False, most_bytes: int = MOST_BYTES) -> Deep:
+def read_tiff(page, span=None, clip: bool = False) -> Deep:
     """A page that `needs_tifffile`; span and clip as for `numbers_of`. Raises ValueError for what it cannot hold."""
     if page.dtype is None or page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB):
         raise ValueError(f"its values are of a kind that is not supported ({page.photometric!r}, {page.dtype})")
@@ -78,8 +71,8 @@ def read_tiff(page, span=None, clip: bool = False, most_bytes: int = MOST_BYTES)
         raise ValueError(f"its compression {page.compression!r} is not supported for more than 8 bits or 4 bands")
     if page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError(f"its axes are {page.axes}, not rows, columns and bands")
-    if math.prod(page.shape) * page.dtype.itemsize > most_bytes:
-        raise ValueError(f"its {page.shape} values take more than the {most_bytes} bytes allowed")
+    if math.prod(page.shape) * page.dtype.itemsize > limits.most_bytes():
+        raise ValueError(f"its {page.shape} values take more than the {limits.most_bytes()} bytes allowed")
     if page.samplesperpixel > 1 and _alphas(page) > 1:
         raise ValueError(f"it has {_alphas(page)} bands of transparency")
     values = np.atleast_3d(page.asarray(maxworkers=1))

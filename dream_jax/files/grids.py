@@ -5,19 +5,28 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dream_jax.files.numbers import of_bits
+
 
 def _enlarge(pictures, factor):
     return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
+def shown(pictures: np.ndarray) -> np.ndarray:
+    """Levels uint8 or uint16 [..., C] for the eye: uint8 [..., 3]. Of many bands the first three, of two the first."""
+    channels = pictures.shape[-1]
+    colours = pictures[..., :3] if channels >= 3 else np.repeat(pictures[..., :1], 3, -1)
+    return of_bits(np.ascontiguousarray(colours), 8)
+
+
 def grid(columns, captions=None):
     """One labelled picture of many: a row for each picture, a column for each label.
 
-    `columns` maps labels to uint8 [N, H, W, 3], 1 <= N; heights and widths may differ between columns by a whole
+    `columns` maps labels to levels [N, H, W, C], 1 <= N; heights and widths may differ between columns by a whole
     factor, by which the smaller ones are enlarged (nearest pixel). Cells are enlarged to at least 128 pixels a side.
     `captions`, N strings, stand under the rows. Returns uint8 [H', W', 3].
     """
-    columns = {str(label): np.asarray(pictures) for label, pictures in columns.items()}
+    columns = {str(label): shown(np.asarray(pictures)) for label, pictures in columns.items()}
     count, height, width, _ = max((pictures.shape for pictures in columns.values()), key=lambda shape: shape[1])
     zoom = -(-128 // min(height, width))
     for label, pictures in columns.items():
@@ -53,7 +62,8 @@ def grid(columns, captions=None):
 
 
 def mosaic(pictures):
-    """Pictures uint8 [N, H, W, 3] in rows without labels, about square, a pixel apart: uint8 [H', W', 3]."""
+    """Pictures, levels [N, H, W, C], in rows without labels, about square, a pixel apart: uint8 [H', W', 3]."""
+    pictures = shown(pictures)
     count, height, width, _ = pictures.shape
     across = math.ceil(math.sqrt(count))
     down = -(-count // across)

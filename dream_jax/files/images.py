@@ -11,30 +11,39 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import atomic, decoding, encoding, formats
+from dream_jax.files import atomic, decoding, encoding, formats, limits, quiet
 from dream_jax.files.numbers import SIXTEEN, Numbers, of_bits
-from dream_jax.files.picture import USUAL, Picture, Reading, of_channels
+from dream_jax.files.picture import USUAL, Picture, Reading, as_wanted
 
-# Damaged tags are left out, and other damage is raised.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+quiet.silence()
 
 
 def resize_shorter_side(picture, size):
-    """Resize a Pillow picture or uint8 [H, W, 3] on the host with Pillow's bicubic kernel; the proportions stay.
+    """Resize levels [H, W, C] on the host with Pillow's bicubic kernel; the proportions stay.
 
-    Returns uint8 [H, W, 3] with min(H, W) == size. Raises UserError where that is more than `decoding.MAX_PIXELS`.
+    Returns levels alike with min(H, W) == size. Raises UserError where that is more than `limits.most_pixels`.
     """
-    if not isinstance(picture, Image.Image):
-        picture = Image.fromarray(np.asarray(picture))
-    ratio = size / min(picture.size)
-    target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in picture.size)
-    if math.prod(target) > decoding.MAX_PIXELS:
-        width, height = picture.size
-        raise UserError(
-            f"{width}x{height} pixels with the shorter side made {size} are more than the {decoding.MAX_PIXELS} allowed"
-        )
-    picture = picture.convert("RGB")
-    return np.array(picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC))
+    height, width = picture.shape[:2]
+    ratio = size / min(height, width)
+    target = tuple(max(size, math.floor(side * ratio + 0.5)) for side in (width, height))
+    most = limits.most_pixels()
+    if math.prod(target) > most:
+        raise UserError(f"{width}x{height} pixels with the shorter side made {size} are more than the {most} allowed")
+    if target == (width, height):
+        return picture
+    if picture.dtype == np.uint8 and picture.shape[2] == 3:
+        return np.array(Image.fromarray(picture).resize(target, Image.Resampling.BICUBIC))
+    bands = [resize_band(np.ascontiguousarray(picture[..., band]), target) for band in range(picture.shape[2])]
+    return np.stack(bands, -1)
+
+
+def resize_band(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Levels uint8 or uint16 [H, W] resized to (width, height) with Pillow's bicubic kernel."""
+    if levels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC))
+    # Pillow resizes 16 bits as floats.
+    resized = np.asarray(Image.fromarray(levels.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    return np.clip(np.floor(resized + 0.5), 0, 65535).astype(levels.dtype)
 
 
 def _reason(error, path):
@@ -57,8 +66,8 @@ def _read(path, managed, which=0, span=None, clip=False):
         # A named pipe would block the reader for ever.
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is not a file")
-        if about.st_size > decoding.MOST_BYTES:
-            raise ValueError(f"{about.st_size} bytes are more than the {decoding.MOST_BYTES} allowed")
+        if about.st_size > limits.most_bytes():
+            raise ValueError(f"{about.st_size} bytes are more than the {limits.most_bytes()} allowed")
         with decoding.Reader(open(path, "rb", buffering=0)) as file:
             return decoding.decode(file, managed, which, span, clip)
     except Exception as error:  # Decoders raise almost any kind of exception on damaged files.
@@ -99,16 +108,16 @@ def read_with_alpha(path, reading: Reading = USUAL):
     `path` may also be the file's bytes. Colours are as stored, not multiplied by alpha, but for pixels that nobody sees
     (alpha 0): these have the colours of the nearest one that is seen, and are black where none is. Of several pages the
     first is read. Raises UserError for whatever cannot be read whole or is in none of `formats.FORMATS`, for numbers
-    that need a range (`numbers_of`), for other channels than the reading's, above `decoding.MAX_PIXELS` pixels (WebP:
+    that need a range (`numbers_of`), for other channels than the reading's, above `limits.most_pixels` pixels (WebP:
     half of them), and for files that ask for more work than any of that size.
     """
     (picture,) = _read(path, False, 0, reading.span, reading.clip)
     name = "picture" if isinstance(path, bytes) else shown(path)
     try:
-        colours = of_channels(of_bits(picture.colours, reading.bits), reading.channels)
+        colours = as_wanted(picture.colours, reading)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
-    return colours, None if picture.alpha is None else of_bits(picture.alpha, reading.bits)
+    return colours, None if picture.alpha is None else of_bits(picture.alpha, 8 * colours.dtype.itemsize)
 
 
 def read(path, reading: Reading = USUAL):

@@ -24,13 +24,16 @@ class Numbers(NamedTuple):
 
 SIXTEEN = Numbers("uint16", 0.0, 65535.0)
 
+# Instead of a span: what a file's own numbers span.
+OWN = "own"
+
 
 def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = False) -> Numbers:
     """What the numbers of a file mean, from their type and the least and the greatest of them.
 
     Args:
       span: (low, high), black and white of files of more than 8 bits; by default 0..65535 of 16 bits, and 0..1 or
-        0..255 of floats, whichever holds them.
+        0..255 of floats, whichever holds them; OWN is from the least to the greatest.
       clip: numbers outside are taken for black or white, instead of being refused.
 
     Raises ValueError for numbers outside, and for a type that has no usual span.
@@ -42,7 +45,9 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
         raise ValueError(f"its numbers are of the type {dtype}, which no picture has")
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError("it holds values that are not finite")
-    if span is None:
+    if span == OWN:
+        span = lowest, max(highest, np.nextafter(lowest, math.inf))
+    elif span is None:
         span, said = _usual_span(dtype, highest)
         if not clip and (lowest < span[0] or highest > span[1]):
             raise ValueError(
@@ -66,6 +71,12 @@ def _usual_span(dtype, highest):
 def extremes(values: np.ndarray) -> tuple[float, float]:
     """(least, greatest) of an array; NaN where there is one."""
     return float(values.min()), float(values.max())
+
+
+def levels_of(values: np.ndarray, span=None, clip: bool = False) -> tuple[np.ndarray, Numbers]:
+    """(grey levels of a file's numbers, what they mean); arguments and errors as for `numbers_of`."""
+    numbers = numbers_of(values.dtype, *extremes(values), span, clip)
+    return to_levels(values, numbers), numbers
 
 
 def to_levels(values: np.ndarray, numbers: Numbers) -> np.ndarray:

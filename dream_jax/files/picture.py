@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.files.numbers import Numbers
+from dream_jax.files.numbers import Numbers, of_bits
 
 
 class Picture(NamedTuple):
@@ -37,14 +37,15 @@ class Reading(NamedTuple):
     """How pictures are read for a model or a measure.
 
     Attributes:
-      channels: of the array: grey becomes three equal ones, colours become their luma, n bands stay as they are.
-      bits: 8 or 16.
+      channels: of the array: grey becomes three equal ones, colours become their luma, n bands stay as they are; None
+        are the file's own.
+      bits: 8 or 16; None are the file's own.
       span: (low, high), the numbers that mean black and white in files of more than 8 bits; see `numbers_of`.
       clip: numbers outside are cut off there, instead of being refused.
     """
 
-    channels: int = 3
-    bits: int = 8
+    channels: int | None = 3
+    bits: int | None = 8
     span: tuple[float, float] | None = None
     clip: bool = False
 
@@ -52,8 +53,14 @@ class Reading(NamedTuple):
 USUAL = Reading()
 
 
+def as_wanted(levels: np.ndarray, reading: Reading) -> np.ndarray:
+    """Levels [H, W, C] with the channels and bits of a reading; errors as in `of_channels`."""
+    bits, channels = reading.bits or 8 * levels.dtype.itemsize, reading.channels or levels.shape[2]
+    return of_channels(of_bits(levels, bits), channels)
+
+
 def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:
-    """Levels [H, W, C] with so many channels: grey as three equal ones, three as their luma (ITU-R BT.601).
+    """Levels [..., C] with so many channels: grey as three equal ones, three as their luma (ITU-R BT.601).
 
     Raises ValueError, which counts them, for all others.
     """

@@ -82,17 +82,18 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     )
 
 
-def make_draw(experiment: Experiment, mesh, wrap=None, levels=np.uint8):
+def make_draw(experiment: Experiment, mesh, wrap=None, levels=None):
     """The jitted `draw(params, inputs, index, rows, key) -> pictures [B, H, W, C]` of every use of a model.
 
-    The pictures are levels, uint8 or uint16. inputs as for `make_denoise`, made by `inputs_of`; index [B] numbers the
-    pictures: picture i's noise depends on (key, i) alone. The batch is spread over the mesh, unless `wrap` spreads the
-    network's work itself.
+    The pictures are levels, uint8 or uint16: those that the model was trained on, unless `levels` is their type. inputs
+    as for `make_denoise`, made by `inputs_of`; index [B] numbers the pictures: picture i's noise depends on (key, i)
+    alone. The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
     """
     everywhere = NamedSharding(mesh, P())
     layout = NamedSharding(mesh, sharding.BATCH) if wrap is None else everywhere
     wrap = wrap or (lambda predict: predict)
     start_key = start_key_of(experiment)
+    levels = levels or (np.uint16 if experiment.config.data.bits == 16 else np.uint8)
 
     options = compiler.options(experiment.config.deterministic)
 
@@ -183,4 +184,5 @@ def _observe(task, keys, pictures):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _of_observed(task, observed, levels):
+    observed = observed.astype(levels)
     return observed, task.condition(observed), value_range.to_levels(task.baseline(observed), levels)

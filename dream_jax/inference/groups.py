@@ -62,7 +62,7 @@ def groups_of(
             continue
         report.say("preparing")
         report.expect((len(pages) - 1) * len(job.results))
-        plan_of, shapes = planner(), [shape_of(experiment, low) for _, low in pages]
+        plan_of, shapes = planner(), [shape_of(experiment, low.shape[:2], low.dtype) for _, low in pages]
         try:
             plans = {shape: plan_of(shape) for shape in shapes}
         except UserError as error:

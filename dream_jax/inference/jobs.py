@@ -1,6 +1,7 @@
 """Which pictures are to be enlarged, and which files they become."""
 
 import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,11 @@ class Job(NamedTuple):
     picture: Path
     name: str
     results: tuple[tuple[int, Path], ...]
+
+    @property
+    def number(self) -> int:
+        """What its noise depends on, besides the seed."""
+        return zlib.crc32(os.fsencode(self.name)) >> 1
 
 
 def list_jobs(sources, output, suffix=None, seeds=(0,), overwrite: bool = False) -> tuple[list[Job], int]:

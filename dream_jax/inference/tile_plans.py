@@ -78,7 +78,7 @@ class Planner:
         overlap: int | None = None,
     ):
         self.model, self.rows = model, rows
-        self._limit, self._program, self._tile, self._tick = limit, program, tile, tick
+        self.limit, self.program, self.tile, self._tick = limit, program, tile, tick
         self._overlap = overlap
         self._divisor = drawing.divisor(model.experiment)
         # Tiles begin where low-resolution pixels do, as crops do in training.
@@ -95,12 +95,12 @@ class Planner:
 
     def _find(self, shape):
         def guess(side, each=1):
-            return self._program + self._estimate(shape, side, each) * (self._correction or 1)
+            return self.program + self._estimate(shape, side, each) * (self._correction or 1)
 
         choices, best = self._sides_of_tiles(shape), None
         while choices:
-            fitting = bisect.bisect_right(choices, self._limit, key=guess)
-            if self._tile is not None or self._correction is None:
+            fitting = bisect.bisect_right(choices, self.limit, key=guess)
+            if self.tile is not None or self._correction is None:
                 # The tile that was asked for is taken, and an estimate alone rules nothing out.
                 fitting = max(fitting, 1)
             if not fitting:
@@ -109,23 +109,23 @@ class Planner:
             each = self._tiles_at_once(shape, side, guess)
             plan = self._compile(shape, side, each)
             self._correction = plan.used / self._estimate(shape, side, each)
-            if self._program + plan.used <= self._limit or self._tile is not None:
+            if self.program + plan.used <= self.limit or self.tile is not None:
                 best, choices = plan, choices[fitting:]
             else:
                 choices = choices[: fitting - 1]
         if best is not None:
             return best
-        needed = guess(choices[0]) if choices else self._program + plan.used
+        needed = guess(choices[0]) if choices else self.program + plan.used
         height, width = shape.sides
         raise UserError(
             f"{width} x {height} pixels take {needed / 2**30:.3g} GiB even in the smallest tiles; give more than "
-            f"--memory {self._limit / 2**30:.3g}, or a smaller picture"
+            f"--memory {self.limit / 2**30:.3g}, or a smaller picture"
         )
 
     def _sides_of_tiles(self, shape):
         longest = max(shape.sides)
-        if self._tile is not None:
-            return [min(self._tile, longest)]
+        if self.tile is not None:
+            return [min(self.tile, longest)]
         return tile_sides(smallest_tile(self.model.experiment), self._divisor, longest)
 
     def _tiles_at_once(self, shape, side, guess):
@@ -168,12 +168,12 @@ class Planner:
         return tiles.tiled(predict_and_tell, side, self._overlap_of(side), self._align, each * mesh.size, spread)
 
 
-def shape_of(experiment: Experiment, low: np.ndarray) -> Shape:
-    """The shape of a picture from its low-resolution one [h, w, C], levels."""
+def shape_of(experiment: Experiment, low: tuple[int, int], levels=np.uint8) -> Shape:
+    """The shape of a picture from the sides of its low-resolution one, and the type of its levels."""
     divisor = drawing.divisor(experiment)
-    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low.shape[:2])
+    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low)
     # What is projected on a low-resolution picture is compiled for its own shape.
-    return Shape(sides, low.shape[:2] if experiment.config.sampling.project else None, 8 * low.dtype.itemsize)
+    return Shape(sides, tuple(low) if experiment.config.sampling.project else None, 8 * np.dtype(levels).itemsize)
 
 
 def draw_lows(model: drawing.Model, rows: Rows, plan: Plan, shape: Shape, lows, numbers, key) -> list[np.ndarray]:

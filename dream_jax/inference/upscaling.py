@@ -2,19 +2,16 @@
 
 import functools
 import math
-import os
 import time
-import zlib
 
 import jax
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images
 from dream_jax.files.picture import Picture
-from dream_jax.inference import drawing, trained
+from dream_jax.inference import drawing, large, trained
 from dream_jax.inference.groups import Group, Item, Wanted, groups_of
 from dream_jax.inference.jobs import count_results, list_jobs, list_passed_over
 from dream_jax.inference.memory import free_bytes, program_bytes
@@ -53,7 +50,8 @@ def upscale(
       seed, samples: each of the seeds seed .. seed + samples - 1 gives a result. A picture's noise depends on the seed
         and on the picture's name within the folder, on no other picture.
       memory: GiB that the program may take on each device, all in all; by default half of what is free once it runs.
-        Pictures that need more are done in overlapping tiles, the largest that fit.
+        Pictures that need more are done in overlapping tiles, the largest that fit; TIFF files that need more even so,
+        or have more pixels than are read whole, in windows.
       tile: side of the tiles in pixels of the result, instead of one found by memory.
       overrides: `--config.sampling.KEY=VALUE` arguments.
       checkpoint: latest, best or a step.
@@ -89,8 +87,19 @@ def upscale(
             limit, program = (half, 0) if memory is None else (memory * 2**30, program_bytes())
             return Planner(model, rows, limit, tile, lambda share: report.advance(share / len(rows.alpha)), program)
 
-        for group in groups_of(jobs, experiment, planner, report, wanted):
+        data = experiment.config.data
+        wanted = wanted._replace(span=wanted.span or tuple(data.range) or None, clip=wanted.clip or data.clip)
+        too_large = []
+
+        def fits(job):
+            if is_too_large := large.is_large(job, experiment, planner):
+                too_large.append(job)
+            return not is_too_large
+
+        for group in groups_of(filter(fits, jobs), experiment, planner, report, wanted):
             draw_and_write(group, planner().model, rows, writer, report)
+        for job in too_large:
+            large.enlarge_and_write(job, planner(), wanted, overwrite, report, console)
     return report.tell(console, len(jobs), f"enlarged {experiment.task.scale}x into {shown(output)}{already}")
 
 
@@ -156,7 +165,7 @@ def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
     All pages of a file have one noise: an animation's then flickers no more than the network does.
     """
     lows = [item.low for item in group.items]
-    numbers = [zlib.crc32(os.fsencode(item.job.name)) >> 1 for item in group.items]
+    numbers = [item.job.number for item in group.items]
     return draw_lows(model, rows, group.plan, group.shape, lows, numbers, drawing.make_key(group.seed))
 
 
@@ -167,14 +176,5 @@ def _as_its_picture(item: Item, levels) -> Picture:
         # A network of three channels may tint it by a level or two.
         levels = np.floor(levels.mean(-1, keepdims=True) + 0.5).astype(levels.dtype)
     if alpha is not None:
-        alpha = _enlarge(alpha, *levels.shape[:2])
+        alpha = images.resize_band(alpha, levels.shape[1::-1])
     return item.picture._replace(colours=levels, alpha=alpha)
-
-
-def _enlarge(alpha, height, width):
-    """Levels [h, w] enlarged bicubically."""
-    if alpha.dtype == np.uint8:
-        return np.asarray(Image.fromarray(alpha).resize((width, height), Image.Resampling.BICUBIC))
-    # Pillow resizes 16 bits as floats.
-    enlarged = np.asarray(Image.fromarray(alpha.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    return np.clip(np.floor(enlarged + 0.5), 0, 65535).astype(alpha.dtype)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dream_jax.files.numbers import of_bits
 from dream_jax.metrics import efficientnet, features
 
 Array = jax.Array | np.ndarray
@@ -19,7 +20,7 @@ class PictureSet(NamedTuple):
     """Pictures, and what networks say of them. The first call of each computes it, later ones remember.
 
     Attributes:
-      pictures: uint8 [N, H, W, 3].
+      pictures: levels uint8 or uint16 [N, H, W, C].
       inception: `(resize="linear") -> (pool3 [N, 2048], logits [N, 1008])`, see `features.RESIZES`.
       efficientnet: `() -> pooled features [N, 1280]`.
       seen: `(n) -> efficientnet.Seen` of the n-th SEEN_AT_ONCE pictures; only the last call is remembered.
@@ -37,11 +38,11 @@ class Compared(NamedTuple):
     Attributes:
       results: the pictures drawn, of one seed.
       originals: held-out pictures. For paired tasks, result i should be original i.
-      observed: what was observed of the originals, uint8 [N, ...]: the results were drawn from it. None: from nothing.
+      observed: what was observed of the originals, levels [N, ...]: the results were drawn from it. None: from nothing.
       consistency: the task's `(results [B, ...], observed [B, ...]) -> [B]`; None where it has none.
       weights: {network: {PyTorch name: array}} of the learned networks that were asked for.
       batch_size: pictures that are compared at once.
-      samples: the results of every seed, each uint8 [N, H, W, 3].
+      samples: the results of every seed, each levels [N, H, W, C].
       channel, border: of PSNR and SSIM, as `pixels.psnr` has them.
     """
 
@@ -57,11 +58,11 @@ class Compared(NamedTuple):
 
 
 def picture_set(pictures: np.ndarray, weights: Mapping[str, Mapping[str, Array]]) -> PictureSet:
-    """Pictures uint8 [N, H, W, 3] as metrics take them; weights as in `Compared`."""
+    """Pictures, levels [N, H, W, C], as metrics take them; weights as in `Compared`."""
 
     @functools.cache
     def resized(resize):
-        return features.inception_features(weights["inception"], pictures, resize=resize)
+        return features.inception_features(weights["inception"], _seen_by_networks(pictures), resize=resize)
 
     def inception(resize="linear"):
         return resized(resize)
@@ -69,13 +70,24 @@ def picture_set(pictures: np.ndarray, weights: Mapping[str, Mapping[str, Array]]
     @functools.lru_cache(maxsize=1)
     def seen(number):
         some = pictures[number * SEEN_AT_ONCE : (number + 1) * SEEN_AT_ONCE]
-        return efficientnet.see(weights["efficientnet_lite0"], some)
+        return efficientnet.see(weights["efficientnet_lite0"], rgb8(some))
 
     @functools.cache
     def pooled():
         return np.concatenate([seen(number).pooled for number in range(-(-len(pictures) // SEEN_AT_ONCE))])
 
     return PictureSet(pictures, inception, pooled, seen)
+
+
+def rgb8(pictures: np.ndarray) -> np.ndarray:
+    """Levels uint8 or uint16 [..., 1 or 3] as networks of photographs want them: uint8 [..., 3]."""
+    pictures = of_bits(pictures, 8)
+    return np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
+
+
+def _seen_by_networks(pictures):
+    """An array, or a list of pictures of several sizes."""
+    return rgb8(pictures) if isinstance(pictures, np.ndarray) else [rgb8(picture) for picture in pictures]
 
 
 def in_batches(measure: Callable[..., Array], *arrays: Array, size: int) -> np.ndarray:
@@ -88,7 +100,7 @@ def in_batches(measure: Callable[..., Array], *arrays: Array, size: int) -> np.n
 
 
 def each(measure: Callable[[Array, Array], Array]) -> Callable[[Compared], np.ndarray]:
-    """The function of a paired metric, from one of uint8 `(results [B, ...], originals [B, ...]) -> [B]`."""
+    """The function of a paired metric, from one of levels `(results [B, ...], originals [B, ...]) -> [B]`."""
 
     def function(compared):
         pair = compared.results.pictures, compared.originals.pictures

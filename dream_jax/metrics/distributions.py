@@ -196,9 +196,9 @@ def sliced(a, b, rng):
 def sliced_wasserstein_levels(a, b, seed=0):
     """`sliced_wasserstein` by size: {shorter side in pixels: distance}, largest first, halved down to 16 or more."""
     a, b = np.asarray(a), np.asarray(b)
-    if a.ndim != 4 or a.shape != b.shape or not len(a) or a.dtype != np.uint8 or b.dtype != np.uint8:
+    if a.ndim != 4 or a.shape != b.shape or not len(a) or a.dtype != b.dtype or a.dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"sets to compare must both be uint8 [N, H, W, C], not {a.dtype} {a.shape}, {b.dtype} {b.shape}"
+            f"sets to compare must both be uint8 or uint16 [N, H, W, C], not {a.dtype} {a.shape}, {b.dtype} {b.shape}"
         )
     if min(a.shape[1:3]) < _SMALLEST:
         raise UserError(f"a sliced Wasserstein distance needs at least 16 x 16 pixels, not {a.shape[1]} x {a.shape[2]}")
@@ -215,7 +215,7 @@ def sliced_wasserstein_levels(a, b, seed=0):
 def sliced_wasserstein(a, b, seed=0):
     """Sliced Wasserstein distance of two sets' small details, times 1000 (Karras et al. 2018, section 5).
 
-    uint8 [N, H, W, C] twice, at least 16 x 16 pixels -> float; the mean over the levels of a Laplacian pyramid of the
+    Levels [N, H, W, C] twice, at least 16 x 16 pixels -> float; the mean over the levels of a Laplacian pyramid of the
     distance between their patches of 7 x 7 pixels, 128 from each picture, in 512 random directions. No network is
     needed. Each set's patches are scaled to mean 0 and deviation 1 in each channel and level, so a shift or stretch of
     all its colours alike goes unseen. Deterministic for a seed. Both sets must have as many pictures, and the value

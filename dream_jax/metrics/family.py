@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dream_jax.metrics import distributions, efficientnet, perceptual, pixels
-from dream_jax.metrics.compared import SEEN_AT_ONCE, Array, Compared, each, in_batches
+from dream_jax.metrics.compared import SEEN_AT_ONCE, Array, Compared, each, in_batches, rgb8
 
 
 class Metric(NamedTuple):
@@ -98,13 +98,13 @@ def _unsigned(levels):
 
 def _lpips(net, to_float, compared):
     weights = compared.weights[f"lpips_{net}"]
-    return each(lambda a, b: perceptual.lpips(weights, to_float(a), to_float(b), net))(compared)
+    return each(lambda a, b: perceptual.lpips(weights, to_float(rgb8(a)), to_float(rgb8(b)), net))(compared)
 
 
 def _lpips_diversity(net, compared):
     weights = compared.weights[f"lpips_{net}"]
     of_picture = (np.stack(samples) for samples in zip(*compared.samples, strict=True))
-    return np.array([perceptual.lpips_diversity(weights, _signed(samples), net) for samples in of_picture])
+    return np.array([perceptual.lpips_diversity(weights, _signed(rgb8(samples)), net) for samples in of_picture])
 
 
 def _swd(compared):
@@ -121,7 +121,7 @@ def _efficientnet(compared):
 
 
 def _lpips_pairs(net, compared):
-    samples = _signed(compared.results.pictures[:_PAIRED])
+    samples = _signed(rgb8(compared.results.pictures[:_PAIRED]))
     return perceptual.lpips_diversity(compared.weights[f"lpips_{net}"], samples, net)
 
 

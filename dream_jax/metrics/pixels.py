@@ -1,4 +1,7 @@
-"""Measures that compare pictures pixel by pixel. All take grey levels 0..255 (uint8, or such values in a float)."""
+"""Measures that compare pictures pixel by pixel.
+
+All take grey levels 0..255 (uint8, or such values in a float), or 0..65535 (uint16), which count as 255 at most.
+"""
 
 import functools
 
@@ -15,9 +18,10 @@ _WINDOW /= _WINDOW.sum()
 
 
 def _levels(picture):
-    # uint8 becomes jax's default float: float64 where it is enabled.
+    # Whole levels become jax's default float: float64 where it is enabled.
     picture = jnp.asarray(picture)
-    return picture.astype(jnp.promote_types(picture.dtype, jnp.result_type(float)))
+    levels = picture.astype(jnp.promote_types(picture.dtype, jnp.result_type(float)))
+    return levels / 257 if picture.dtype == jnp.uint16 else levels
 
 
 def _select(a, b, channel, crop):

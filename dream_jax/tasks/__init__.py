@@ -7,12 +7,18 @@ from dream_jax.tasks.super_resolution import super_resolution
 from dream_jax.tasks.task import Task
 from dream_jax.tasks.unconditional import unconditional
 
-# By name in `task.name`: from the settings `config.task` to the task.
+# By name in `task.name`: from the settings `config.task` and the channels of pictures to the task.
 TASKS = {
-    "super_resolution": lambda settings: super_resolution(
-        settings.scale, settings.kernel, settings.residual, settings.gain
+    "super_resolution": lambda settings, channels: super_resolution(
+        settings.scale, settings.kernel, settings.residual, settings.gain, channels
     ),
-    "unconditional": lambda settings: unconditional(),
+    "unconditional": lambda settings, channels: unconditional(channels),
 }
 
-__all__ = ["TASKS", "Task", "super_resolution", "unconditional"]
+
+def make(config) -> Task:
+    """The task of a config."""
+    return TASKS[config.task.name](config.task, config.data.channels)
+
+
+__all__ = ["TASKS", "Task", "make", "super_resolution", "unconditional"]

@@ -12,7 +12,9 @@ NEEDS_LOW = (
 )
 
 
-def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = False, gain: float = 1.0) -> Task:
+def super_resolution(
+    scale: int, kernel: str = "pil_bicubic", residual: bool = False, gain: float = 1.0, channels: int = 3
+) -> Task:
     """Enlarging by a whole factor, from a low-resolution picture made with a named kernel, or from one that is there.
 
     cond is the low-resolution picture enlarged with the same kernel (SR3, Saharia et al. 2021, section 2).
@@ -22,6 +24,7 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
       kernel: one of `resize.KERNELS`, rounding to grey levels as files on disk do.
       residual: x0 is `gain * (picture - cond)` instead of the picture: an x0 of 0 is the enlarged picture itself.
       gain: brings the residual near the unit variance that noise schedules assume.
+      channels: of pictures.
     """
     if scale < 1:
         raise UserError(f"task.scale = {scale}: it must be a whole number of at least 1")
@@ -48,7 +51,7 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
         shrunk, low = observe(None, result), jnp.asarray(low)
         difference = shrunk.astype(jnp.float32) - low.astype(jnp.float32)
         # One axis at a time: a single float32 sum over a large picture would lose digits.
-        return jnp.square(difference).mean(2).mean(1).mean(1) / value_range.white(shrunk.dtype) ** 2
+        return jnp.square(difference).mean(2).mean(1).mean(1) / float(value_range.white(shrunk.dtype)) ** 2
 
     def project(picture, low):
         return resize.project(picture, value_range.to_float(low, picture.dtype), kernel)
@@ -66,7 +69,8 @@ def super_resolution(scale: int, kernel: str = "pil_bicubic", residual: bool = F
         project=project if scale > 1 else None,
         columns=lambda low, enlarged: {"low resolution": low, baseline_name: enlarged},
         scale=scale,
-        cond_channels=3,
+        channels=channels,
+        cond_channels=channels,
         divisor=scale,
         takes_low=True,
     )

@@ -133,8 +133,7 @@ def examine(stats: dict, window: list, last: int, rectifies, settings) -> Verdic
             continue
         if not is_finite(metrics):
             not_finite.append(step)
-            loss, norm = metrics["loss"], metrics["gradient_norm"]
-            reasons.append(f"step {step}: loss {loss}, gradient norm {norm}: not finite, and not applied")
+            reasons.append(f"step {step}: {_what_is_not(metrics)} not finite, and the step not applied")
             stats = stats | {"in_a_row": stats["in_a_row"] + 1}
             if advice := _why_to_stop(stats["in_a_row"], settings):
                 return Verdict("stop", [*reasons, advice], [], not_finite, stats)
@@ -153,6 +152,14 @@ def examine(stats: dict, window: list, last: int, rectifies, settings) -> Verdic
     if settings.not_finite == "rollback":
         steps.extend(not_finite)
     return Verdict("rollback" if steps else "go on", reasons, sorted(set(steps)), not_finite, stats)
+
+
+def _what_is_not(metrics):
+    """Which of a step's numbers are not finite, beside those that are."""
+    known = {name.replace("_", " "): metrics[name] for name in FINITE if name in metrics}
+    bad = [f"{name} {value}" for name, value in known.items() if not np.isfinite(value)]
+    good = [f"{name} {value:.4g}" for name, value in known.items() if np.isfinite(value)]
+    return ", ".join(bad) + (f" (with {', '.join(good)})" if good else "") + (" is" if len(bad) == 1 else " are")
 
 
 def _why_to_stop(in_a_row, settings):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from dream_jax.config import keys, records
@@ -25,6 +26,29 @@ def make_workdir(workdir: Path, config) -> None:
     for folder in (workdir, workdir / "samples"):
         check_folder(folder)
     check_same(workdir, config)
+
+
+def with_range(config, workdir: Path):
+    """A config whose `data.range` is what `data.percentile` asks for: the run's own, where it has one already.
+
+    All processes call it. Raises UserError where there is no folder to measure.
+    """
+    c = config.data
+    if c.percentile is None or c.range:
+        return config
+    found = []
+    if jax.process_index() == 0:
+        # Here, as who uses what was trained needs no training pictures.
+        from dream_jax.data import spans
+
+        saved = workdir / "config.json"
+        before = records.read(saved).data if saved.exists() else None
+        known = before is not None and before.percentile == c.percentile and before.range
+        found = before.range if known else spans.measure(c.folder, c.percentile)
+    # As whole numbers of 32 bits, which is what processes tell each other.
+    told = consensus.of_first(np.float64(found).view(np.int32).tolist())
+    span = np.int32(told).view(np.float64).tolist()
+    return FrozenConfigDict(keys.nest(keys.flatten(config) | {"data.range": tuple(span)}))
 
 
 def check_same(folder, config) -> None:

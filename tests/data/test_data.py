@@ -263,11 +263,11 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
 def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(folder, prepare, monkeypatch):
     read, calls = folders.images.read, []
 
-    def interrupted(path):
+    def interrupted(path, reading):
         calls.append(path)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return read(path)
+        return read(path, reading)
 
     monkeypatch.setattr(folders.images, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -586,3 +586,9 @@ def test_real_photographs_give_crops_of_themselves(tmp_path):
     assert not set(names(path, "train")) & set(names(path, "eval"))
     assert 3 <= len(names(path, "eval")) <= 20
     assert all(batches.train_pictures(source, 0, 64)[i].shape == (64, 64, 3) for i in range(20))
+
+
+def test_a_picture_that_is_too_small_is_named(folder, prepare):
+    source = folders.folder_source(folder, split="train", crop=8, cache_dir=folder.parent / "cache")
+    with pytest.raises(UserError, match=r"^\d\.png is 24x2\d, smaller than the crop of 100"):
+        indexed.fit(source, 0, 100)

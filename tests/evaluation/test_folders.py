@@ -4,10 +4,15 @@ import re
 
 import numpy as np
 import pytest
+from stand_ins import QUIET
 
 from dream_jax import metrics
 from dream_jax.__main__ import main
+from dream_jax.config import keys
+from dream_jax.errors import UserError
+from dream_jax.evaluation import folders
 from dream_jax.files import images
+from dream_jax.files.picture import Picture
 
 
 def write(folder, names, *shape, seed=0):
@@ -77,3 +82,16 @@ def test_mistakes(arguments, reason, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(reason, error)
+
+
+def test_depth_and_channels_are_the_files_own(tmp_path):
+    """16 bits count in full; grey beside three equal channels is the same picture."""
+    rng = np.random.default_rng(0)
+    original = rng.integers(1000, 60000, (16, 20, 1), dtype=np.uint16)
+    images.write(tmp_path / "originals" / "a.png", original)
+    images.write(tmp_path / "results" / "a.tif", np.repeat(original + 1, 3, -1))
+    record = folders.measure(tmp_path / "results", tmp_path / "originals", keys.defaults().evaluation, QUIET)
+    assert record["values"]["psnr"] == pytest.approx(20 * np.log10(65535), abs=1e-3)
+    images.write_pages(tmp_path / "results" / "a.tif", [Picture(np.repeat(original, 5, -1))], overwrite=True)
+    with pytest.raises(UserError, match=r"a.png: it has 1 channels, and others 5"):
+        folders.measure(tmp_path / "results", tmp_path / "originals", keys.defaults().evaluation, QUIET)

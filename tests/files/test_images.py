@@ -1,3 +1,4 @@
+import contextlib
 import os
 import struct
 import zlib
@@ -16,7 +17,10 @@ from dream_jax.tasks import resize
 def test_resize_shorter_side():
     picture = noise(30, 47, 3)
     assert images.resize_shorter_side(picture, 10).shape == (10, 16, 3)
-    assert images.resize_shorter_side(Image.fromarray(picture[:, :1]), 5).shape == (150, 5, 3)
+    assert images.resize_shorter_side(picture[:, :1], 5).shape == (150, 5, 3)
+    deep = picture.astype(np.uint16) * 257
+    off = images.resize_shorter_side(deep, 10) / 257 - images.resize_shorter_side(picture, 10)
+    assert np.abs(off).max() < 1 and images.resize_shorter_side(deep[..., :2], 10).shape == (10, 16, 2)
     np.testing.assert_array_equal(images.resize_shorter_side(picture, 30), picture)
 
 
@@ -398,3 +402,16 @@ def test_further_pages_are_known(tmp_path, suffix):
     first.save(tmp_path / f"one{suffix}")
     assert images.read_picture(tmp_path / f"many{suffix}").pages == 3
     assert images.read_picture(tmp_path / f"one{suffix}").pages == 1
+
+
+def test_libraries_print_nothing(tmp_path, capfd):
+    """Damage is raised; what libtiff, tifffile and Pillow would say of it is in the message, or nowhere."""
+    picture = Image.fromarray(noise(32, 32, 3))
+    for compression in ("jpeg", "tiff_adobe_deflate", "tiff_lzw"):
+        picture.save(tmp_path / "a.tif", compression=compression)
+        data = bytearray((tmp_path / "a.tif").read_bytes())
+        data[200:400] = b"\xff" * 200
+        (tmp_path / "a.tif").write_bytes(data)
+        with contextlib.suppress(UserError):
+            images.read(tmp_path / "a.tif")
+    assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Every kind of picture through a network whose residual is zero: what comes out is the picture enlarged bicubically."""
+"""Every kind of picture, through a network whose residual is zero: it comes out enlarged bicubically."""
 
 import imagecodecs
 import numpy as np

@@ -108,3 +108,13 @@ def test_weights_that_are_not_finite_any_more_stop_the_run(policy):
     # A step that is left out is none of them, and one that is finite ends the row.
     good = metrics_of(np.random.default_rng(0))
     assert examine([None, good, bad], 7, config, some.stats).action != "stop"
+
+
+def test_what_is_not_finite_is_named():
+    rng = np.random.default_rng(0)
+    for changes, said in (
+        ({"update_norm": NAN}, r"step 7: update norm nan (with loss "),
+        ({"loss": NAN, "gradient_norm": np.inf}, "step 7: loss nan, gradient norm inf (with update norm 1) are not"),
+    ):
+        (reason, *_) = examine([metrics_of(rng, **changes)], 7, settings()).reasons
+        assert reason.startswith(said) and reason.endswith("not finite, and the step not applied")

@@ -111,7 +111,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, begin, monke
 
 
 def test_a_run_stops_at_a_step_that_is_not_finite(tmp_path, begin):
-    with pytest.raises(UserError, match=r"^step 11: .*not finite, and not applied") as error:
+    with pytest.raises(UserError, match=r"^step 11: .*not finite, and the step not applied") as error:
         begin(tmp_path / "run", nan=(11,))
     source = bundled.photographs("train")
     with np.load(tmp_path / "run" / "bad_batches" / "step_0000011.npz") as kept:

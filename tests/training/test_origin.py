@@ -18,6 +18,7 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
         origin.check(about, about | {"config": config | {"seed": 1}}, "here")
     # Keys that came later.
     later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
+    later_data = "crop", "limit", "channels", "bits", "range", "percentile", "clip", "lr_key"
     objective = {key: value for key, value in config["objective"].items() if key not in later}
-    data = {key: value for key, value in config["data"].items() if key not in ("crop", "limit", "lr_key")}
+    data = {key: value for key, value in config["data"].items() if key not in later_data}
     origin.check(about | {"config": config | {"objective": objective, "data": data}}, about, "here")

@@ -1,0 +1,138 @@
+"""Pictures of other channels, depths and ranges, from the file to a trained model's results."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import tiny
+from PIL import Image
+
+from dream_jax.__main__ import main
+from dream_jax.config import records
+from dream_jax.data import sources, spans
+from dream_jax.errors import UserError
+from dream_jax.files import images
+
+SMALL = tuple(f"--config.{change}" for change in (*tiny.TINY, "samples.every=100"))
+
+
+def smooth(seed, channels, top, dtype):
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:40, :44]
+    waves = [np.sin(rows * a + b) * np.cos(columns * b + a) for a, b in rng.uniform(0.1, 0.4, (channels, 2))]
+    return ((0.5 + 0.4 * np.stack(waves, -1)) * top).astype(dtype)
+
+
+def make(folder, channels=3, top=65535, dtype=np.uint16, count=4):
+    """TIFF files of these numbers."""
+    folder.mkdir(parents=True)
+    for seed in range(count):
+        values = smooth(seed, channels, top, dtype)
+        kind = {"photometric": "rgb"} if channels == 3 else {"photometric": "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(folder / f"{seed}.tif", values if channels > 1 else values[..., 0], **kind)
+    return folder
+
+
+def config_of(folder, *changes):
+    return tiny.tiny_config(f"data.folder={folder}", f"data.cache_dir={folder.parent / 'cache'}", *changes)
+
+
+def run(command, *options):
+    return main([command, *map(str, options)])
+
+
+def train(tmp_path, folder, *changes, workdir="run"):
+    named = f"data.folder={folder}", f"data.cache_dir={tmp_path / 'cache'}", *changes
+    arguments = [f"--config.{change}" for change in named]
+    return run("train", "--config", "base", "--workdir", tmp_path / workdir, *SMALL, *arguments)
+
+
+def test_levels_are_kept_in_the_data(tmp_path):
+    for channels, dtype, top in ((1, np.uint8, 255), (3, np.uint16, 65535), (5, np.uint16, 65535), (4, np.uint8, 255)):
+        folder = make(tmp_path / f"{channels}" / "pictures", channels, top, dtype)
+        config = config_of(folder, f"data.channels={channels}", f"data.bits={8 * np.dtype(dtype).itemsize}")
+        train, held_out = (sources.open_source(config, split) for split in ("train", "eval"))
+        found = {name.name(i): name[i] for name in (train, held_out) for i in range(len(name))}
+        for seed in range(4):
+            np.testing.assert_array_equal(found[f"{seed}.tif"], smooth(seed, channels, top, dtype))
+            assert found[f"{seed}.tif"].dtype == dtype
+    # As before where nothing is asked for: 8 bits, three channels.
+    plain = sources.open_source(config_of(tmp_path / "3" / "pictures"), "train")[0]
+    assert plain.dtype == np.uint8 and plain.shape[2] == 3
+
+
+def test_a_range_gives_the_levels_between_its_ends(tmp_path):
+    folder = make(tmp_path / "pictures", 3, 100.0, np.float32)
+    with pytest.raises(UserError, match=r"data\.range"):
+        make(tmp_path / "negative", 3, -5.0, np.float32)
+        sources.open_source(config_of(tmp_path / "negative", "data.bits=16"), "train")
+    source = sources.open_source(config_of(folder, "data.bits=16", "data.range=0,200"), "train")
+    expected = smooth(int(source.name(0)[0]), 3, 100.0, np.float32) / 200 * 65535
+    assert np.abs(source[0] - expected).max() <= 0.5
+    with pytest.raises(UserError, match="outside the range 0,50"):
+        sources.open_source(config_of(folder, "data.range=0,50"), "train")
+    clipped = sources.open_source(config_of(folder, "data.range=0,50", "data.clip=True", "data.bits=16"), "train")
+    assert clipped[0].max() == 65535
+
+
+def test_a_percentile_becomes_the_range_of_the_run(tmp_path):
+    folder = make(tmp_path / "pictures", 1, 4095)
+    values = np.concatenate([smooth(seed, 1, 4095, np.uint16).ravel() for seed in range(4)])
+    expected = np.percentile(values, (1, 99))
+    np.testing.assert_allclose(spans.measure(folder, 99), expected, atol=1)
+    changes = "data.channels=1", "data.bits=16", "data.percentile=99", "data.clip=True"
+    assert train(tmp_path, folder, *changes) == 0
+    saved = records.read(tmp_path / "run" / "config.json").data
+    np.testing.assert_allclose(saved.range, expected, atol=1)
+    # The same command goes on with the range that the run has.
+    assert train(tmp_path, folder, *changes, "steps=2") == 0
+    assert records.read(tmp_path / "run" / "config.json").data.range == saved.range
+    for seed in range(4):
+        (folder / f"{seed}.tif").unlink()
+    with pytest.raises(UserError, match="no pictures"):
+        spans.measure(folder, 99)
+
+
+@pytest.mark.parametrize(("channels", "dtype", "top"), [(1, np.uint8, 255), (5, np.uint16, 65535)])
+def test_models_of_other_channels_train_evaluate_and_upscale(tmp_path, channels, dtype, top, capsys):
+    folder, bits = make(tmp_path / "pictures", channels, top, dtype), 8 * np.dtype(dtype).itemsize
+    assert train(tmp_path, folder, f"data.channels={channels}", f"data.bits={bits}") == 0
+    rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
+    # A residual of zero is the bicubic picture.
+    assert rows[1]["psnr"] == pytest.approx(rows[0]["psnr"], abs=0.02) and rows[0]["psnr"] > 30
+    output = tmp_path / "whole.json"
+    whole = "--workdir", tmp_path / "run", "--pictures", folder, "--output", output
+    assert run("evaluate", *whole) == 0
+    assert run("upscale", "--workdir", tmp_path / "run", "--input", folder, "--output", tmp_path / "large") == 0
+    made = np.atleast_3d(tifffile.imread(tmp_path / "large" / "0.tif"))
+    assert made.shape == (80, 88, channels) and made.dtype == dtype
+    colours = np.zeros((16, 16, 3), np.uint8)
+    images.write(tmp_path / "rgb.png", colours)
+    assert run("upscale", "--workdir", tmp_path / "run", "--input", tmp_path / "rgb.png", "--output", "x.png") == 1
+    assert f"it has 3 bands of colour, and the model was trained on {channels}" in capsys.readouterr().err
+
+
+def test_grey_pictures_are_generated(tmp_path):
+    folder = make(tmp_path / "pictures", 1, 255, np.uint8)
+    changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "data.channels=1"
+    assert train(tmp_path, folder, *changes) == 0
+    output = tmp_path / "made"
+    assert run("generate", "--workdir", tmp_path / "run", "--output", output, "--count", 2, "--steps", 1) == 0
+    with Image.open(output / "pictures" / "000000.png") as made:
+        assert made.mode == "L" and made.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("data.bits=12", "8 or 16"),
+        ("data.range=5,1", "rising"),
+        ("data.channels=0", "at least 1"),
+        ("evaluation.channel=y", "of three colours"),
+        ("data.percentile=30", "between 50"),
+    ],
+)
+def test_what_cannot_be(change, reason):
+    with pytest.raises(UserError, match=reason):
+        tiny.tiny_config("data.channels=2", change)

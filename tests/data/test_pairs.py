@@ -128,22 +128,21 @@ def test_pairs_that_do_not_fit_are_all_named_and_left_out_only_on_request(tmp_pa
 
 
 def test_low_resolution_pictures_that_are_none_are_named(tmp_path):
-    cases = {"text.png": b"no picture", "empty.png": b""}
-    names = [*cases, "pipe.png", "loop.png", "good.png", "more.png"]
-    write(tmp_path / "high", {name: noise(16, 16, 3) for name in names})
-    write(tmp_path / "low", {"good.png": noise(8, 8, 3), "more.png": noise(8, 8, 3)})
-    for name, content in cases.items():
-        (tmp_path / "low" / name).write_bytes(content)
+    bad = "text.png", "empty.png", "pipe.png", "loop.png"
+    write(tmp_path / "high", {name: noise(16, 16, 3) for name in (*bad, "good.png")})
+    write(tmp_path / "eval", {"other.png": noise(20, 16, 3)})
+    write(tmp_path / "low", {"good.png": noise(8, 8, 3), "other.png": noise(10, 8, 3)})
+    (tmp_path / "low" / "text.png").write_bytes(b"no picture")
+    (tmp_path / "low" / "empty.png").touch()
     os.mkfifo(tmp_path / "low" / "pipe.png")
     os.symlink("loop.png", tmp_path / "low" / "loop.png")
     options = {"crop": 16, "cache_dir": tmp_path / "cache", "lr_folder": tmp_path / "low", "scale": 2}
-    with pytest.raises(UserError, match="of 6 pictures cannot be used") as error:
+    options |= {"eval_folder": tmp_path / "eval", "eval_lr_folder": tmp_path / "low"}
+    with pytest.raises(UserError, match="4 of 6 pictures cannot be used") as error:
         folders.prepare_folder(tmp_path / "high", **options)
-    assert str(error.value).count(f"{tmp_path / 'low'}") == 4
-    options["skip_unreadable"] = True
-    path = folders.prepare_folder(tmp_path / "high", **options | {"eval_percent": 50})
-    records = [list(tfds.builder_from_directory(path).as_data_source(split=split)) for split in ("train", "eval")]
-    assert sum(map(len, records)) == 2
+    assert all(f"{tmp_path / 'low' / name}: cannot be read" in str(error.value) for name in bad)
+    source = folders.folder_source(tmp_path / "high", split="train", skip_unreadable=True, **options)
+    assert [source.label(i) for i in range(len(source))] == ["good.png"]
 
 
 def test_pairs_have_a_preparation_and_a_fingerprint_of_their_own(tmp_path):

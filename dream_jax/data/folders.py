@@ -221,7 +221,7 @@ def _warn_of_duplicates(splits):
 
 
 def _write(splits, unfinished, making):
-    left_out, cut, total = [], [], sum(len(files) for files in splits.values())
+    left_out, notes, total = [], collections.defaultdict(list), sum(len(files) for files in splits.values())
     # A few threads: decoding and encoding release the interpreter's lock, and each holds a whole picture.
     threads = min(os.cpu_count() or 1, 8)
     with _progress_bar(total) as advance, ThreadPoolExecutor(threads) as pool:
@@ -233,7 +233,8 @@ def _write(splits, unfinished, making):
             for made in in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
                 some |= bool(made.examples)
                 left_out.extend(made.problem)
-                cut.extend(made.cut)
+                for note, name in made.notes:
+                    notes[note].append(name)
                 yield from made.examples
                 advance()
             _check_left_out(split, some, left_out, total, making.skip_unreadable)
@@ -254,27 +255,24 @@ def _write(splits, unfinished, making):
             tfds.display_progress_bar(True)
     if left_out:
         _warn(f"{len(left_out)} of {total} pictures are left out: {listing.first(left_out)}")
-    if cut:
-        _warn(
-            f"{len(cut)} of {total} pictures are cut at the right and below, as task.scale = {making.scale} does not "
-            f"divide their sides: {listing.first(cut)}"
-        )
+    for note, names in notes.items():
+        _warn(f"{len(names)} of {total} pictures {note}: {listing.first(names, 3)}")
     return Path(builder.data_dir)
 
 
 class Made(NamedTuple):
-    """What became of a picture: [(key, example)], [why there are none], [its name and size, where it was cut]."""
+    """What became of a picture: [(key, example)], [why there are none], [(what is to be said of it, its name)]."""
 
     examples: list
     problem: Sequence[str] = ()
-    cut: Sequence[str] = ()
+    notes: Sequence[tuple[str, str]] = ()
 
 
 def _made_of(item, making):
     """The examples of a picture's tiles; `whole` makes one of the picture."""
     name, entry = item
     try:
-        picture, cut = _picture(entry, making)
+        picture, notes = _picture(entry, making)
     except UserError as error:
         return Made([], [str(error)])
     grid, step = (picture.low, picture.scale) if isinstance(picture, indexed.Pair) else (picture, 1)
@@ -289,15 +287,15 @@ def _made_of(item, making):
         found.append(
             (f"{os.fsencode(name)!r} {top} {left}", example | {key: packing.pack(part) for key, part in parts.items()})
         )
-    return Made(found, cut=cut)
+    return Made(found, notes=notes)
 
 
 def _picture(entry, making):
-    """(the picture, or pair, of an entry; [its name and size, where it was cut]); raises UserError, which names it."""
+    """(the picture, or pair, of an entry; notes as in `Made`); raises UserError, which names it."""
     name = shown(entry.picture)
     if entry.problem is not None:
         raise UserError(entry.problem)
-    picture = listing.read(entry.picture, making.reading)
+    picture, notes = listing.read_noting(entry.picture, making.reading)
     if making.resize is not None:
         try:
             picture = images.resize_shorter_side(picture, making.resize)
@@ -307,9 +305,12 @@ def _picture(entry, making):
     if min(height, width) < making.crop:
         raise UserError(f"{name}: {width}x{height} is smaller than the crop of {making.crop}")
     if making.scale is None:
-        return picture, []
+        return picture, [(note, name) for note in notes]
     paired = indexed.pair(picture, listing.read(entry.low, making.reading), making.scale, name)
-    return paired, [f"{name}: {width}x{height}"] if paired.image.shape != picture.shape else []
+    if paired.image.shape != picture.shape:
+        cut = f"are cut at the right and below, as task.scale = {making.scale} does not divide their sides"
+        return paired, [(cut, f"{name}: {width}x{height}"), *((note, name) for note in notes)]
+    return paired, [(note, name) for note in notes]
 
 
 def _is_large(item):

@@ -77,6 +77,11 @@ def read(item: Path | archives.Member, reading: Reading = USUAL) -> np.ndarray:
     return images.read(item, reading) if isinstance(item, Path) else item.read(reading)
 
 
+def read_noting(item: Path | archives.Member, reading: Reading) -> tuple[np.ndarray, list[str]]:
+    """`read`, and what that leaves out, see `images.read_noting`."""
+    return images.read_noting(item, reading) if isinstance(item, Path) else (item.read(reading), [])
+
+
 def identity(item: Path | archives.Member) -> tuple:
     """Equal for the same file or place in one, whatever its name."""
     return (os.path.realpath(item),) if isinstance(item, Path) else (os.path.realpath(item.file), item.place)

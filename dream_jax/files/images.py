@@ -111,13 +111,29 @@ def read_with_alpha(path, reading: Reading = USUAL):
     that need a range (`numbers_of`), for other channels than the reading's, above `limits.most_pixels` pixels (WebP:
     half of them), and for files that ask for more work than any of that size.
     """
-    (picture,) = _read(path, False, 0, reading.span, reading.clip)
-    name = "picture" if isinstance(path, bytes) else shown(path)
-    try:
-        colours = as_wanted(picture.colours, reading)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+    colours, picture = _read_as_wanted(path, reading)
     return colours, None if picture.alpha is None else of_bits(picture.alpha, 8 * colours.dtype.itemsize)
+
+
+def _read_as_wanted(path, reading):
+    (picture,) = _read(path, False, 0, reading.span, reading.clip)
+    try:
+        return as_wanted(picture.colours, reading), picture
+    except ValueError as error:
+        name = "picture" if isinstance(path, bytes) else shown(path)
+        raise UserError(f"{name}: {error}") from None
+
+
+def read_noting(path, reading: Reading = USUAL) -> tuple[np.ndarray, list[str]]:
+    """(the colours of `read_with_alpha`, what they leave out of the file, as ends of sentences about several)."""
+    colours, picture = _read_as_wanted(path, reading)
+    notes = {
+        "have several pages or frames, of which the first is used": picture.pages > 1,
+        "have transparency, which is not used": picture.alpha is not None,
+        "have more than 8 bits, and are rounded (data.bits=16 keeps them)": picture.colours.dtype != colours.dtype
+        and reading.bits == 8,
+    }
+    return colours, [note for note, applies in notes.items() if applies]
 
 
 def read(path, reading: Reading = USUAL):

@@ -592,3 +592,18 @@ def test_a_picture_that_is_too_small_is_named(folder, prepare):
     source = folders.folder_source(folder, split="train", crop=8, cache_dir=folder.parent / "cache")
     with pytest.raises(UserError, match=r"^\d\.png is 24x2\d, smaller than the crop of 100"):
         indexed.fit(source, 0, 100)
+
+
+def test_what_training_leaves_out_of_files_is_said(folder, prepare, capsys):
+    first, *more = (Image.fromarray(noise(seed, 24, 24)) for seed in range(3))
+    first.save(folder / "film.gif", save_all=True, append_images=more)
+    Image.fromarray(noise(0, 24, 24)[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(np.dstack([noise(0, 24, 24), noise(1, 24, 24)[..., :1]])).save(folder / "glass.png")
+    prepare(folder)
+    said = capsys.readouterr().err
+    for what, name in (
+        ("have several pages or frames, of which the first is used", "film.gif"),
+        ("have more than 8 bits, and are rounded (data.bits=16 keeps them)", "deep.png"),
+        ("have transparency, which is not used", "glass.png"),
+    ):
+        assert f"warning: 1 of 11 pictures {what}: \n  {folder / name}" in said

@@ -162,7 +162,7 @@ def test_pairs_have_a_preparation_and_a_fingerprint_of_their_own(tmp_path):
 def made_pairs(folder, changes=(), count=6, low_of=None):
     """Pictures of exactly the size of a crop, and folders of the pictures that a task's own kernel makes of them."""
     config = tiny.tiny_config(*changes)
-    task, high = tasks.TASKS[config.task.name](config.task), noise(count, 32, 32, 3)
+    task, high = tasks.make(config), noise(count, 32, 32, 3)
     low = np.asarray(task.observe(None, high)).astype(np.uint8) if low_of is None else low_of(high)
     write(folder / "high", {f"{i}.png": picture for i, picture in enumerate(high)})
     write(folder / "low", {f"{i}x2.png": picture for i, picture in enumerate(low)})

@@ -61,6 +61,8 @@ def _front_matter(experiment):
     paired = experiment.task.paired
     kind = "image-to-image" if paired else "unconditional-image-generation"
     tags = ["diffusion", experiment.config.objective.name, experiment.config.task.name.replace("_", "-"), "jax", "flax"]
+    if "dream" in tags[1]:
+        tags.append("arxiv:2312.00210")
     listed = "\n".join(f"- {tag}" for tag in dict.fromkeys(tags))
     return f"---\nlibrary_name: dream_jax\npipeline_tag: {kind}\ntags:\n{listed}\n---"
 

@@ -82,8 +82,10 @@ def _check_output(place, files, overwrite):
     folder = files[0].parent
     if is_bucket(folder):
         raise UserError(f"{shown(folder)}: --output lies on this machine; copy it from there")
-    run = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
-    if run or os.path.realpath(folder) == os.path.realpath(model_folder.find(place)):
+    names = ("metrics.jsonl", "checkpoints") if (folder / model_folder.CONFIG).exists() else ()
+    if any((folder / name).exists() for name in names) or os.path.realpath(folder) == os.path.realpath(
+        model_folder.find(place)
+    ):
         raise UserError(f"{shown(folder)}: a run or the model itself is there; choose another --output")
     there = [file for file in files if os.path.lexists(file)]
     for file in there:

@@ -181,7 +181,8 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
             ask = functools.partial(evaluate, alpha=row.alpha, sigma=row.sigma)
             for top, blended, (y, cond, *_) in _strips(plan, channels, reads, ask, tick or (lambda share: None)):
                 bottom = min(top + BLOCK, height)
-                state = {name: _padded(read(name, top, bottom)) for name in names - {"y", "out"}} | {"y": y}
+                state = {"y": y} if "y" in names else {"y": y, "base": y}
+                state |= {name: _padded(read(name, top, bottom)) for name in names - state.keys() - {"out"}}
                 noise = None if fresh is None else fresh(top, top + BLOCK)
                 made = finish(blended, cond, state, row, noise, kept)
                 if i + 1 == count:

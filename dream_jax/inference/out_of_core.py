@@ -175,13 +175,14 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
             kept = tuple(sorted(parts[i + 1])) if i + 1 < count else ()
             first = noise_rows(sampling.START, experiment.config.sampling.start_seed)
             fresh = noise_rows(i) if row.move[-1] != 0 else None
-            read = functools.partial(_read, scratch, first if i == 0 else None, plan)
+            read = functools.partial(_read, scratch, first if i == 0 else None)
             reads = [functools.partial(read, "y" if "y" in names else "base"), cond_rows]
             reads += [functools.partial(read, "out")] if shows else []
             ask = functools.partial(evaluate, alpha=row.alpha, sigma=row.sigma)
             for top, blended, (y, cond, *_) in _strips(plan, channels, reads, ask, tick or (lambda share: None)):
                 bottom = min(top + BLOCK, height)
-                state = {name: _padded(read(name, top, bottom)) for name in names - {"y", "out"}} | {"y": y}
+                state = {"y": y} if "y" in names else {"y": y, "base": y}
+                state |= {name: _padded(read(name, top, bottom)) for name in names - state.keys() - {"out"}}
                 noise = None if fresh is None else fresh(top, top + BLOCK)
                 made = finish(blended, cond, state, row, noise, kept)
                 if i + 1 == count:
@@ -190,7 +191,7 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
                     scratch.write(name, top, np.asarray(made[name])[: bottom - top])
 
 
-def _read(scratch, first, plan, name, start, stop):
+def _read(scratch, first, name, start, stop):
     """Of what a row needs; before the first row, base is noise and out is nothing."""
     if first is None:
         return scratch.read(name, start, stop)

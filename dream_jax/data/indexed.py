@@ -69,7 +69,7 @@ def pair(image: np.ndarray, low: np.ndarray, scale: int, name: str) -> Pair:
     if (height // scale, width // scale) != (low_height, low_width):
         raise UserError(
             f"{shown(name)}: {width}x{height} pixels, and its low-resolution picture has {low_width}x{low_height}; "
-            f"task.scale = {scale} needs {width // scale}x{height // scale}"
+            f"task.scale = {scale} needs {width // scale}x{height // scale} (or data.lr_key=none: it is made anew)"
         )
     return Pair(image[: low_height * scale, : low_width * scale], low)
 

@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from dream_jax.files import limits, metadata
+from dream_jax.files import limits, metadata, tiff_tags
 from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
 
 # Those whose decoders make no more bytes than they are asked for, by TIFF's numbers.
@@ -110,10 +110,14 @@ def from_values(values: np.ndarray, alphas: int = 0, span=None, clip: bool = Fal
 
 
 def about(page) -> dict:
-    """{orientation, icc_profile, dpi} of a page, without those that it lacks; orientation 1 is upright."""
+    """{orientation, icc_profile, dpi, tags, left_out} of a page, without those that it lacks; orientation 1 is upright.
+
+    tags, and names of those left out, are of `tiff_tags.kept`.
+    """
     tags = page.tags
     found = {"orientation": tags.valueof(274, default=1), "icc_profile": tags.valueof(34675, default=None)}
     try:
+        found["tags"], found["left_out"] = tiff_tags.kept(page)
         found["dpi"] = metadata.kept_dpi(page.get_resolution("inch"))
     except Exception:  # damaged tags are no reason to lose the picture
         found["dpi"] = None
@@ -177,7 +181,7 @@ def encode_jpeg2000(values: np.ndarray) -> bytes:
 
 
 def encode_tiff(pages: list[tuple[np.ndarray, np.ndarray | None]], extras: dict) -> bytes:
-    """A TIFF of pages of (numbers [H, W, C], alpha or None), each with icc_profile and dpi of extras."""
+    """A TIFF of pages of (numbers [H, W, C], alpha or None), each with icc_profile, dpi and tags of extras."""
     with io.BytesIO() as file:
         with tifffile.TiffWriter(file) as writer:
             for values, alpha in pages:
@@ -195,6 +199,8 @@ def encode_tiff(pages: list[tuple[np.ndarray, np.ndarray | None]], extras: dict)
                     iccprofile=extras.get("icc_profile"),
                     resolution=extras.get("dpi"),
                     resolutionunit="inch" if "dpi" in extras else None,
+                    extratags=tiff_tags.written(extras.get("tags", {})),
+                    software=False,
                     metadata=None,
                 )
         return file.getvalue()

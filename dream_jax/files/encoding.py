@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import ExifTags, Image
 
+from dream_jax.errors import some
 from dream_jax.files import formats, metadata
 from dream_jax.files.numbers import from_levels, of_bits
 
@@ -18,6 +19,8 @@ def encode(pages: list, name: str) -> bytes:
         return _sixteen_bits(pages[0], name)
     frames = [_pillow(page, kind) for page in pages]
     held = {key: value for key, value in pages[0].extras.items() if key in kind.extras}
+    if name == "TIFF" and "tags" in pages[0].extras:
+        held["exif"] = metadata.with_tags(held.get("exif"), pages[0].extras["tags"])
     options = dict(kind.options) | _of_tiff(name, held) | held
     if len(frames) > 1:
         options |= {"save_all": True, "append_images": frames[1:]}
@@ -43,8 +46,12 @@ def losses(picture, name: str) -> list[str]:
         found.append(f"its numbers ({picture.numbers.dtype}), which become 16-bit levels")
     if name == "GIF":
         found.append("more than 256 of its colours")
-    if "exif" in picture.extras and "exif" in kind.extras and name == "TIFF" and _is_deep(picture):
+    if "exif" in picture.extras and name == "TIFF" and _is_deep(picture):
         found.append("its EXIF tags")
+    if "tags" in picture.extras and name != "TIFF":
+        found.append("its tags, which say where on Earth it lies")
+    if "left_out" in picture.extras:
+        found.append(f"its tags {some(picture.extras['left_out'])}")
     return found
 
 

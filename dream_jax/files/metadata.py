@@ -5,6 +5,8 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from dream_jax.files import tiff_tags
+
 # Tags of a file's own making, wrong in another file: its layout, tables, thumbnails, profile and second copies of EXIF.
 _LAYOUT_TAGS = (
     *range(254, 260),
@@ -15,13 +17,26 @@ _DIMENSION_TAGS = (0xA002, 0xA003)
 
 
 def of(picture: Image.Image) -> dict:
-    """{exif: bytes, dpi: (across, down)} of an opened upright picture, as far as it has them and they are sound."""
-    found = {"exif": _kept_exif(picture), "dpi": kept_dpi(picture.info.get("dpi"))}
+    """{exif: bytes, tags: as of `tiff_tags`, dpi: (across, down)} of an opened upright picture.
+
+    Those that it has and that are sound. tags say where on Earth it lies: they are other ones when it is enlarged.
+    """
+    exif, tags = _kept_exif(picture)
+    found = {"exif": exif, "tags": tags, "dpi": kept_dpi(picture.info.get("dpi"))}
     return {name: value for name, value in found.items() if value}
 
 
+def with_tags(exif: bytes | None, tags: dict) -> bytes:
+    """EXIF tags with others added, as bytes."""
+    both = Image.Exif()
+    if exif is not None:
+        both.load(exif)
+    both.update(tags)
+    return both.tobytes()
+
+
 def _kept_exif(picture):
-    """The EXIF tags of an upright picture that still hold for its enlarged copy, as bytes, or None."""
+    """(the EXIF tags of an upright picture that still hold for its enlarged copy, as bytes, or None; its place)."""
     try:
         exif = picture.getexif()
         for tag in (*_LAYOUT_TAGS, ExifTags.Base.Orientation):
@@ -29,9 +44,10 @@ def _kept_exif(picture):
         for tag in _DIMENSION_TAGS:
             exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
         exif.get_ifd(ExifTags.IFD.GPSInfo)
-        return exif.tobytes() if len(exif) else None
+        place = {tag: exif.pop(tag) for tag in tiff_tags.PLACE if tag in exif}
+        return exif.tobytes() if len(exif) else None, place
     except Exception:  # damaged tags raise almost anything, and are no reason to lose the picture
-        return None
+        return None, {}
 
 
 def kept_dpi(dpi):

@@ -17,7 +17,7 @@ class Picture(NamedTuple):
         the file has.
       alpha: the same [H, W], or None.
       extras: what is to be written again, as options of Pillow: exif (bytes), icc_profile (bytes, one that fits the
-        colours), dpi; of frames also duration and loop.
+        colours), dpi; of frames also duration and loop; of TIFF files tags, and left_out, see `tiff_tags.kept`.
       numbers: what the file's own numbers mean.
       pages: how many pages or frames the file has.
     """

@@ -19,6 +19,10 @@ _LAYOUT = (
 )
 
 
+# Where a picture lies on Earth.
+PLACE = (_SCALE, _TIEPOINTS, _TRANSFORMATION, _KEYS, _DOUBLES, 34737)
+
+
 def kept(page) -> tuple[dict, list[str]]:
     """({code: text or numbers} of a page of tifffile, names of the tags that are left out)."""
     found, left_out = {}, []

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import images
+from dream_jax.files import images, tiff_tags
 from dream_jax.files.picture import Picture
 from dream_jax.inference import drawing, large, trained
 from dream_jax.inference.groups import Group, Item, Wanted, groups_of
@@ -177,4 +177,7 @@ def _as_its_picture(item: Item, levels) -> Picture:
         levels = np.floor(levels.mean(-1, keepdims=True) + 0.5).astype(levels.dtype)
     if alpha is not None:
         alpha = images.resize_band(alpha, levels.shape[1::-1])
-    return item.picture._replace(colours=levels, alpha=alpha)
+    extras = dict(item.picture.extras)
+    if "tags" in extras:
+        extras["tags"] = tiff_tags.enlarged(extras["tags"], levels.shape[0] // item.low.shape[0])
+    return item.picture._replace(colours=levels, alpha=alpha, extras=extras)

@@ -207,3 +207,19 @@ def test_what_a_format_cannot_hold_is_said(tiny_workdir, tmp_path, capsys):
     assert run(tiny_workdir, tmp_path / "low.png", tmp_path / "high.jpg") == 0
     said = capsys.readouterr().err
     assert "without its transparency, which .jpg cannot hold" in said and "more than 8 of its bits (uint16)" in said
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_place_on_earth_is_that_of_smaller_pixels(tiny_workdir, tmp_path, capsys, dtype):
+    tags = [(33550, 12, 3, (10.0, 10.0, 0.0), True), (33922, 12, 6, (1.0, 2.0, 0.0, 500.0, 900.0, 0.0), True)]
+    tags += [(270, 2, None, "a field", True)]
+    values = levels_of(12, 16, 3, top=np.iinfo(dtype).max, dtype=dtype)
+    tifffile.imwrite(tmp_path / "low.tif", values, photometric="rgb", extratags=tags, metadata=None)
+    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.tif") == 0
+    with tifffile.TiffFile(tmp_path / "high.tif") as made:
+        found = made.pages[0].tags
+        assert found[33550].value == (5.0, 5.0, 0.0) and found[33922].value == (2.0, 4.0, 0.0, 500.0, 900.0, 0.0)
+        assert found[270].value == "a field"
+    capsys.readouterr()
+    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.png") == 0
+    assert "where on Earth it lies" in capsys.readouterr().err

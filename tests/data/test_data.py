@@ -261,7 +261,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(folder, prepare, monkeypatch):
-    read, calls = folders.images.read, []
+    read, calls = folders.images.read_noting, []
 
     def interrupted(path, reading):
         calls.append(path)
@@ -269,7 +269,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(folder, prep
             raise KeyboardInterrupt
         return read(path, reading)
 
-    monkeypatch.setattr(folders.images, "read", interrupted)
+    monkeypatch.setattr(folders.images, "read_noting", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder)
     assert not list((folder.parent / "cache").iterdir())

@@ -484,6 +484,78 @@ def pictures(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0, 
         yield write(f"mutated_{number}_{name}", data, f"mutated {name.split('.')[1].replace('jpeg', 'jpg')}")
 
 
+# Files that hold many pictures, and models by themselves.
+
+
+def sound_archives(photo: np.ndarray) -> dict[str, bytes]:
+    """name -> bytes of files that hold four pictures, each in its way."""
+    import h5py
+
+    stack = np.stack([np.roll(photo, shift, 1) for shift in range(4)])
+    npy, stored, deflated, hdf5, zipped = (io.BytesIO() for _ in range(5))
+    np.save(npy, stack)
+    np.savez(stored, pictures=stack, labels=np.arange(4))
+    np.savez_compressed(deflated, pictures=stack.astype(np.uint16) * 257)
+    with h5py.File(hdf5, "w") as file:
+        file.create_dataset("train/pictures", data=stack, chunks=(1, *photo.shape), compression="gzip")
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as file:
+        for number, picture in enumerate(stack):
+            file.writestr(f"sub/{number}.png", _saved(Image.fromarray(picture), "PNG"))
+    files = {"a.npy": npy, "stored.npz": stored, "deflated.npz": deflated, "a.h5": hdf5, "a.zip": zipped}
+    return {name: file.getvalue() for name, file in files.items()}
+
+
+def special_archives_of_pictures() -> dict[str, bytes]:
+    """name -> bytes that must be refused."""
+    pickled, far, bomb, lie = (io.BytesIO() for _ in range(4))
+    np.save(pickled, np.array([{"a": 1}] * 4, object), allow_pickle=True)
+    with zipfile.ZipFile(far, "w") as file:
+        file.writestr("../../x.txt", b"nothing")
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("pictures.npy", bytes(10**8))
+    np.lib.format.write_array_header_1_0(lie, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 64, 64, 3)})
+    made = {"pickled.npy": pickled, "far.zip": far, "bomb.npz": bomb, "lie.npy": lie}
+    return {name: file.getvalue() for name, file in made.items()}
+
+
+def archives(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0):
+    """Files that hold many pictures: sound ones, ones that mean harm, and `count` mutations."""
+    folder.mkdir(parents=True)
+    rng = random.Random(seed)
+
+    def write(name, data, kind, readable=None):
+        (folder / name).write_bytes(data)
+        return Case(str(folder / name), f"archive, {kind}", readable)
+
+    sound = sound_archives(photos[0])
+    for name, data in sound.items():
+        yield write(f"sound_{name}", data, "sound", True)
+    for name, data in special_archives_of_pictures().items():
+        yield write(name, data, "by hand", False)
+    for number in range(count):
+        (name, data), other = rng.choice(list(sound.items())), rng.choice(list(sound.values()))
+        yield write(f"mutated_{number}_{name}", mutated(data, other, rng), f"mutated {name.split('.')[1]}")
+
+
+def models(folder: Path, files: dict[str, bytes], count: int, seed: int = 0):
+    """Folders of models: the files of a sound one, and `count` of which one file is mutated, cut off or not there."""
+    rng = random.Random(seed)
+
+    def write(name, files, kind, readable=None):
+        (folder / name).mkdir(parents=True)
+        for file, data in files.items():
+            (folder / name / file).write_bytes(data)
+        return Case(str(folder / name), f"model, {kind}", readable)
+
+    yield write("sound", files, "sound", True)
+    for number in range(count):
+        name = rng.choice([name for name in files if name != "README.md"])
+        data = files[name]
+        changed = rng.choice((data[: rng.randrange(len(data))], None, *[mutated(data, data, rng)] * 4))
+        some = {file: content for file, content in files.items() if file != name}
+        yield write(f"mutated_{number}", some if changed is None else some | {name: changed}, f"mutated {name}")
+
+
 # Weights.
 
 

@@ -24,17 +24,20 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks import hostile_files, report
 from benchmarks.torch_files import official_weights
 from dream_jax import experiment
 from dream_jax.config import checks, command_line, records
-from dream_jax.data import folders
+from dream_jax.data import folders, listing
 from dream_jax.errors import UserError
-from dream_jax.files import images, limits, listings, tensors
+from dream_jax.files import images, limits, listings, tensors, windows
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
+from dream_jax.training import model_folder
+from dream_jax.training import weights as training_weights
 
 SECONDS, WAITING, BYTES = 10.0, 6, 2**30
 FORMATS = (".png", ".jpg", ".webp", ".tif", ".bmp", ".gif", ".ppm", ".jp2")
@@ -111,7 +114,36 @@ def read_config(path):
     return "read"
 
 
-READERS = {"picture": read_picture, "folder": read_folder, "weights": read_weights, "config": read_config}
+def read_large(path):
+    """A TIFF in windows, as a picture too large for memory."""
+    with windows.open_tiff(path) as file:
+        height, width, channels = file.shape
+        for top in range(0, min(height, 256), 16):
+            assert file.rows(top, min(top + 16, height)).shape[1:] == (width, channels)
+    return "read"
+
+
+def read_archive(path):
+    """All pictures of a file that holds many."""
+    entries = listing.pictures(path)
+    with contextlib.suppress(UserError):
+        for entry in list(entries.values())[:8]:
+            picture = listing.read(entry.picture)
+            assert picture.dtype == np.uint8 and picture.ndim == 3
+    return "read"
+
+
+def read_model(path):
+    """A model's folder, as upscaling takes it."""
+    loaded = experiment.build(checks.validate(model_folder.read_config(Path(path))))
+    model_folder.read(Path(path), training_weights.shapes_of(loaded))
+    return "read"
+
+
+READERS = {
+    **{"picture": read_picture, "folder": read_folder, "weights": read_weights, "config": read_config},
+    **{"large": read_large, "archive": read_archive, "model": read_model},
+}
 
 
 def judge(reader, path) -> tuple[str, str]:
@@ -228,10 +260,14 @@ def run(folder: Path, photos, pictures: int, weights: int, config: int, seed: in
     made = [
         *hostile_files.pictures(folder / "pictures", photos, pictures, seed, large),
         *(hostile_files.large_pictures(folder / "large") if large else ()),
+        *hostile_files.archives(folder / "archives", photos, pictures // 4, seed),
+        *hostile_files.models(folder / "models", _model(folder / "model"), pictures // 4, seed),
         *hostile_files.weights(folder / "weights", official_weights(), weights, seed, large),
         *hostile_files.configs(folder / "configs", base, config, seed),
     ]
     cases = [(case, case.kind.split(",")[0], SECONDS) for case in made]
+    tiffs = [case for case in made if case.path.endswith((".tif", ".tiff")) and windows.is_tiff(case.path)]
+    cases += [(hostile_files.Case(case.path, "TIFF in windows"), "large", SECONDS) for case in tiffs]
     for name in ["pictures", "large"] if large else ["pictures"]:
         files = sum(Path(case.path).is_relative_to(folder / name) for case in made)
         cases.append((hostile_files.Case(str(folder / name), "folder of pictures", True), "folder", SECONDS * files))
@@ -255,6 +291,19 @@ def run(folder: Path, photos, pictures: int, weights: int, config: int, seed: in
     finally:
         worker.close()
     return found
+
+
+def _model(folder) -> dict[str, bytes]:
+    """The files of a small model by itself."""
+    folder.mkdir()
+    changes = "network.channels=8", "network.channel_multipliers=1,", "network.num_res_blocks=1"
+    changes = *changes, "network.norm_groups=4", "network.attention_resolutions=()", "image_size=16", "task.scale=2"
+    base = command_line.load(str(report.ROOT / "configs" / "base.py"))
+    config = checks.validate(command_line.override(base, [f"--config.{change}" for change in changes]))
+    shapes = training_weights.shapes_of(experiment.build(config))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    model_folder.write(folder, config, params, {"step": 1, "weights": "ema"}, "A model.")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def table(found) -> str:

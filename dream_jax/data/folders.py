@@ -21,9 +21,10 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dream_jax.data import indexed, listing, packing
+from dream_jax.data import indexed, listing, packing, prepared_folders
 from dream_jax.data.catalog import builder_source
 from dream_jax.data.indexed import Source
+from dream_jax.data.prepared_folders import Making
 from dream_jax.errors import UserError, shown
 from dream_jax.files import cache, images, limits
 from dream_jax.files.picture import USUAL, Reading
@@ -83,7 +84,8 @@ def prepare_folder(
     """Makes pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
 
     It is made once, under cache_dir (default: `cache.root()`), in a folder named after the files' names, sizes and
-    times and these arguments, so a folder that changed is prepared anew. It appears there only when complete, and the
+    times and these arguments, so a folder that changed is prepared anew. Where no picture has to be cut, one folder
+    serves several crops, see `prepared_folders`. It appears there only when complete, and the
     first of several processes that prepare the same one wins.
 
     eval is all of eval_folder, whose files are then never in train, or about eval_percent of the folder: by a CRC-32 of
@@ -103,47 +105,24 @@ def prepare_folder(
     splits = _split_files(folder, eval_folder, eval_percent, lr_folder, eval_lr_folder, scale)
     making = Making(crop, resize, skip_unreadable, whole, None if lr_folder is None else scale, reading)
     parent = Path(cache_dir).expanduser() if cache_dir else cache.root()
-    prepared = parent / f"{listing.title(folder)}-{_digest(splits, making)}"
+    place = prepared_folders.Place(parent, listing.title(folder), splits, making, str(Pictures.VERSION))
+    prepared = place.find()
     if not prepared.exists():
-        _prepare(splits, making, prepared)
+        _prepare(splits, making, prepared, place)
         said = f"prepared pictures of {shown(folder)}: {cache.size_of(prepared) / 2**20:.1f} MiB in {prepared}"
         listed = "" if cache_dir else "; `python -m dream_jax cache` lists and removes such folders"
         print(f"{said}{listed}", file=sys.stderr)
     return prepared
 
 
-class Making(NamedTuple):
-    """How pictures are read and prepared, see `prepare_folder`; scale is that of pairs, None where there are none."""
-
-    crop: int
-    resize: int | None
-    skip_unreadable: bool
-    whole: bool
-    scale: int | None
-    reading: Reading
-
-
-def _digest(splits, making):
-    # What is appended came later: it leaves what was prepared before where it is.
-    settings = making.crop, making.resize, making.skip_unreadable, str(Pictures.VERSION)
-    more = *(["whole"] if making.whole else []), *(["pairs", making.scale] if making.scale is not None else [])
-    more = *more, *(["read", *making.reading] if making.reading != USUAL else [])
-    digest = hashlib.sha256(repr((*settings, *more)).encode())
-    for split, entries in splits.items():
-        for name, entry in entries.items():
-            digest.update(repr((split, name, *listing.state(entry.picture))).encode())
-            if entry.low is not None:
-                digest.update(repr((Path(str(entry.low)).name, *listing.state(entry.low))).encode())
-    return digest.hexdigest()[:16]
-
-
-def _prepare(splits, making, prepared):
+def _prepare(splits, making, prepared, place):
     parent, unfinished = prepared.parent, None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
         _warn_of_duplicates(splits)
-        made = _write(splits, unfinished, making)
+        made, sides = _write(splits, unfinished, making)
+        place.note(made, sides)
         try:
             os.rename(made, prepared)
         except OSError:  # another process was first, with the same files
@@ -221,7 +200,12 @@ def _warn_of_duplicates(splits):
 
 
 def _write(splits, unfinished, making):
-    left_out, notes, total = [], collections.defaultdict(list), sum(len(files) for files in splits.values())
+    left_out, sides, notes, total = (
+        [],
+        set(),
+        collections.defaultdict(list),
+        sum(len(files) for files in splits.values()),
+    )
     # A few threads: decoding and encoding release the interpreter's lock, and each holds a whole picture.
     threads = min(os.cpu_count() or 1, 8)
     with _progress_bar(total) as advance, ThreadPoolExecutor(threads) as pool:
@@ -233,6 +217,7 @@ def _write(splits, unfinished, making):
             for made in in_order(pool, make, splits[split].items(), 2 * threads, _is_large):
                 some |= bool(made.examples)
                 left_out.extend(made.problem)
+                sides.update(made.sides)
                 for note, name in made.notes:
                     notes[note].append(name)
                 yield from made.examples
@@ -257,15 +242,16 @@ def _write(splits, unfinished, making):
         _warn(f"{len(left_out)} of {total} pictures are left out: {listing.first(left_out)}")
     for note, names in notes.items():
         _warn(f"{len(names)} of {total} pictures {note}: {listing.first(names, 3)}")
-    return Path(builder.data_dir)
+    return Path(builder.data_dir), None if left_out else sides
 
 
 class Made(NamedTuple):
-    """What became of a picture: [(key, example)], [why there are none], [(what is to be said of it, its name)]."""
+    """What became of a picture: [(key, example)], [why there are none], [(what is said of it, its name)], its sides."""
 
     examples: list
     problem: Sequence[str] = ()
     notes: Sequence[tuple[str, str]] = ()
+    sides: Sequence[int] = ()
 
 
 def _made_of(item, making):
@@ -287,7 +273,7 @@ def _made_of(item, making):
         found.append(
             (f"{os.fsencode(name)!r} {top} {left}", example | {key: packing.pack(part) for key, part in parts.items()})
         )
-    return Made(found, notes=notes)
+    return Made(found, notes=notes, sides=indexed.images_of(picture).shape[:2])
 
 
 def _picture(entry, making):

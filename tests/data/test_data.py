@@ -607,3 +607,20 @@ def test_what_training_leaves_out_of_files_is_said(folder, prepare, capsys):
         ("have transparency, which is not used", "glass.png"),
     ):
         assert f"warning: 1 of 11 pictures {what}: \n  {folder / name}" in said
+
+
+def test_crops_share_what_is_prepared_where_no_picture_is_cut(folder, prepare, tmp_path):
+    """Pictures of 20 to 27 pixels: alike for crops of 7 to 20, and read as if prepared for each."""
+    first = prepare(folder, crop=8)
+    assert prepare(folder, crop=12) == first == prepare(folder, crop=20)
+    # They would be cut, or left out.
+    smaller, larger = prepare(folder, crop=6), prepare(folder, crop=21, skip_unreadable=True)
+    assert len({first, smaller, larger}) == 3 and prepare(folder, crop=8) == first
+    with pytest.raises(UserError, match="smaller than the crop of 21"):
+        prepare(folder, crop=21)
+    options = {"split": "train", "crop": 12}
+    shared = folders.folder_source(folder, cache_dir=tmp_path / "cache", **options)
+    own = folders.folder_source(folder, cache_dir=tmp_path / "other", **options)
+    assert indexed.fingerprint(shared) == indexed.fingerprint(own)
+    (first / "prepared.json").write_text("{")
+    assert prepare(folder, crop=12) != first

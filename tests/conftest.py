@@ -85,6 +85,27 @@ def unconditional_workdir(trained_once):
     return trained_once("unconditional", *changes)
 
 
+@pytest.fixture(scope="session")
+def known_planners():
+    return {}
+
+
+@pytest.fixture
+def planned_once(known_planners, monkeypatch):
+    """Tests that upscale with one network compile each shape once; those of zero residuals and noisy ones share it."""
+    from dream_jax.inference import upscaling
+
+    planner = upscaling.Planner
+
+    def make_once(model, rows, limit, tile, tick, program):
+        key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
+        known_planners[key] = known_planners.get(key) or planner(model, rows, limit, tile, program=program)
+        known_planners[key].model = model
+        return known_planners[key]
+
+    monkeypatch.setattr(upscaling, "Planner", make_once)
+
+
 # The files that take longest, begun first, so that no worker is left with one of them at the end.
 _LONG = (
     "training/test_resume.py",

@@ -7,12 +7,15 @@ import pytest
 import tifffile
 import tiny
 from PIL import Image
+from stand_ins import fake, its_input
 
 from dream_jax.__main__ import main
 from dream_jax.config import records
-from dream_jax.data import sources, spans
+from dream_jax.data import sources
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.inference import drawing
+from dream_jax.training.workdir import with_range
 
 SMALL = tuple(f"--config.{change}" for change in (*tiny.TINY, "samples.every=100"))
 
@@ -80,47 +83,47 @@ def test_a_percentile_becomes_the_range_of_the_run(tmp_path):
     folder = make(tmp_path / "pictures", 1, 4095)
     values = np.concatenate([smooth(seed, 1, 4095, np.uint16).ravel() for seed in range(4)])
     expected = np.percentile(values, (1, 99))
-    np.testing.assert_allclose(spans.measure(folder, 99), expected, atol=1)
-    changes = "data.channels=1", "data.bits=16", "data.percentile=99", "data.clip=True"
-    assert train(tmp_path, folder, *changes) == 0
-    saved = records.read(tmp_path / "run" / "config.json").data
-    np.testing.assert_allclose(saved.range, expected, atol=1)
-    # The same command goes on with the range that the run has.
-    assert train(tmp_path, folder, *changes, "steps=2") == 0
-    assert records.read(tmp_path / "run" / "config.json").data.range == saved.range
+    config = config_of(folder, "data.channels=1", "data.percentile=99")
+    settled = with_range(config, tmp_path)
+    np.testing.assert_allclose(settled.data.range, expected, atol=1)
+    assert with_range(settled, tmp_path) == settled and with_range(config_of(folder), tmp_path).data.range == ()
+    # The same command goes on with the range that the run has, whatever became of the pictures.
+    records.save(settled, tmp_path / "config.json")
     for seed in range(4):
         (folder / f"{seed}.tif").unlink()
+    assert with_range(config, tmp_path) == settled
     with pytest.raises(UserError, match="no pictures"):
-        spans.measure(folder, 99)
+        with_range(config_of(folder, "data.channels=1", "data.percentile=98"), tmp_path)
 
 
-@pytest.mark.parametrize(("channels", "dtype", "top"), [(1, np.uint8, 255), (5, np.uint16, 65535)])
-def test_models_of_other_channels_train_evaluate_and_upscale(tmp_path, channels, dtype, top, capsys):
-    folder, bits = make(tmp_path / "pictures", channels, top, dtype), 8 * np.dtype(dtype).itemsize
-    assert train(tmp_path, folder, f"data.channels={channels}", f"data.bits={bits}") == 0
+def test_a_model_of_other_channels_trains_evaluates_and_upscales(tmp_path, capsys):
+    """Five bands of 16 bits, in a range that is measured."""
+    folder = make(tmp_path / "pictures", 5, 30000)
+    assert train(tmp_path, folder, "data.channels=5", "data.bits=16", "data.percentile=100") == 0
     rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
     # A residual of zero is the bicubic picture.
     assert rows[1]["psnr"] == pytest.approx(rows[0]["psnr"], abs=0.02) and rows[0]["psnr"] > 30
-    output = tmp_path / "whole.json"
-    whole = "--workdir", tmp_path / "run", "--pictures", folder, "--output", output
+    whole = "--workdir", tmp_path / "run", "--pictures", folder, "--output", tmp_path / "whole.json"
     assert run("evaluate", *whole) == 0
     assert run("upscale", "--workdir", tmp_path / "run", "--input", folder, "--output", tmp_path / "large") == 0
-    made = np.atleast_3d(tifffile.imread(tmp_path / "large" / "0.tif"))
-    assert made.shape == (80, 88, channels) and made.dtype == dtype
-    colours = np.zeros((16, 16, 3), np.uint8)
-    images.write(tmp_path / "rgb.png", colours)
+    made = tifffile.imread(tmp_path / "large" / "0.tif")
+    assert made.shape == (80, 88, 5) and made.dtype == np.uint16
+    # In the file's own numbers.
+    assert np.abs(made[::2, ::2].astype(float) - smooth(0, 5, 30000, np.uint16)).max() < 1500
+    images.write(tmp_path / "rgb.png", np.zeros((16, 16, 3), np.uint8))
     assert run("upscale", "--workdir", tmp_path / "run", "--input", tmp_path / "rgb.png", "--output", "x.png") == 1
-    assert f"it has 3 bands of colour, and the model was trained on {channels}" in capsys.readouterr().err
+    assert "it has 3 bands of colour, and the model was trained on 5" in capsys.readouterr().err
 
 
-def test_grey_pictures_are_generated(tmp_path):
-    folder = make(tmp_path / "pictures", 1, 255, np.uint8)
-    changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "data.channels=1"
-    assert train(tmp_path, folder, *changes) == 0
-    output = tmp_path / "made"
-    assert run("generate", "--workdir", tmp_path / "run", "--output", output, "--count", 2, "--steps", 1) == 0
-    with Image.open(output / "pictures" / "000000.png") as made:
-        assert made.mode == "L" and made.size == (32, 32)
+def test_grey_pictures_are_drawn(tmp_path):
+    model = fake(its_input, "task.name=unconditional", "task.residual=False", "objective.kind=x0", "data.channels=1")
+    rows = drawing.make_rows(model.experiment, "ddim", 1)
+    inputs, draw = drawing.no_inputs(2, 32, 32), drawing.make_draw(model.experiment, model.mesh)
+    drawn = drawing.draw_pictures(draw, model.params, inputs, rows, drawing.make_key(0), model.mesh, 2)
+    assert drawn.shape == (2, 32, 32, 1) and drawn.dtype == np.uint8
+    images.write(tmp_path / "a.png", drawn[0])
+    with Image.open(tmp_path / "a.png") as made:
+        assert made.mode == "L"
 
 
 @pytest.mark.parametrize(

@@ -21,24 +21,7 @@ from dream_jax.tasks import resize
 
 SCALE = 2
 
-
-@pytest.fixture(scope="module")
-def known():
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def quick(known, monkeypatch):
-    """All tests draw with the same network, so each shape needs to be compiled once only."""
-    planner = upscaling.Planner
-
-    def make_once(model, rows, limit, tile, tick, program):
-        key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
-        known[key] = known.get(key) or planner(model, rows, limit, tile, program=program)
-        known[key].model = model
-        return known[key]
-
-    monkeypatch.setattr(upscaling, "Planner", make_once)
+pytestmark = pytest.mark.usefixtures("planned_once")
 
 
 @pytest.fixture

@@ -239,6 +239,9 @@ def _pictures(path, key, array):
                     if not opened:
                         opened.append(array.open())
                 picture = np.array(opened[0][number])
+                if picture.dtype.kind == "f" and reading.span is None:
+                    # What one picture holds does not tell what the others mean.
+                    raise ValueError("floats: say which mean black and white, data.range=LOW,HIGH")
                 levels, _ = levels_of(picture.reshape(*picture.shape[:2], -1), reading.span, reading.clip)
                 return as_wanted(levels, reading)
             except UserError:

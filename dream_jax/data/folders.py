@@ -102,7 +102,7 @@ def prepare_folder(
     Raises UserError if no picture is left, the cache cannot be written, or, unless skip_unreadable, a picture cannot be
     read, is smaller than the crop, or has no low-resolution picture that fits: all of them are named.
     """
-    splits = _split_files(folder, eval_folder, eval_percent, lr_folder, eval_lr_folder, scale)
+    splits = split_files(folder, eval_folder, eval_percent, lr_folder, eval_lr_folder, scale)
     making = Making(crop, resize, skip_unreadable, whole, None if lr_folder is None else scale, reading)
     parent = Path(cache_dir).expanduser() if cache_dir else cache.root()
     place = prepared_folders.Place(parent, listing.title(folder), splits, making, str(Pictures.VERSION))
@@ -149,7 +149,7 @@ def tiles(size: int, crop: int) -> list[tuple[int, int]]:
     return [(a, b + crop - 1) for a, b in itertools.pairwise(edges)]
 
 
-def _split_files(folder, eval_folder, eval_percent, lr_folder=None, eval_lr_folder=None, scale=1):
+def split_files(folder, eval_folder, eval_percent, lr_folder=None, eval_lr_folder=None, scale=1):
     """{"train": {name: listing.Entry}, "eval": {...}}, in order."""
     files = listing.pictures(folder, lr_folder, scale)
     if eval_folder is not None:

@@ -5,13 +5,12 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dream_jax.files import formats, limits, metadata
-from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
+from dream_jax.files.numbers import OWN, Numbers, extremes, numbers_of, to_levels
 from dream_jax.files.picture import Picture
 
 # What is read, by Pillow's names; its other formats are old, or programs. WebP's decoder takes four times the picture.
@@ -25,6 +24,8 @@ _MOST_TEXT = 2**22
 # Pixels of a picture in which the nearest of each is looked for.
 _LARGE = 2**24
 _PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
+# How files begin whose pages are looked at with tifffile, which is imported for them alone.
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Reader(io.BufferedReader):
@@ -102,7 +103,7 @@ def _read_deep(picture, file, span, clip):
     name, arguments = picture.format, _tile_arguments(picture)
     raw = arguments[0] if arguments and isinstance(arguments[0], str) else ""
     colours_16 = name == "PNG" and raw.endswith(";16B") and raw != "I;16B"
-    ppm_16 = name == "PPM" and raw == "RGB" and arguments[1] > 255
+    ppm_16 = name == "PPM" and len(arguments) > 1 and isinstance(arguments[1], int) and arguments[1] > 255
     if not (colours_16 or ppm_16 or name == "JPEG2000"):
         return None
     from dream_jax.files import deep
@@ -112,10 +113,11 @@ def _read_deep(picture, file, span, clip):
     if ppm_16:
         if picture.tile[0][0] != "ppm":
             raise ValueError("its numbers are written as text, and of more than 8 bits")
-        return deep.read_ppm(data, picture.tile[0].offset, picture.size, arguments[1])
+        shape = *picture.size[::-1], 3 if raw == "RGB" else 1
+        return deep.read_ppm(data, picture.tile[0].offset, shape, arguments[1], span, clip)
     if colours_16:
         return deep.read_png(data, span, clip)
-    return deep.read_jpeg2000(data) if deep.bits_of_jpeg2000(data) > 8 else None
+    return deep.read_jpeg2000(data, span, clip) if deep.bits_of_jpeg2000(data) > 8 else None
 
 
 def _read_values(picture, span, clip):
@@ -125,9 +127,9 @@ def _read_values(picture, span, clip):
     # Pillow has no mode for the 16 bits of some formats but this.
     dtype = np.float32 if picture.mode == "F" else np.uint16
     numbers = numbers_of(dtype, min(low for low, _ in ends), max(high for _, high in ends), span, clip)
-    levels = np.empty((*picture.size[::-1], 1), numbers.levels)
+    levels = np.empty((*picture.size[::-1], 1), dtype if span == OWN else numbers.levels)
     for part, band in parts:
-        levels[part] = to_levels(np.asarray(band), numbers)[..., None]
+        levels[part] = (np.asarray(band) if span == OWN else to_levels(np.asarray(band), numbers))[..., None]
     return levels, numbers
 
 
@@ -150,22 +152,21 @@ def _read_colours(picture, space, profile):
     return colours, alpha
 
 
-def _of_pillow(picture, file, managed, span, clip):
-    """The Picture of an opened Pillow picture, or of the page that it stands at."""
-    pages = formats.has_pages(picture)
+def _of_pillow(picture, file, managed, span, clip, among_others):
+    """The Picture of an opened Pillow picture, or of the page that it stands at, which is left as it is."""
     found = _read_deep(picture, file, span, clip)
+    original, orientation = picture, 1 if found is None else metadata.orientation_of(picture)
     if found is None:
         picture.load()
-        if pages > 1:
+        if among_others:
             picture = ImageOps.exif_transpose(picture)
         else:
             ImageOps.exif_transpose(picture, in_place=True)
+    kept = metadata.of(original) if managed else {}
     profile = picture.info.get("icc_profile")
     space = metadata.colour_space(profile) if managed and profile else None
-    kept = metadata.of(picture) if managed else {}
     numbers = Numbers()
     if found is not None:
-        orientation = metadata.orientation_of(picture)
         colours, alpha = (a if a is None else metadata.upright(a, orientation) for a in (found.colours, found.alpha))
         numbers = found.numbers
     elif picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
@@ -177,9 +178,9 @@ def _of_pillow(picture, file, managed, span, clip):
     fits = {"RGB": not grey and picture.mode != "CMYK", "GRAY": grey and numbers.levels != np.uint8}
     if fits.get(space):
         kept["icc_profile"] = profile
-    if managed and pages > 1:
+    if managed:
         kept |= {name: picture.info[name] for name in ("duration", "loop") if name in picture.info}
-    return _hidden(Picture(colours, alpha, kept, numbers, pages))
+    return _hidden(Picture(colours, alpha, kept, numbers))
 
 
 def _hidden(picture):
@@ -188,62 +189,85 @@ def _hidden(picture):
     return picture
 
 
-def _deep_tiff_pages(file, which, span, clip) -> Iterator[Picture]:
-    """Pages of a TIFF, where one of those that are wanted is more than Pillow gives; none of others."""
-    start = file.read(4)
-    file.seek(0)
-    if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return
-    from dream_jax.files import deep
-
-    tiff = deep.open_tiff(file)
-    pages = deep.full_pages(tiff)
-    chosen = [tiff.pages[pages[number]] for number in _chosen(which, len(pages))]
-    if not any(deep.needs_tifffile(page) for page in chosen):
-        file.seek(0)
-        return
-    if math.prod(chosen[0].shape[:2]) * len(chosen) > limits.most_pixels():
-        raise ValueError(
-            f"its {len(chosen)} pages have more than the {limits.most_pixels()} pixels allowed; take one with --page"
-        )
-    for page in chosen:
-        found, about = deep.read_tiff(page, span, clip), deep.about(page)
-        orientation = about.pop("orientation")
-        colours, alpha = (a if a is None else metadata.upright(a, orientation) for a in (found.colours, found.alpha))
-        yield _hidden(Picture(colours, alpha, about, found.numbers, len(pages)))
-
-
-def _chosen(which, count):
-    if which is None:
-        return range(count)
-    if not 0 <= which < count:
-        raise ValueError(f"it has {count} pages, and none of number {which + 1}")
-    return (which,)
-
-
 def decode(file, managed, which, span, clip) -> list[Picture]:
     """The pages that are wanted, all for None."""
     # Pillow's own limit, which it holds frames against, too.
     Image.MAX_IMAGE_PIXELS = max(_PILLOWS_LIMIT, limits.most_pixels())
-    found = list(_deep_tiff_pages(file, which, span, clip))
-    if found:
-        return found
+    start = file.read(4)
+    file.seek(0)
+    if start not in _TIFF:
+        return _decode_with_pillow(file, managed, which, span, clip)
+    from dream_jax.files import deep, tiff_pages
+
+    tiff = tiff_pages.open_pages(file)
+    numbers, more = tiff_pages.full_pages(tiff)
+    chosen = [tiff.pages[numbers[number]] for number in _chosen(which, len(numbers), more)]
+    _check_sum(page.imagelength * page.imagewidth for page in chosen)
+    if not any(deep.needs_tifffile(page) for page in chosen):
+        return _decode_with_pillow(file, managed, which, span, clip, numbers, more)
+    return [_of_deep_page(page, len(numbers) + more, span, clip) for page in chosen]
+
+
+def _of_deep_page(page, pages, span, clip):
+    from dream_jax.files import deep, tiff_pages
+
+    found, extras = deep.read_tiff(page, span, clip), tiff_pages.beside(page)
+    orientation = extras.pop("orientation", 1)
+    colours, alpha = (a if a is None else metadata.upright(a, orientation) for a in (found.colours, found.alpha))
+    return _hidden(Picture(colours, alpha, extras, found.numbers, pages))
+
+
+def _decode_with_pillow(file, managed, which, span, clip, numbers=None, more=False):
+    """Pages as of `decode`; numbers: which of the file's count as pages, where that is known; more: others follow."""
+    file.seek(0)
     with Image.open(file, formats=READ) as picture:
         _check_claims(picture, file)
-        first = 0 if which is None else which
-        # Whoever wants the first page only need not count the others.
-        count = formats.has_pages(picture) if managed or first else 1
-        chosen = _chosen(which, 1 if picture.format == "MPO" and which is None else count)
-        if math.prod(picture.size) * len(chosen) > limits.most_pixels():
-            said = f"its {len(chosen)} pages have more than the {limits.most_pixels()} pixels allowed"
-            raise ValueError(f"{said}; take one with --page")
-        pictures = []
-        for number in chosen:
-            if number or len(chosen) > 1:
-                picture.seek(number)
+        if numbers is None:
+            # The others of an MPO are previews, or for the other eye. Who wants the first page needs no others.
+            first = which == 0 or picture.format == "MPO"
+            numbers = [0] if first else list(range(formats.has_pages(picture)))
+        else:
+            first = False
+        pixels, pictures = [], []
+        for number in _chosen(which, len(numbers), more):
+            if numbers[number]:
+                picture.seek(numbers[number])
                 _check_claims(picture, file)
-            pictures.append(_of_pillow(picture, file, managed, span, clip))
-        return pictures
+            pixels.append(math.prod(picture.size))
+            _check_sum(pixels)
+            pictures.append(_of_pillow(picture, file, managed, span, clip, len(numbers) > 1))
+        pages = _count(picture, managed) if first else len(numbers) + more
+        return [page._replace(pages=pages) for page in pictures]
+
+
+def _count(picture, exactly):
+    """How many pages or frames an opened picture has, or 2 for any more than one."""
+    try:
+        if exactly:
+            return formats.has_pages(picture)
+        picture.seek(1)
+    except (EOFError, AttributeError):
+        return 1
+    except Exception:  # something follows that is damaged
+        return 2
+    return 2
+
+
+def _check_sum(pixels):
+    most = limits.most_pixels()
+    pixels = list(pixels)
+    if sum(pixels) > most:
+        raise ValueError(f"its {len(pixels)} pages have more than the {most} pixels allowed; take one with --page")
+
+
+def _chosen(which, count, more):
+    if which is None:
+        if more:
+            raise ValueError(f"what follows its page {count} is damaged; take one with --page")
+        return range(count)
+    if not 0 <= which < count:
+        raise ValueError(f"it has {count} pages, and none of number {which + 1}")
+    return (which,)
 
 
 def _hide(colours, unseen):

@@ -9,13 +9,12 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from dream_jax.files import limits, metadata, tiff_tags
-from dream_jax.files.numbers import Numbers, extremes, numbers_of, to_levels
+from dream_jax.files import limits, tiff_pages
+from dream_jax.files.numbers import OWN, Numbers, levels_of, to_levels
 
 # Those whose decoders make no more bytes than they are asked for, by TIFF's numbers.
 _COMPRESSIONS = (1, 5, 8, 32773, 32946, 34925, 50000)
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2
-_REDUCED = 1
 _CODESTREAM = b"\xff\x4f\xff\x51"
 
 
@@ -27,40 +26,11 @@ class Deep(NamedTuple):
     numbers: Numbers
 
 
-def open_tiff(file) -> tifffile.TiffFile:
-    """The pages of an open file; raises ValueError for what is no sound TIFF."""
-    file.seek(0)
-    try:
-        return tifffile.TiffFile(file)
-    except Exception as error:  # on damaged files it raises almost anything
-        raise ValueError(f"it is no sound TIFF ({error})") from error
-
-
-def full_pages(tiff: tifffile.TiffFile, most: int = 2**16) -> list[int]:
-    """The pages that are no thumbnails or smaller copies of others; raises ValueError for more than `most`."""
-    found = []
-    for number in range(most + 1):
-        try:
-            page = tiff.pages[number]
-        except IndexError:
-            return found
-        except Exception as error:  # as above
-            raise ValueError(f"its page {number + 1} is damaged ({error})") from error
-        if not page.subfiletype & _REDUCED:
-            found.append(number)
-    raise ValueError(f"it has more than {most} pages")
-
-
 def needs_tifffile(page) -> bool:
     """Whether Pillow would not give all of a page: deeper numbers, or bands that are neither colours nor alpha."""
     if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB):
         return False
-    return page.dtype not in (np.uint8, np.bool_) or page.samplesperpixel - _alphas(page) not in (1, 3)
-
-
-def _alphas(page) -> int:
-    """How many of the samples are alpha; unspecified extra samples are bands."""
-    return sum(sample in (1, 2) for sample in page.extrasamples)
+    return page.dtype not in (np.uint8, np.bool_) or page.samplesperpixel - tiff_pages.alphas(page) not in (1, 3)
 
 
 def read_tiff(page, span=None, clip: bool = False) -> Deep:
@@ -73,13 +43,15 @@ def read_tiff(page, span=None, clip: bool = False) -> Deep:
         raise ValueError(f"its axes are {page.axes}, not rows, columns and bands")
     if math.prod(page.shape) * page.dtype.itemsize > limits.most_bytes():
         raise ValueError(f"its {page.shape} values take more than the {limits.most_bytes()} bytes allowed")
-    if page.samplesperpixel > 1 and _alphas(page) > 1:
-        raise ValueError(f"it has {_alphas(page)} bands of transparency")
+    if page.samplesperpixel > 1 and tiff_pages.alphas(page) > 1:
+        raise ValueError(f"it has {tiff_pages.alphas(page)} bands of transparency")
     values = np.atleast_3d(page.asarray(maxworkers=1))
     if page.axes == "SYX":
         values = np.moveaxis(values, 0, -1)
-    found = from_values(values, _alphas(page), span or _packed_span(page), clip, page.photometric == _MINISWHITE)
-    return _divided_by_alpha(found) if 1 in page.extrasamples else found
+    found = from_values(
+        values, tiff_pages.alphas(page), span or _packed_span(page), clip, page.photometric == _MINISWHITE
+    )
+    return _divided_by_alpha(found) if tiff_pages.MULTIPLIED in page.extrasamples and span != OWN else found
 
 
 def _divided_by_alpha(deep: Deep) -> Deep:
@@ -98,30 +70,13 @@ def _packed_span(page):
 
 def from_values(values: np.ndarray, alphas: int = 0, span=None, clip: bool = False, inverted: bool = False) -> Deep:
     """Of numbers [H, W, C], the last of which may be alpha; inverted where the least is white."""
-    colours = values[..., : values.shape[-1] - alphas]
-    numbers = numbers_of(values.dtype, *extremes(colours), span, clip)
-    levels = to_levels(np.ascontiguousarray(colours), numbers)
-    if inverted:
+    levels, numbers = levels_of(np.ascontiguousarray(values[..., : values.shape[-1] - alphas]), span, clip)
+    if inverted and span != OWN:
         levels = np.iinfo(levels.dtype).max - levels
     alpha = None
     if alphas:
         alpha = to_levels(np.ascontiguousarray(values[..., -1]), alpha_numbers(values.dtype))
     return Deep(levels, alpha, numbers)
-
-
-def about(page) -> dict:
-    """{orientation, icc_profile, dpi, tags, left_out} of a page, without those that it lacks; orientation 1 is upright.
-
-    tags, and names of those left out, are of `tiff_tags.kept`.
-    """
-    tags = page.tags
-    found = {"orientation": tags.valueof(274, default=1), "icc_profile": tags.valueof(34675, default=None)}
-    try:
-        found["tags"], found["left_out"] = tiff_tags.kept(page)
-        found["dpi"] = metadata.kept_dpi(page.get_resolution("inch"))
-    except Exception:  # damaged tags are no reason to lose the picture
-        found["dpi"] = None
-    return {name: value for name, value in found.items() if value}
 
 
 def read_png(data: bytes, span=None, clip: bool = False) -> Deep:
@@ -130,11 +85,10 @@ def read_png(data: bytes, span=None, clip: bool = False) -> Deep:
     return from_values(values, 1 - values.shape[-1] % 2, span, clip)
 
 
-def read_ppm(data: bytes, offset: int, size: tuple[int, int], most: int) -> Deep:
-    """A PPM of three colours, whose numbers of two bytes from 0 to `most` begin at an offset."""
-    width, height = size
-    values = np.frombuffer(data, ">u2", 3 * width * height, offset).reshape(height, width, 3)
-    return from_values(values.astype(np.uint16), span=(0, most))
+def read_ppm(data: bytes, offset: int, shape: tuple[int, int, int], most: int, span=None, clip: bool = False) -> Deep:
+    """A PPM or PGM [H, W, 3 or 1], whose numbers of two bytes from 0 to `most` begin at an offset."""
+    values = np.frombuffer(data, ">u2", math.prod(shape), offset).reshape(shape)
+    return from_values(values.astype(np.uint16), 0, span or (0, most), clip)
 
 
 def bits_of_jpeg2000(data: bytes) -> int:
@@ -144,10 +98,10 @@ def bits_of_jpeg2000(data: bytes) -> int:
     return 8 if at < 0 or size >= len(data) else (data[size] & 0x7F) + 1
 
 
-def read_jpeg2000(data: bytes) -> Deep:
+def read_jpeg2000(data: bytes, span=None, clip: bool = False) -> Deep:
     """A JPEG 2000 picture of more than 8 bits; its size was checked."""
     values, bits = np.atleast_3d(imagecodecs.jpeg2k_decode(data)), bits_of_jpeg2000(data)
-    return from_values(values, alphas=1 - values.shape[-1] % 2, span=(0, 2**bits - 1))
+    return from_values(values, 1 - values.shape[-1] % 2, span or (0, 2**bits - 1), clip)
 
 
 def encode_png(values: np.ndarray, extras: bytes) -> bytes:
@@ -180,29 +134,16 @@ def encode_jpeg2000(values: np.ndarray) -> bytes:
     return imagecodecs.jpeg2k_encode(np.ascontiguousarray(values.reshape(shape)), level=0, codecformat="jp2")
 
 
-def encode_tiff(pages: list[tuple[np.ndarray, np.ndarray | None]], extras: dict) -> bytes:
-    """A TIFF of pages of (numbers [H, W, C], alpha or None), each with icc_profile, dpi and tags of extras."""
+def encode_tiff(pages: list[tuple[np.ndarray, np.ndarray | None, dict]]) -> bytes:
+    """A TIFF of pages of (numbers [H, W, C], alpha or None, icc_profile, dpi and tags as far as there are any)."""
     with io.BytesIO() as file:
         with tifffile.TiffWriter(file) as writer:
-            for values, alpha in pages:
-                channels = values.shape[2]
-                if alpha is not None:
-                    values = np.dstack([values, alpha])
-                extra = ["unspecified"] * (0 if channels == 3 else channels - 1) + ["unassalpha"] * (alpha is not None)
-                writer.write(
-                    values if values.shape[2] > 1 else values[..., 0],
-                    photometric="rgb" if channels == 3 else "minisblack",
-                    planarconfig="contig" if values.shape[2] > 1 else None,
-                    extrasamples=extra or None,
-                    compression="adobe_deflate",
-                    predictor=values.dtype.kind != "f",
-                    iccprofile=extras.get("icc_profile"),
-                    resolution=extras.get("dpi"),
-                    resolutionunit="inch" if "dpi" in extras else None,
-                    extratags=tiff_tags.written(extras.get("tags", {})),
-                    software=False,
-                    metadata=None,
-                )
+            for values, alpha, extras in pages:
+                stacked = values if alpha is None else np.dstack([values, alpha])
+                options = tiff_pages.write_options(stacked.shape[2], alpha is not None, extras)
+                predictor = values.dtype.kind != "f"
+                stacked = stacked if stacked.shape[2] > 1 else stacked[..., 0]
+                writer.write(stacked, compression="adobe_deflate", predictor=predictor, **options)
         return file.getvalue()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from dream_jax.errors import some
-from dream_jax.files import formats, metadata
+from dream_jax.files import formats, metadata, tiff_tags
 from dream_jax.files.numbers import from_levels, of_bits
 
 
@@ -18,12 +18,13 @@ def encode(pages: list, name: str) -> bytes:
     if kind.bits >= 16 and pages[0].colours.dtype == np.uint16:
         return _sixteen_bits(pages[0], name)
     frames = [_pillow(page, kind) for page in pages]
-    held = {key: value for key, value in pages[0].extras.items() if key in kind.extras}
-    if name == "TIFF" and "tags" in pages[0].extras:
-        held["exif"] = metadata.with_tags(held.get("exif"), pages[0].extras["tags"])
-    options = dict(kind.options) | _of_tiff(name, held) | held
+    options = _options(pages[0], name)
     if len(frames) > 1:
         options |= {"save_all": True, "append_images": frames[1:]}
+        if kind.pages == "pages":
+            # Each page has its own; Pillow takes them from here.
+            for frame, page in zip(frames, pages, strict=True):
+                frame.encoderinfo = _options(page, name)
         if kind.pages == "frames":
             options |= {"duration": [page.extras.get("duration", 100) for page in pages]}
             options |= {"loop": pages[0].extras["loop"]} if "loop" in pages[0].extras else {}
@@ -32,6 +33,15 @@ def encode(pages: list, name: str) -> bytes:
     with io.BytesIO() as file:
         frames[0].save(file, name, **options)
         return file.getvalue()
+
+
+def _options(page, name):
+    """What Pillow is given beside a page's pixels."""
+    kind = formats.FORMATS[name]
+    held = {key: value for key, value in page.extras.items() if key in kind.extras}
+    if name == "TIFF" and "tags" in page.extras:
+        held["exif"] = metadata.with_tags(held.get("exif"), page.extras["tags"])
+    return dict(kind.options) | _of_tiff(name, held) | held
 
 
 def losses(picture, name: str) -> list[str]:
@@ -48,8 +58,12 @@ def losses(picture, name: str) -> list[str]:
         found.append("more than 256 of its colours")
     if "exif" in picture.extras and name == "TIFF" and _is_deep(picture):
         found.append("its EXIF tags")
+    deep = kind.bits >= 16 and _is_deep(picture)
+    if deep and "icc_profile" in picture.extras and "icc_profile" not in kind.extras:
+        found.append("its colour profile")
     if "tags" in picture.extras and name != "TIFF":
-        found.append("its tags, which say where on Earth it lies")
+        place = any(tag in picture.extras["tags"] for tag in tiff_tags.PLACE)
+        found.append("its place on Earth, and texts beside it" if place else "its texts")
     if "left_out" in picture.extras:
         found.append(f"its tags {some(picture.extras['left_out'])}")
     return found
@@ -71,7 +85,10 @@ def _pillow(page, kind):
     values = _stacked(colours, None if alpha is None or not kind.alpha else of_bits(alpha, 8))
     picture = Image.frombytes(formats.mode_of(values.shape[2]), values.shape[1::-1], values.tobytes())
     if "icc_profile" in page.extras and "icc_profile" not in kind.extras and not page.grey:
-        picture = metadata.to_srgb(picture, page.extras["icc_profile"])
+        converted = metadata.to_srgb(picture.convert("RGB"), page.extras["icc_profile"])
+        if picture.mode == "RGBA":
+            converted.putalpha(picture.getchannel("A"))
+        picture = converted
     return picture
 
 
@@ -93,15 +110,17 @@ def _deep_tiff(pages):
         alpha = page.alpha
         if alpha is not None:
             alpha = from_levels(alpha, deep.alpha_numbers(page.numbers.dtype))
-        values.append((from_levels(page.colours, page.numbers), alpha))
-    return deep.encode_tiff(values, pages[0].extras)
+        values.append((from_levels(page.colours, page.numbers), alpha, page.extras))
+    return deep.encode_tiff(values)
 
 
 def _sixteen_bits(page, name):
     from dream_jax.files import deep
 
     kind = formats.FORMATS[name]
-    values = _stacked(page.colours, page.alpha if kind.alpha else None)
+    # Numbers of 16 bits are written in the span that they were read in, others as levels of 16 bits.
+    colours = from_levels(page.colours, page.numbers) if page.numbers.dtype == "uint16" else page.colours
+    values = _stacked(colours, page.alpha if kind.alpha else None)
     if name == "PPM":
         return deep.encode_ppm(values)
     if name == "JPEG2000":

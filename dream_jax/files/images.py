@@ -154,7 +154,8 @@ def check_result(path, pages: list[Picture], scale: int = 1) -> list[str]:
         if page.colours.shape[2] > kind.bands:
             raise UserError(f"{shown(path)}: {name} cannot hold {page.colours.shape[2]} bands; use --format tif")
     sizes = {page.colours.shape[:2] for page in pages}
-    if len(pages) > 1 and (kind.pages is None or (kind.pages == "frames" and len(sizes) > 1)):
+    deep = any(page.colours.dtype == np.uint16 for page in pages) and kind.bits >= 16
+    if len(pages) > 1 and (kind.pages is None or (kind.pages == "frames" and (deep or len(sizes) > 1))):
         raise UserError(
             f"{shown(path)}: {name} cannot hold {len(pages)} pages; use --format tif, or take one with --page"
         )

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Floats of 0..255 have a number as large in any picture that is not black; those of 0..1 overshoot by less.
+_LEAST_OF_255 = 2.0
 # Rows are converted in bands of so many numbers: little is held twice.
 _BAND = 2**20
 
@@ -24,7 +26,7 @@ class Numbers(NamedTuple):
 
 SIXTEEN = Numbers("uint16", 0.0, 65535.0)
 
-# Instead of a span: what a file's own numbers span.
+# Instead of a span: the numbers themselves are wanted, not levels.
 OWN = "own"
 
 
@@ -33,7 +35,7 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
 
     Args:
       span: (low, high), black and white of files of more than 8 bits; by default 0..65535 of 16 bits, and 0..1 or
-        0..255 of floats, whichever holds them; OWN is from the least to the greatest.
+        0..255 of floats, whichever holds them; OWN leaves the numbers as they are.
       clip: numbers outside are taken for black or white, instead of being refused.
 
     Raises ValueError for numbers outside, and for a type that has no usual span.
@@ -49,7 +51,8 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
         span = lowest, max(highest, np.nextafter(lowest, math.inf))
     elif span is None:
         span, said = _usual_span(dtype, highest)
-        if not clip and (lowest < span[0] or highest > span[1]):
+        outside = lowest < span[0] or highest > span[1]
+        if span[0] > span[1] or (outside and not clip):
             raise ValueError(
                 f"{said}, found {lowest:g}..{highest:g}; say which mean black and white: --range LOW,HIGH, or "
                 "data.range to train"
@@ -63,9 +66,12 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
 
 
 def _usual_span(dtype, highest):
-    if dtype.kind == "f":
+    if dtype == np.uint16:
+        return (0.0, 65535.0), "numbers of 16 bits lie in 0..65535"
+    if dtype.kind == "f" and not 1 < highest < _LEAST_OF_255:
         return (0.0, 1.0 if highest <= 1 else 255.0), "float values must lie in 0..1 or 0..255"
-    return (0.0, 65535.0), "whole numbers must lie in 0..65535"
+    # A little above 1 may be either; others have no usual black and white.
+    return (math.inf, -math.inf), f"what its numbers ({dtype}) mean is not known"
 
 
 def extremes(values: np.ndarray) -> tuple[float, float]:
@@ -76,6 +82,8 @@ def extremes(values: np.ndarray) -> tuple[float, float]:
 def levels_of(values: np.ndarray, span=None, clip: bool = False) -> tuple[np.ndarray, Numbers]:
     """(grey levels of a file's numbers, what they mean); arguments and errors as for `numbers_of`."""
     numbers = numbers_of(values.dtype, *extremes(values), span, clip)
+    if span == OWN:
+        return values, numbers
     return to_levels(values, numbers), numbers
 
 

@@ -14,13 +14,12 @@ import tifffile
 from PIL import Image
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import atomic, quiet, tiff_tags
+from dream_jax.files import atomic, quiet, tiff_pages
 
 quiet.silence()
 
 # Of one strip or tile, and of all that lie beside each other: they are decoded as a whole.
 _MOST_SEGMENT_BYTES = 2**30
-_PAGES = 16
 
 _JPEG = (6, 7, 33007)
 # Whose strips and tiles say their own size, by Pillow's names of the formats inside: JPEG 2000, PNG, WebP.
@@ -28,8 +27,6 @@ _PICTURES = (*_JPEG, 33003, 33004, 33005, 34712, 34933, 50001, 34927)
 # Bytes that are decoded into a buffer of a given length: none, LZW, deflate, PackBits, LZMA, Zstandard.
 _BYTES = (1, 5, 8, 32946, 32773, 34925, 50000, 34926)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
-_MULTIPLIED, _ALPHA = 1, 2
-_RESOLUTION = (282, 283, 296)
 
 TILE = 256
 # Offsets of a TIFF file have 32 bits; what is not pixels takes the rest.
@@ -49,14 +46,16 @@ class Tiff:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         try:
             self._tiff = tifffile.TiffFile(self._file)
-            self._page, self.more_pages = _page_of(self._tiff)
+            numbers, more = tiff_pages.full_pages(self._tiff, most=2)
+            self._page, self.more_pages = self._tiff.pages[numbers[0]], more or len(numbers) > 1
             _check_claims(self._page, self._file.seek(0, os.SEEK_END))
             page = self._page
             self.dtype = np.dtype(page.dtype).newbyteorder("=")
             self.shape = page.imagelength, page.imagewidth, page.samplesperpixel
-            self.alpha = _ALPHA in page.extrasamples[-1:]
-            tags, self.left_out = tiff_tags.kept(page)
-            self.extras = {**_extras_of(page), "tags": tags}
+            self.alpha = tiff_pages.ALPHA in page.extrasamples[-1:]
+            self.extras = {"tags": {}, "left_out": []} | tiff_pages.beside(page)
+            self.left_out = self.extras.pop("left_out")
+            del self.extras["orientation"]
             self._height = page.tilelength if page.is_tiled else page.rowsperstrip
             self.held_bytes = 3 * _bytes_of_band(page)
             self._kept = collections.OrderedDict()
@@ -161,7 +160,7 @@ def is_tiff(path) -> bool:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with open(path, "rb") as file:
-            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+            return tiff_pages.is_tiff(file.read(4))
     except OSError:
         return False
 
@@ -183,23 +182,6 @@ def open_tiff(path) -> Tiff:
 def _unreadable(path, error):
     reason = "not enough memory" if isinstance(error, MemoryError) else getattr(error, "strerror", None) or str(error)
     return UserError(f"{shown(path)}: cannot be read in windows ({shown(reason or type(error).__name__)[:300]})")
-
-
-def _page_of(tiff):
-    """(the first page that is no smaller copy or mask, whether there is another)."""
-    found = []
-    for number in range(_PAGES):
-        try:
-            page = tiff.pages[number]
-        except IndexError:
-            break
-        if not int(page.subfiletype) & 0b101:
-            found.append(page)
-        if len(found) > 1:
-            break
-    if not found:
-        raise ValueError("it has no page of full resolution")
-    return found[0], len(found) > 1
 
 
 def _bands(page):
@@ -238,7 +220,7 @@ def _check_claims(page, file_bytes):
         raise ValueError(f"its colours are {page.photometric!r}; save it as grey or RGB")
     if page.photometric == _WHITE_IS_ZERO and page.samplesperpixel != 1:
         raise ValueError("white is 0 in it, beside other channels; save it as grey or RGB")
-    if _MULTIPLIED in page.extrasamples:
+    if tiff_pages.MULTIPLIED in page.extrasamples:
         raise ValueError("its colours are multiplied by its transparency; save it with a plain alpha channel")
     tag = page.tags.get(274)
     if tag is not None and tag.value != 1:
@@ -266,20 +248,6 @@ def _check_segments(page, file_bytes):
             raise ValueError("its strips hold fewer bytes than their pixels take")
 
 
-def _extras_of(page):
-    extras = {}
-    if isinstance(profile := page.tags.valueof(34675), bytes) and profile:
-        extras["icc_profile"] = profile
-    across, down, unit = (page.tags.valueof(code) for code in _RESOLUTION)
-    try:
-        # Dots per inch, or per centimetre.
-        per_inch = {2: 1, 3: 2.54}[2 if unit is None else int(unit)]
-        dpi = tuple(numerator / denominator * per_inch for numerator, denominator in (across, down))
-    except (TypeError, KeyError, ValueError, ZeroDivisionError):
-        return extras
-    return {**extras, "dpi": dpi} if all(1 <= value < 65536 for value in dpi) else extras
-
-
 def write_tiff(path, shape, dtype, bands: Iterable[np.ndarray], extras=None, alpha=False, overwrite=False) -> None:
     """Writes a TIFF file of tiles from bands [any number of rows, W, C], in order; it appears whole or not at all.
 
@@ -293,35 +261,20 @@ def write_tiff(path, shape, dtype, bands: Iterable[np.ndarray], extras=None, alp
     path, dtype = Path(path), np.dtype(dtype)
     if path.exists() and not overwrite:
         raise UserError(f"{shown(path)}: exists already; name another file or pass --overwrite")
+    options = tiff_pages.write_options(shape[2], alpha, extras or {})
+    options |= {"tile": (TILE, TILE), "compression": "zlib", "predictor": True}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=_is_big(shape, dtype)) as file:
             # One channel has no axis of its own for it.
             stored = shape[: 2 if shape[2] == 1 else 3]
-            file.write(_tiles(bands, shape, dtype), shape=stored, dtype=dtype, **_options(shape, extras or {}, alpha))
+            file.write(_tiles(bands, shape, dtype), shape=stored, dtype=dtype, **options)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written ({error.strerror or error})") from error
 
 
 def _is_big(shape, dtype):
     return math.prod(shape) * dtype.itemsize > _MOST_CLASSIC_BYTES
-
-
-def _options(shape, extras, alpha):
-    colours = shape[2] - alpha
-    options = {"photometric": "rgb" if colours == 3 else "minisblack", "metadata": None}
-    options |= {"tile": (TILE, TILE), "compression": "zlib", "predictor": True, "software": False}
-    options["extratags"] = tiff_tags.written(extras.get("tags", {}))
-    if shape[2] > 1:
-        options["planarconfig"] = "contig"
-    extra = shape[2] - (3 if colours == 3 else 1)
-    if extra:
-        options["extrasamples"] = ["unspecified"] * (extra - alpha) + ["unassalpha"] * alpha
-    if "dpi" in extras:
-        options |= {"resolution": extras["dpi"], "resolutionunit": "inch"}
-    if "icc_profile" in extras:
-        options["iccprofile"] = extras["icc_profile"]
-    return options
 
 
 def _tiles(bands, shape, dtype):

@@ -44,7 +44,7 @@ def with_range(config, workdir: Path):
         saved = workdir / "config.json"
         before = records.read(saved).data if saved.exists() else None
         known = before is not None and before.percentile == c.percentile and before.range
-        found = before.range if known else spans.measure(c.folder, c.percentile)
+        found = before.range if known else spans.measure(c)
     # As whole numbers of 32 bits, which is what processes tell each other.
     told = consensus.of_first(np.float64(found).view(np.int32).tolist())
     span = np.int32(told).view(np.float64).tolist()

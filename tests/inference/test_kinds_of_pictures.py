@@ -166,12 +166,41 @@ def test_all_pages_are_enlarged(tiny_workdir, tmp_path, suffix, result, capsys):
     assert "it has 3 pages, and none of number 4" in capsys.readouterr().err
 
 
-def test_thumbnails_within_a_file_are_no_pages(tiny_workdir, tmp_path):
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_thumbnails_within_a_file_are_no_pages(tiny_workdir, tmp_path, dtype, top):
+    values = levels_of(12, 16, 3, top=top, dtype=dtype)
     with tifffile.TiffWriter(tmp_path / "low.tif") as writer:
-        writer.write(levels_of(12, 16, 3), photometric="rgb")
-        writer.write(levels_of(6, 8, 3), photometric="rgb", subfiletype=1)
-    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.png") == 0
-    assert np.abs(read_png(tmp_path / "high.png") - enlarged(levels_of(12, 16, 3))).max() <= 1
+        writer.write(values, photometric="rgb")
+        writer.write(values[::2, ::2], photometric="rgb", subfiletype=1)
+        writer.write(values[::-1], photometric="rgb")
+    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.tif") == 0
+    first, second = images.read_pages(tmp_path / "high.tif")
+    assert np.abs(first.colours - enlarged(values)).max() <= 2
+    assert np.abs(second.colours - enlarged(values[::-1])).max() <= 2
+    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "second.tif", "--page", 2) == 0
+    np.testing.assert_array_equal(images.read_picture(tmp_path / "second.tif").colours, second.colours)
+
+
+def test_deep_pages_stay_together_or_are_refused(tiny_workdir, tmp_path, capsys):
+    with tifffile.TiffWriter(tmp_path / "low.tif") as writer:
+        for number, dpi in enumerate((72, 300)):
+            tags = [(270, 2, None, f"page {number}", True)]
+            options = {"resolution": (dpi, dpi), "resolutionunit": "inch", "extratags": tags, "metadata": None}
+            writer.write(np.roll(levels_of(12, 16, 3), number, 0), photometric="rgb", **options)
+    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.png") == 1
+    assert "PNG cannot hold 2 pages" in capsys.readouterr().err
+    assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.tif") == 0
+    with tifffile.TiffFile(tmp_path / "high.tif") as made:
+        assert [page.get_resolution("inch")[0] for page in made.pages] == [72, 300]
+        assert [page.tags[270].value for page in made.pages] == ["page 0", "page 1"]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".ppm", ".jp2"])
+def test_results_are_written_in_the_range_that_was_read(tiny_workdir, tmp_path, suffix):
+    values = levels_of(12, 16, 3, top=4095)
+    images.write(tmp_path / f"low{suffix}", values)
+    assert run(tiny_workdir, tmp_path / f"low{suffix}", tmp_path / f"high{suffix}", "--range", "0,4095") == 0
+    assert np.abs(images.read_picture(tmp_path / f"high{suffix}").colours - enlarged(values)).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -224,4 +253,4 @@ def test_a_place_on_earth_is_that_of_smaller_pixels(tiny_workdir, tmp_path, caps
         assert found[270].value == "a field"
     capsys.readouterr()
     assert run(tiny_workdir, tmp_path / "low.tif", tmp_path / "high.png") == 0
-    assert "where on Earth it lies" in capsys.readouterr().err
+    assert "without its place on Earth, and texts beside it" in capsys.readouterr().err

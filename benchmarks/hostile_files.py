@@ -476,8 +476,9 @@ def pictures(folder: Path, photos: list[np.ndarray], count: int, seed: int = 0, 
     script = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n({marker(folder)}) (w) file\nshowpage\n"
     yield write("script.png", script.encode(), "by hand", False)
     yield from odd_files(folder / "odd", photos[0])
+    sound = [sound_pictures(photo) for photo in photos]
     for number in range(count):
-        sources = sound_pictures(photos[number % len(photos)])
+        sources = sound[number % len(photos)]
         (name, data), other = rng.choice(list(sources.items())), rng.choice(list(sources.values()))
         within = data[1:4] == b"PNG" and rng.random() < 0.5
         data = mutated_png(data, rng) if within else mutated(data, other, rng)

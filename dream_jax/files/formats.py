@@ -78,8 +78,13 @@ def name_of(path) -> str:
     for name, kind in FORMATS.items():
         if suffix in kind.suffixes:
             return name
-    needed = f"; for {suffix} install its reader: {NEEDED[suffix]}" if suffix in NEEDED else ""
-    raise UserError(f"{shown(path)}: the suffix must be one of {' '.join(SUFFIXES)}{needed}")
+    raise UserError(f"{shown(path)}: the suffix must be one of {' '.join(SUFFIXES)}{hint([path])}")
+
+
+def hint(paths) -> str:
+    """The end of a message about files, where a reader that can be installed would read some of them."""
+    suffixes = sorted({Path(path).suffix.lower() for path in paths} & NEEDED.keys())
+    return f"; for {suffixes[0]} install its reader: {NEEDED[suffixes[0]]}" if suffixes else ""
 
 
 def of(path) -> Format:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files.formats import SUFFIXES
+from dream_jax.files.formats import SUFFIXES, hint
 
 # What systems leave beside pictures; macOS also ._NAME, what it knows of the file NAME, on other systems' disks.
 _SIDECARS = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -23,7 +23,8 @@ def list_pictures(folder):
 
     found = [path for path in _files(folder) if path.name.lower().endswith(SUFFIXES)]
     if not found:
-        raise UserError(f"{shown(folder)}: no pictures found; files ending in {' '.join(SUFFIXES)} are looked for")
+        looked_for = f"files ending in {' '.join(SUFFIXES)} are looked for{hint(_files(folder))}"
+        raise UserError(f"{shown(folder)}: no pictures found; {looked_for}")
     return found
 
 

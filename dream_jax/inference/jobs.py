@@ -106,7 +106,7 @@ def _check_results(jobs):
         if result.suffix.lower() not in formats.SUFFIXES:
             raise UserError(
                 f"{shown(result)}: the suffix of --output must be one of {' '.join(formats.SUFFIXES)}; or end it in "
-                "/ for a folder"
+                f"/ for a folder{formats.hint([result])}"
             )
 
 

@@ -20,8 +20,12 @@ _WINDOW /= _WINDOW.sum()
 def _levels(picture):
     # Whole levels become jax's default float: float64 where it is enabled.
     picture = jnp.asarray(picture)
-    levels = picture.astype(jnp.promote_types(picture.dtype, jnp.result_type(float)))
-    return levels / 257 if picture.dtype == jnp.uint16 else levels
+    return picture.astype(jnp.promote_types(picture.dtype, jnp.result_type(float)))
+
+
+def _unit(picture):
+    """How many of a picture's levels are one of 0..255. Results are divided by it: levels would lose their last bit."""
+    return 257 if jnp.asarray(picture).dtype == jnp.uint16 else 1
 
 
 def _select(a, b, channel, crop):
@@ -52,10 +56,11 @@ def _mean(z):
 @_jit
 def mean_squared_error(a, b, channel="rgb", crop=0):
     """Mean of `(a - b)**2` in squared grey levels: [B, H, W, C] twice -> [B]; channel and crop as for `psnr`."""
+    unit = _unit(a)
     a, b = _select(a, b, channel, crop)
     # Differences of grey levels are exact in float32, differences of lumas are not.
     difference = a - b if channel == "rgb" else _luma(a - b)
-    return _mean(difference**2)
+    return _mean(difference**2) / unit**2
 
 
 @_jit
@@ -76,8 +81,9 @@ def mean_colour_error(a, b):
     It sees a shift of the whole picture's colour, which PSNR hides among other errors and SSIM forgives. Raises
     UserError for shapes that differ.
     """
+    unit = _unit(a)
     a, b = _select(a, b, "rgb", 0)
-    return jnp.abs((a - b).mean(2).mean(1)).mean(1)
+    return jnp.abs((a - b).mean(2).mean(1)).mean(1) / unit
 
 
 def _pool(means, covariances, axis):
@@ -112,15 +118,16 @@ def ssim(a, b, channel="rgb", crop=0):
     inside the picture, and over the channels. `channel` and `crop` as for `psnr`. Raises UserError also for pictures
     smaller than the window.
     """
+    unit = _unit(a)
     x, y = _select(a, b, channel, crop)
     if channel == "y":
-        x, y = 16 + _luma(x), 16 + _luma(y)
+        x, y = 16 * unit + _luma(x), 16 * unit + _luma(y)
     if min(x.shape[1:3]) < len(_WINDOW):
         raise UserError(f"SSIM needs at least 11 x 11 pixels, got {x.shape[1]} x {x.shape[2]} after the crop")
     means, covariances = (x, y), [jnp.zeros_like(x)] * 3
     for axis in (2, 1):
         means, covariances = _pool(means, covariances, axis)
     (mean_x, mean_y), (var_x, var_y, cov) = means, covariances
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    c1, c2 = (0.01 * 255 * unit) ** 2, (0.03 * 255 * unit) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return _mean(luminance * (2 * cov + c2) / (var_x + var_y + c2))

@@ -8,6 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from dream_jax import metrics
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.metrics import pixels
 
 
 def pairs():
@@ -128,3 +129,13 @@ def test_wrong_inputs():
             metric(a, a[:, :12])
     with pytest.raises(UserError, match="3 colours"):
         metrics.psnr(a[..., :1], a[..., :1], "y")
+
+
+def test_sixteen_bits_are_measured_as_eight():
+    a, b = (np.random.default_rng(seed).integers(0, 256, (2, 24, 20, 3), dtype=np.uint8) for seed in (0, 1))
+    deep = [picture.astype(np.uint16) * 257 for picture in (a, b)]
+    for measure in (pixels.psnr, pixels.ssim):
+        for channel in ("rgb", "y"):
+            np.testing.assert_allclose(measure(*deep, channel=channel), measure(a, b, channel=channel), rtol=1e-5)
+    np.testing.assert_allclose(pixels.mean_colour_error(*deep), pixels.mean_colour_error(a, b), rtol=1e-5)
+    assert np.all(np.isinf(pixels.psnr(deep[0] - deep[0] // 16, deep[0] - deep[0] // 16)))

@@ -95,7 +95,8 @@ def test_paths_stay_behind_and_names_do_not():
     config = model_folder.portable(tiny.tiny_config(*paths))
     checks.validate(config)
     assert "/home" not in config.to_json() and keys.flatten(config) == keys.flatten(tiny.tiny_config())
-    assert model_folder.portable(tiny.tiny_config("data.tfds=celeb_a")).data.tfds == "celeb_a"
+    named = model_folder.portable(tiny.tiny_config("data.tfds=div2k", "data.lr_key=none")).data
+    assert (named.tfds, named.lr_key) == ("div2k", "none")
 
 
 def test_an_address_on_the_hub_stands_for_the_folder(run, exported, monkeypatch):
@@ -345,4 +346,4 @@ def test_every_text_that_may_be_none_stays_behind_but_names_of_data():
         section, leaf = name.split(".")
         config[section][leaf] = "/home/me"
     flat = keys.flatten(model_folder.portable(config))
-    assert {name for name in given if flat[name] is not None} == {"data.tfds", "data.image_key"}
+    assert {name for name in given if flat[name] is not None} == {"data.tfds", "data.image_key", "data.lr_key"}

@@ -14,6 +14,7 @@ from dream_jax import sampling
 from dream_jax.errors import UserError, shown, some
 from dream_jax.experiment import Experiment
 from dream_jax.files import limits, tiff_tags, windows
+from dream_jax.files.names import check_folder
 from dream_jax.inference import bands, drawing, out_of_core
 from dream_jax.inference.groups import Wanted
 from dream_jax.inference.jobs import Job
@@ -81,6 +82,7 @@ def _enlarge(job, seed, result, planner, overwrite, report, console):
             plan = _find_plan(planner, source)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        check_folder(result.parent)
         shape = (*(side * model.experiment.task.scale for side in source.shape[:2]), source.shape[2])
         _check_disk(result, model, planner.rows, plan, math.prod(shape) * source.dtype.itemsize, name, console)
         tick = _ticker(report, len(planner.rows.alpha), math.prod(shape[:2]))

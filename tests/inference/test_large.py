@@ -84,6 +84,14 @@ def test_seeds_and_names_make_the_noise(tiny_workdir, low, tmp_path, monkeypatch
     assert sorted(path.name for path in (tmp_path / "high").iterdir()) == names
 
 
+def test_sub_folders_are_made(tiny_workdir, low, tmp_path):
+    folder = tmp_path / "pictures" / "below"
+    folder.mkdir(parents=True)
+    shutil.copy(low[0], folder)
+    assert run(tiny_workdir, folder.parent, tmp_path / "high") == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "high" / "below" / "low.tif"), bicubic(low[1]))
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -410,5 +410,5 @@ def compare(options, arguments, console: Console) -> None:
             lambda config, folder: train_and_evaluate(config, folder, console, evaluates=False),
             console,
         )
-        report.write(record, comparison.members(chosen, workdir), workdir / "report.html")
+        report.write(record, comparison.runs(chosen, workdir), workdir / "report.html")
     console.print(f"report: {workdir / 'report.html'}   its numbers: {workdir / 'report.json'}", markup=False)

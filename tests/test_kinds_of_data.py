@@ -115,6 +115,13 @@ def test_a_model_of_other_channels_trains_evaluates_and_upscales(tmp_path, capsy
     assert "it has 3 bands of colour, and the model was trained on 5" in capsys.readouterr().err
 
 
+def test_bundled_photographs_are_grey_or_rgb():
+    for channels in (1, 3):
+        assert sources.open_source(tiny.tiny_config(f"data.channels={channels}"), "eval")[0].shape[2] == channels
+    with pytest.raises(UserError, match=r"data\.channels = 4.*data\.folder"):
+        sources.open_source(tiny.tiny_config("data.channels=4"), "train")
+
+
 def test_grey_pictures_are_drawn(tmp_path):
     model = fake(its_input, "task.name=unconditional", "task.residual=False", "objective.kind=x0", "data.channels=1")
     rows = drawing.make_rows(model.experiment, "ddim", 1)

@@ -11,9 +11,10 @@ from stand_ins import fake, its_input
 
 from dream_jax.__main__ import main
 from dream_jax.config import records
-from dream_jax.data import sources
+from dream_jax.data import packing, sources
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.files.picture import Reading
 from dream_jax.inference import drawing
 from dream_jax.training.workdir import with_range
 
@@ -63,6 +64,16 @@ def test_levels_are_kept_in_the_data(tmp_path):
     # As before where nothing is asked for: 8 bits, three channels.
     plain = sources.open_source(config_of(tmp_path / "3" / "pictures"), "train")[0]
     assert plain.dtype == np.uint8 and plain.shape[2] == 3
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint16), (5, np.uint16), (4, np.uint8)])
+def test_prepared_pictures_have_no_limit_of_pixels(channels, dtype, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture = smooth(0, channels, np.iinfo(dtype).max, dtype)
+    unpack = packing.make_unpack(Reading(channels, 8 * picture.dtype.itemsize))
+    read = unpack(packing.pack(picture))
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, picture)
 
 
 def test_a_range_gives_the_levels_between_its_ends(tmp_path):

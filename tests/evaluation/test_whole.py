@@ -114,7 +114,7 @@ def test_what_is_measured_is_not_measured_again(tiny_workdir, tmp_path, monkeypa
 
 
 def test_what_is_to_be_known_of_data_is_said_of_held_out_pictures():
-    models, source = {"a": fake(nothing), "b": fake(nothing, "data.eval_percent=50.0")}, source_of(pictures((32, 32)))
+    models, source = {"a": fake(nothing), "b": fake(nothing, "data.eval_percent=50")}, source_of(pictures((32, 32)))
     for given in (False, True):
         notes = whole.evaluate(models, source, QUIET, given=given)[0]["notes"]
         assert any("held-out pictures are a's" in note for note in notes) != given

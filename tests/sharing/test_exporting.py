@@ -18,7 +18,7 @@ from dream_jax.config import checks, keys
 from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.inference import trained
-from dream_jax.sharing import card, exporting
+from dream_jax.sharing import card, exporting, folders
 from dream_jax.training import integrity, model_folder, parent, weights
 
 QUIET = stand_ins.QUIET
@@ -336,6 +336,15 @@ def test_pictures_that_are_not_there_are_not_replaced_without_a_word(model, tmp_
     _json(lambda record: record | {"data": {"kind": "folder", "name": "faces"}})(model)
     assert main(["evaluate", "--model", str(model), "--output", str(tmp_path / "e.json")]) == 2
     assert "--pictures FOLDER or --config.data.folder=FOLDER" in capsys.readouterr().err
+
+
+def test_the_card_names_several_folders_and_arrays(tmp_path):
+    for folder in ("a/train", "b/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = {f"{tmp_path}/a/train": "train", f"{tmp_path}/a/train,{tmp_path}/b/train": "train-and-1-more"}
+    names[f"{tmp_path}/faces.h5:train/images"] = "faces.h5"
+    for where, name in names.items():
+        assert folders._data(tiny.tiny_config(f"data.folder={where}"))["name"] == name
 
 
 def test_every_text_that_may_be_none_stays_behind_but_names_of_data():

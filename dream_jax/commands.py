@@ -242,7 +242,8 @@ def _measure(options, models, output, console):
         of_folder = options.pictures and whole.folder_source(
             options.pictures, options.low, config.task.scale, sources.reading_of(config)
         )
-        record, columns = whole.evaluate(models, of_folder or sources.open_source(config, "eval"), console, journal)
+        source = of_folder or sources.open_source(config, "eval")
+        record, columns = whole.evaluate(models, source, console, journal, given=bool(of_folder))
     else:
         record, columns = measuring.evaluate(models, held_out.eval_pictures(config), console, journal)
     tables.show(record, console)
@@ -410,5 +411,5 @@ def compare(options, arguments, console: Console) -> None:
             lambda config, folder: train_and_evaluate(config, folder, console, evaluates=False),
             console,
         )
-        report.write(record, comparison.members(chosen, workdir), workdir / "report.html")
+        report.write(record, comparison.runs(chosen, workdir), workdir / "report.html")
     console.print(f"report: {workdir / 'report.html'}   its numbers: {workdir / 'report.json'}", markup=False)

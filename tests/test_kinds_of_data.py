@@ -11,9 +11,10 @@ from stand_ins import fake, its_input
 
 from dream_jax.__main__ import main
 from dream_jax.config import records
-from dream_jax.data import folders, sources
+from dream_jax.data import folders, packing, sources
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.files.picture import Reading
 from dream_jax.inference import drawing
 from dream_jax.training.workdir import with_range
 
@@ -65,6 +66,16 @@ def test_levels_are_kept_in_the_data(tmp_path):
     assert plain.dtype == np.uint8 and plain.shape[2] == 3
 
 
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint16), (5, np.uint16), (4, np.uint8)])
+def test_prepared_pictures_have_no_limit_of_pixels(channels, dtype, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture = smooth(0, channels, np.iinfo(dtype).max, dtype)
+    unpack = packing.make_unpack(Reading(channels, 8 * picture.dtype.itemsize))
+    read = unpack(packing.pack(picture))
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, picture)
+
+
 def test_a_range_gives_the_levels_between_its_ends(tmp_path):
     folder = make(tmp_path / "pictures", 3, 100.0, np.float32)
     with pytest.raises(UserError, match=r"data\.range"):
@@ -114,6 +125,13 @@ def test_a_model_of_other_channels_trains_evaluates_and_upscales(tmp_path, capsy
     images.write(tmp_path / "rgb.png", np.zeros((16, 16, 3), np.uint8))
     assert run("upscale", "--workdir", tmp_path / "run", "--input", tmp_path / "rgb.png", "--output", "x.png") == 1
     assert "it has 3 bands of colour, and the model was trained on 5" in capsys.readouterr().err
+
+
+def test_bundled_photographs_are_grey_or_rgb():
+    for channels in (1, 3):
+        assert sources.open_source(tiny.tiny_config(f"data.channels={channels}"), "eval")[0].shape[2] == channels
+    with pytest.raises(UserError, match=r"data\.channels = 4.*data\.folder"):
+        sources.open_source(tiny.tiny_config("data.channels=4"), "train")
 
 
 def test_grey_pictures_are_drawn(tmp_path):

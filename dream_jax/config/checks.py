@@ -13,7 +13,6 @@ from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
-from dream_jax.tasks.super_resolution import NEEDS_LOW
 
 _KIND_NAMES = {
     int: "a whole number",
@@ -131,9 +130,6 @@ def _check_low(config, c):
     )
     fixed = "low-resolution pictures that are there do not fit resized originals"
     _require(c.resize is None or not there, config, "data.resize", fixed)
-    alone = task.takes_low and config.task.scale == 1
-    there = there or (c.tfds is not None and c.lr_key is None)
-    _require(there or not alone, config, "task.scale", NEEDS_LOW)
 
 
 def _check_families(config):

@@ -246,7 +246,9 @@ KEYS = {
     "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),
     "data.crop": Key("random", "where training crops lie; aligned faces want the centre", choices=("random", "centre")),
     "data.limit": Key(None, "train on the first so many pictures only", whole(), int),
-    "data.channels": Key(3, "of pictures: 1 is grey, 3 colours, others are bands of TIFF files", whole(1, 2**10)),
+    "data.channels": Key(
+        3, "of pictures: 1 is grey, 3 colours, others are bands of TIFF files and arrays", whole(1, 2**10)
+    ),
     "data.bits": Key(
         8,
         "of levels: 16 keeps those of deeper files, 8 rounds them",

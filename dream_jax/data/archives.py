@@ -67,6 +67,11 @@ def file_of(where) -> Path:
     return _file_and_key(where)[0]
 
 
+def key_of(where) -> str | None:
+    """KEY of a text like FILE:KEY, None where it names no array."""
+    return _file_and_key(where)[1]
+
+
 def is_archive(where) -> bool:
     """Whether a text names a file that may hold many pictures, by its suffix."""
     path = file_of(where)

@@ -29,6 +29,11 @@ def photographs(split: str, reading: Reading = USUAL) -> Source:
     """Photographs that come with scikit-image: eleven to train on, 20 times each, and two others to evaluate on."""
     if split not in BUNDLED:
         raise UserError(f"the bundled photographs have the splits {', '.join(BUNDLED)}, not {split!r}")
+    if reading.channels not in (1, 3):
+        raise UserError(
+            f"data.channels = {reading.channels}: the bundled photographs have three, or one as grey; name others with "
+            "data.folder"
+        )
     package = importlib.util.find_spec("skimage")
     if package is None:
         raise UserError("the bundled photographs are part of scikit-image: pip install scikit-image")

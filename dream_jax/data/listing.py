@@ -111,6 +111,11 @@ def _prefixes(places):
         return [f"{archives.file_of(places[0]).name}/" if archives.is_archive(places[0]) else ""]
     # As many of the last parts of each path as tell it from the others.
     parts = [archives.file_of(place).resolve().parts for place in places]
+    # Arrays of one file are told apart by their keys.
+    keys = [
+        archives.key_of(place) if parts.count(path) > 1 else None for place, path in zip(places, parts, strict=True)
+    ]
+    parts = [path if key is None else (*path[:-1], f"{path[-1]}:{key}") for path, key in zip(parts, keys, strict=True)]
     if len(set(parts)) < len(parts):
         raise UserError(f"data.folder: {', '.join(map(shown, places))} names one folder twice")
 

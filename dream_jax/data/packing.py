@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from dream_jax.files import images
 from dream_jax.files.picture import Reading
@@ -35,6 +36,7 @@ def make_unpack(reading: Reading) -> Callable[[bytes], np.ndarray]:
 
 
 def _unpack(data, channels):
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+    # Not `Image.open`: channels under each other may have more pixels than Pillow allows strangers' files.
+    with PngImageFile(io.BytesIO(data)) as picture:
         levels = np.asarray(picture)
     return np.ascontiguousarray(np.moveaxis(levels.reshape(channels, -1, levels.shape[1]), 0, -1))

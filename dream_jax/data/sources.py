@@ -7,11 +7,14 @@ from dream_jax.data import bundled
 from dream_jax.data.indexed import Source, is_paired
 from dream_jax.errors import UserError
 from dream_jax.files.picture import Reading
+from dream_jax.tasks.super_resolution import NEEDS_LOW
 
 
 def open_source(config, split: str) -> Source:
-    """The pictures of split "train" or "eval" of a config."""
+    """The pictures of split "train" or "eval" of a config; raises UserError where they have not what its task needs."""
     source = _open(config, split)
+    if tasks.make(config).takes_low and config.task.scale == 1 and not is_paired(source):
+        raise UserError(f"task.scale = 1: {NEEDS_LOW}")
     if split == "eval" or config.data.limit is None:
         return source
     return dataclasses.replace(source, pictures=min(source.pictures, config.data.limit))

@@ -25,7 +25,7 @@ from dream_jax.experiment import build
 from dream_jax.files import atomic
 from dream_jax.inference import drawing, trained
 from dream_jax.training import run_log
-from dream_jax.training.workdir import check_same, checkpoint_folder
+from dream_jax.training.workdir import check_same, checkpoint_folder, with_range
 
 # Pictures of each variant that the report shows.
 SHOWN = 8
@@ -127,6 +127,22 @@ def members(comparison: Comparison, workdir: Path) -> list[Member]:
     return found
 
 
+def runs(comparison: Comparison, workdir: Path) -> list[Member]:
+    """`members`, whose `data.range` is what `data.percentile` asks for: one for all that have the same pictures.
+
+    Raises UserError where there is no folder to measure.
+    """
+    found, ranges = members(comparison, workdir), {}
+    for number, member in enumerate(found):
+        data = member.config.data
+        asked = data.folder, data.percentile, tuple(data.range)
+        if asked not in ranges:
+            ranges[asked] = with_range(member.config, member.workdir).data.range
+        config = keys.nest(keys.flatten(member.config) | {"data.range": ranges[asked]})
+        found[number] = member._replace(config=FrozenConfigDict(config))
+    return found
+
+
 def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfigDict, Path], None], console: Console):
     """Trains and measures what is left to do; the content of the result file.
 
@@ -137,7 +153,7 @@ def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfig
     Args:
       train: trains a config in a workdir to its end, going on from where it is.
     """
-    all_members, prepare = members(comparison, workdir), _make_prepare()
+    all_members, prepare = runs(comparison, workdir), _make_prepare()
     journal, rows = workdir / "measured.jsonl", {}
     turns = [
         (member, point)

@@ -83,10 +83,19 @@ def _compared(a, b, settings, learned):
     return Compared(*sets, None, None, learned, size, channel=settings.channel, border=settings.border)
 
 
-def _alike(paths, pictures):
-    """Pictures with the most bits and channels of any of them."""
+def _alike(paths, pictures, learned, channel="rgb"):
+    """Pictures with the most bits and channels of any of them; grey ones with three for the luma, channel "y".
+
+    Raises UserError for pictures that cannot be given the same, and for other channels than those of colours where
+    networks or the luma are asked for.
+    """
     bits = max(8 * picture.dtype.itemsize for picture in pictures)
-    channels = max(picture.shape[2] for picture in pictures)
+    channels = max(3 if channel == "y" else 1, *(picture.shape[2] for picture in pictures))
+    for path, picture in zip(paths, pictures, strict=True):
+        asked = ["evaluation.learned"] * bool(learned) + ["--channel y"] * (channel == "y")
+        if asked and picture.shape[2] not in (1, 3):
+            said = f"{shown(path)}: it has {picture.shape[2]} channels"
+            raise UserError(f"{said}; {' and '.join(asked)} measure grey or three colours, leave them out")
     found = []
     for path, picture in zip(paths, pictures, strict=True):
         try:
@@ -98,7 +107,7 @@ def _alike(paths, pictures):
 
 
 def _of_pair(asked, pair, settings, learned, reading):
-    a, b = _alike(pair, [images.read(path, reading) for path in pair])
+    a, b = _alike(pair, [images.read(path, reading) for path in pair], learned, settings.channel)
     if a.shape != b.shape:
         sizes = " and ".join(f"{shown(path)} {p.shape[1]}x{p.shape[0]}" for path, p in zip(pair, (a, b), strict=True))
         raise UserError(f"a pair must have one size: {sizes}")
@@ -114,7 +123,7 @@ def _of_sets(asked, paths, settings, learned, reading):
     if all(metric.paired for metric in asked.values()):
         return {}, []
     both = [path for each in paths for path in each]
-    pictures = _alike(both, [images.read(path, reading) for path in both])
+    pictures = _alike(both, [images.read(path, reading) for path in both], learned)
     sets = [pictures[: len(paths[0])], pictures[len(paths[0]) :]]
     one_size, notes = len({picture.shape for each in sets for picture in each}) == 1, []
     fewest, side = min(map(len, sets)), min(min(picture.shape[:2]) for each in sets for picture in each)

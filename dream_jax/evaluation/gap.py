@@ -61,7 +61,7 @@ _DIRECTIONS = 64
 def measure(models: dict[str, Model], pictures: np.ndarray | Pair, console: Console) -> dict:
     """Measures the gap on pictures, along the first of `evaluation.samplers` at its most steps.
 
-    The pictures are uint8 [N, H, W, 3], or an `indexed.Pair` of such.
+    The pictures are levels [N, H, W, C], or an `indexed.Pair` of such.
 
     There is a row for each network evaluation, at whose noise level two inputs are compared: the sampler's own x
     ("sampling"), and `alpha x0 + sigma eps` of the same picture ("training"). What a perfect network has is in
@@ -139,10 +139,10 @@ def _facts(
             facts["x_projected"] = x.reshape(len(x), -1) @ directions
             if built.task.paired:
                 facts["x0_error"] = mean((x0_hat - x0) ** 2)
-                shown = built.task.to_picture(x0_hat, given["cond"])
+                seen = _rgb(built.task.to_picture(x0_hat, given["cond"]))
                 for name, values in networks.items():
                     (net,) = (net for net in NETS if name.endswith(net))
-                    facts["x0_lpips"] = lpips(values, shown, original, net=net)
+                    facts["x0_lpips"] = lpips(values, seen, _rgb(original), net=net)
             return facts
 
         def at_training(level):
@@ -175,6 +175,11 @@ def _facts(
         parts.append({name: values[:, :count] for name, values in facts.items()})
         advance(count)
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def _rgb(pictures):
+    """Grey [B, H, W, 1] as networks of photographs want it: three equal channels."""
+    return jnp.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
 
 
 def _summary(model, facts, sampler, steps):

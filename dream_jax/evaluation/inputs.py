@@ -42,6 +42,12 @@ class Inputs(NamedTuple):
         return [f"without consistency: {_NO_KERNEL}"] if self.found else []
 
 
+# What models that are measured side by side have in common; of what their pictures are; and how files are read.
+_ALIKE = "task.name", "task.scale", "task.kernel", "data.channels", "data.bits"
+_DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize"
+_DATA = tuple(f"data.{name}" for name in (*_DATA, "lr_folder", "eval_lr_folder", "lr_key"))
+_READ_BY = "data.range", "data.clip"
+
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
 
 
@@ -60,12 +66,15 @@ def consistency_of(built: Experiment, inputs: Inputs):
     return None if built.task.consistency is None or inputs.found else jax.jit(built.task.consistency)
 
 
-def check_models(models: dict[str, Model]) -> str | None:
-    """Raises UserError where models cannot be measured side by side; returns what is to be known of their data."""
+def check_models(models: dict[str, Model], given: bool = False) -> str | None:
+    """Raises UserError where models cannot be measured side by side; returns what is to be known of their data.
+
+    given: the pictures are a person's, not the held-out ones of the first model.
+    """
     configs = {name: model.experiment.config for name, model in models.items()}
     (first_name, first), *others = configs.items()
     for name, other in others:
-        for key in ("task.name", "task.scale", "task.kernel"):
+        for key in _ALIKE:
             ours, theirs = (flatten(c)[key] for c in (first, other))
             if ours != theirs:
                 raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
@@ -80,9 +89,16 @@ def check_models(models: dict[str, Model]) -> str | None:
                     drawing.make_rows(model.experiment, sampler, steps)
                 except UserError as error:
                     raise UserError(f"{name}: {error}") from error
-    data = [flatten(c.data) for c in configs.values()]
-    keys = ("folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize")
-    keys = *keys, "lr_folder", "eval_lr_folder", "lr_key"
-    if any(other[key] != data[0][key] for other in data for key in keys):
-        return f"the held-out pictures are {first_name}'s; others have other data, and may have been trained on these"
-    return None
+    notes = []
+    if not given and _differ(configs, _DATA):
+        notes.append(
+            f"the held-out pictures are {first_name}'s; others have other data, and may have been trained on these"
+        )
+    if _differ(configs, _READ_BY):
+        notes.append(f"pictures are read by data.range and data.clip of {first_name}; others were trained with others")
+    return "; ".join(notes) or None
+
+
+def _differ(configs, names):
+    first, *others = (flatten(config) for config in configs.values())
+    return any(other[name] != first[name] for other in others for name in names)

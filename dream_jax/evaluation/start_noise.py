@@ -19,8 +19,8 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     """Ranks starting noises that all pictures share: [{"start_seed", "psnr"}], the best first.
 
     Ma et al. 2023 (arXiv 2305.15357), section 4.2: a deterministic sampler draws better pictures from some starting
-    noises than from others, and one that is good for a few pictures is good for others too. The pictures, uint8
-    [N, H, W, 3] or an `indexed.Pair`, should be such as were trained on. Takes the first of `evaluation.samplers` and
+    noises than from others, and one that is good for a few pictures is good for others too. The pictures, levels
+    [N, H, W, C] or an `indexed.Pair`, should be such as were trained on. Takes the first of `evaluation.samplers` and
     of `evaluation.steps`.
 
     Raises UserError for unconditional models.
@@ -29,15 +29,16 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     if not built.task.paired:
         raise UserError("a good starting noise is found for super-resolution, and this model is unconditional")
     inputs = make_inputs(built, pictures)
-    given = inputs.given
+    given, levels = inputs.given, inputs.pictures.dtype
     rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def drawn_from(params, inputs, start_key):
-        denoise, shape = drawing.make_denoise(built, params, inputs), (*inputs["cond"].shape[:3], 3)
+        denoise = drawing.make_denoise(built, params, inputs)
+        shape = (*inputs["cond"].shape[:3], built.task.channels)
         key, shows = drawing.make_key(settings.seeds[0]), built.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, start_key=start_key, shows=shows)
-        return value_range.to_uint8(built.task.to_picture(x0, inputs["cond"]))
+        return value_range.to_levels(built.task.to_picture(x0, inputs["cond"]), levels)
 
     ranking = []
     with drawing.progress_bar(console) as bar:

@@ -48,7 +48,9 @@ def folder_source(folder, low=None, scale: int = 1, reading: Reading = USUAL) ->
     return Source(lambda i: listing.read(entries[i].picture, reading), len(entries), 1, names.__getitem__, lows, scale)
 
 
-def evaluate(models: dict[str, Model], source: Source, console: Console, journal: Path | None = None):
+def evaluate(
+    models: dict[str, Model], source: Source, console: Console, journal: Path | None = None, given: bool = False
+):
     """Evaluates models on whole pictures, by the first one's `config.evaluation`; see `measuring.evaluate`.
 
     Each picture is cut at the right and below to sides that the scale divides, made small, and enlarged again; where
@@ -58,6 +60,7 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
     Args:
       source: at most `evaluation.pictures` of it, the first ones.
       journal: a file that keeps what is measured of each picture, so that an evaluation that was stopped goes on.
+      given: the source is a person's, not of the first model's held-out pictures.
 
     Returns:
       (record, pictures) as `measuring.evaluate`; record["by_picture"] has a row for each picture and method.
@@ -70,7 +73,7 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
         raise UserError("whole pictures are for models that restore them, not for those that make new ones")
     if is_paired(source) and not built.task.takes_low:
         raise UserError(f"{built.config.task.name} takes no low-resolution pictures that are there")
-    check_models(models)
+    data_note = check_models(models, given)
     for model in models.values():
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
     asked, about, learned = measuring.load_metrics(settings, paired=True)
@@ -93,7 +96,12 @@ def evaluate(models: dict[str, Model], source: Source, console: Console, journal
         "whole": True,
         "seeds": list(settings.seeds),
         "learned": about,
-        "notes": [_worst(by_picture, table), *_left_out(asked, by_picture, notes), *notes],
+        "notes": [
+            _worst(by_picture, table),
+            *_left_out(asked, by_picture, notes),
+            *([data_note] if data_note else []),
+            *notes,
+        ],
         "scale": built.config.task.scale,
         "kernel": built.config.task.kernel,
     }

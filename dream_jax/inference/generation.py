@@ -1,5 +1,6 @@
 """New pictures from a trained unconditional model."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from dream_jax import __version__
 from dream_jax.errors import UserError
 from dream_jax.files import atomic, grids, images
 from dream_jax.files.names import check_folder
+from dream_jax.files.numbers import SIXTEEN, Numbers
+from dream_jax.files.picture import Picture, Reading
 from dream_jax.inference import drawing, trained
 from dream_jax.training import integrity
 
 # What the grid shows.
 _SHOWN = 64
+_AS_IT_IS = Reading(channels=None, bits=None)
 
 
 def generate(
@@ -33,6 +37,8 @@ def generate(
     size: str | None = None,
 ) -> None:
     """Draws pictures 0 .. count-1 of a seed into OUTPUT/pictures/NUMBER.png, with OUTPUT/grid.png of the first.
+
+    Pictures of other bands than grey or RGB become NUMBER.tif.
 
     Picture i depends on (weights, sampling, size, seed, i) alone: a call that is repeated draws what is missing, and a
     larger count adds to what is there. OUTPUT/generation.json says what they are of.
@@ -57,20 +63,21 @@ def generate(
     rows = drawing.make_rows(experiment, sampler, steps)
     pictures = output / "pictures"
     check_folder(pictures)
+    path_of = functools.partial(_path, pictures, experiment.task.channels)
 
     model = trained.load_weights(workdir, experiment, trained.step_of(workdir, experiment, checkpoint))
     asked = {"sampler": sampler, "steps": steps, "seed": seed, "count": count}
     # One number for a square, as records always had it.
     asked["size"] = sides[0] if len(set(sides)) == 1 else list(sides)
     _claim(output, _about(model, asked), overwrite)
-    missing = [i for i in range(count) if overwrite or not _path(pictures, i).exists()]
+    missing = [i for i in range(count) if overwrite or not path_of(i).exists()]
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("generating", total=count, completed=count - len(missing))
         for numbers, drawn in _draw(model, rows, seed, missing, batch_size, sides):
             for number, picture in zip(numbers, drawn, strict=True):
-                images.write(_path(pictures, number), picture, overwrite)
+                _write(path_of(number), picture, overwrite)
             bar.advance(job, len(numbers))
-    shown = np.stack([images.read(_path(pictures, i)) for i in range(min(count, _SHOWN))])
+    shown = np.stack([images.read(path_of(i), _AS_IT_IS) for i in range(min(count, _SHOWN))])
     images.write(output / "grid.png", grids.mosaic(shown), overwrite=True)
     others = ", the others were there" if len(missing) < count else ""
     done = f"{len(missing)} of {count} drawn into {pictures}{others}; the first in {output}/grid.png"
@@ -115,8 +122,14 @@ def _draw(model, rows, seed, numbers, batch_size, sides):
         yield chosen, drawn
 
 
-def _path(folder, number) -> Path:
-    return folder / f"{number:06d}.png"
+def _path(folder, channels, number) -> Path:
+    return folder / f"{number:06d}{'.png' if channels in (1, 3) else '.tif'}"
+
+
+def _write(path, levels, overwrite):
+    # Not `images.write`, which takes the last of two or four bands for transparency.
+    numbers = Numbers() if levels.dtype == np.uint8 else SIXTEEN
+    images.write_pages(path, [Picture(levels, numbers=numbers)], overwrite)
 
 
 def _claim(output, about, overwrite):
@@ -141,8 +154,9 @@ def _claim(output, about, overwrite):
         )
     if changed:
         # Before the record changes, so that none of the others is taken for one of these.
-        for picture in pictures.glob("[0-9]*.png"):
-            picture.unlink()
+        for suffix in (".png", ".tif"):
+            for picture in pictures.glob(f"[0-9]*{suffix}"):
+                picture.unlink()
     elif before:
         about = about | {"count": max(about["count"], before.get("count", 0))}
     atomic.write_json(path, about)

@@ -88,10 +88,13 @@ def _read(job, task, wanted):
 
 
 def _for_model(job, picture, channels):
-    has = picture.colours.shape[2]
+    check_bands(job.picture, picture.colours.shape[2], channels)
+    return of_channels(picture.colours, channels)
+
+
+def check_bands(path, has: int, channels: int) -> None:
+    """Raises UserError for a file with bands of colour that a model of `channels` cannot be given."""
+    if has == 1 and channels not in (1, 3):
+        raise UserError(f"{shown(path)}: it is grey, and the model was trained on {channels} bands")
     if has not in (1, channels):
-        raise UserError(f"{shown(job.picture)}: it has {has} bands of colour, and the model was trained on {channels}")
-    try:
-        return of_channels(picture.colours, channels)
-    except ValueError:
-        raise UserError(f"{shown(job.picture)}: it is grey, and the model was trained on {channels} bands") from None
+        raise UserError(f"{shown(path)}: it has {has} bands of colour, and the model was trained on {channels}")

@@ -14,8 +14,9 @@ from dream_jax import sampling
 from dream_jax.errors import UserError, shown, some
 from dream_jax.experiment import Experiment
 from dream_jax.files import limits, tiff_tags, windows
+from dream_jax.files.names import check_folder
 from dream_jax.inference import bands, drawing, out_of_core
-from dream_jax.inference.groups import Wanted
+from dream_jax.inference.groups import Wanted, check_bands
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Planner, shape_of
@@ -24,11 +25,12 @@ from dream_jax.tasks import resize, value_range
 _SUFFIXES = (".tif", ".tiff")
 
 
-def is_large(job: Job, experiment: Experiment, planner: Callable[[], Planner]) -> bool:
+def is_large(job: Job, experiment: Experiment, planner: Callable[[], Planner], page: int | None = None) -> bool:
     """Whether a picture is a TIFF that is to be enlarged in windows: it has more pixels than are read whole, or its
-    result does not fit into memory even in tiles.
+    result does not fit into memory even in tiles. Of a later page, counted from 1, that is not asked: windows have the
+    first one.
     """
-    if not windows.is_tiff(job.picture):
+    if page not in (None, 1) or not windows.is_tiff(job.picture):
         return False
     try:
         with windows.open_tiff(job.picture) as source:
@@ -49,15 +51,10 @@ def enlarge_and_write(
     job: Job, planner: Planner, wanted: Wanted, overwrite: bool, report: Report, console: Console
 ) -> None:
     """Makes the results of a picture, one after the other; what fails is told to the report."""
-    if wanted.span is not None or wanted.page not in (None, 1):
-        options = "--page" if wanted.span is None else "--range (or the data.range of the run)"
-        reason = f"{shown(job.picture)}: too large for memory, and in windows there is no {options}"
-        report.failed(job, reason, len(job.results))
-        return
     for seed, result in job.results:
         before = report.completed
         try:
-            notes = _enlarge(job, seed, result, planner, overwrite, report, console)
+            notes = _enlarge(job, seed, result, planner, wanted, overwrite, report, console)
         except (OSError, UserError, jax.errors.JaxRuntimeError, MemoryError) as error:
             said = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             reason = error if isinstance(error, UserError) else f"{shown(job.picture)}: cannot be enlarged ({said})"
@@ -68,7 +65,7 @@ def enlarge_and_write(
             report.written(notes)
 
 
-def _enlarge(job, seed, result, planner, overwrite, report, console):
+def _enlarge(job, seed, result, planner, wanted, overwrite, report, console):
     if result.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{shown(result)}: a picture too large for memory becomes a TIFF; use .tif, or --format tif")
     model, name = planner.model, shown(job.picture)
@@ -77,10 +74,16 @@ def _enlarge(job, seed, result, planner, overwrite, report, console):
     except UserError as error:
         raise UserError(f"{name}: too large for memory; {error}") from error
     with windows.open_tiff(job.picture) as source:
+        if wanted.span is not None and source.dtype != np.uint8:
+            # 8 bits are levels whatever the range is.
+            options = "--range (or the data.range of the run)"
+            raise UserError(f"{name}: too large for memory, and in windows there is no {options}")
+        check_bands(job.picture, source.shape[2] - source.alpha, model.experiment.task.channels)
         try:
             plan = _find_plan(planner, source)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        check_folder(result.parent)
         shape = (*(side * model.experiment.task.scale for side in source.shape[:2]), source.shape[2])
         _check_disk(result, model, planner.rows, plan, math.prod(shape) * source.dtype.itemsize, name, console)
         tick = _ticker(report, len(planner.rows.alpha), math.prod(shape[:2]))
@@ -149,10 +152,7 @@ def enlarge_in_windows(
     """
     task, scale = model.experiment.task, model.experiment.task.scale
     low, colours = source.shape[:2], source.shape[2] - source.alpha
-    if colours not in (1, task.channels):
-        raise UserError(
-            f"{shown(source.path)}: it has {colours} bands beside transparency; the model takes {task.channels}"
-        )
+    check_bands(source.path, colours, task.channels)
 
     def low_colours(start, stop):
         found = source.rows(start, stop)[..., :colours]

@@ -131,9 +131,7 @@ class Planner:
     def _tiles_at_once(self, shape, side, guess):
         # On a CPU one tile at a time is as fast as several.
         each, most = 1, 1 if jax.default_backend() == "cpu" else 8
-        while (
-            2 * each <= most and self._groups_of_tiles(shape, side, each) > 1 and guess(side, 2 * each) <= self._limit
-        ):
+        while 2 * each <= most and self._groups_of_tiles(shape, side, each) > 1 and guess(side, 2 * each) <= self.limit:
             each *= 2
         return each
 

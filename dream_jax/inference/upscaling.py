@@ -92,7 +92,7 @@ def upscale(
         too_large = []
 
         def fits(job):
-            if is_too_large := large.is_large(job, experiment, planner):
+            if is_too_large := large.is_large(job, experiment, planner, wanted.page):
                 too_large.append(job)
             return not is_too_large
 

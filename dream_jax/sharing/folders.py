@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from dream_jax import __version__
+from dream_jax.data import listing
 from dream_jax.errors import UserError, shown
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import sharding
@@ -63,7 +64,7 @@ def _about(model, folder, sha256) -> dict:
 def _data(config) -> dict:
     data = config.data
     if data.folder is not None:
-        return {"kind": "folder", "name": Path(data.folder).name}
+        return {"kind": "folder", "name": listing.title(data.folder)}
     if data.tfds is not None:
         return {"kind": "tfds", "name": data.tfds}
     return {"kind": "bundled", "name": "the photographs inside scikit-image"}

@@ -134,6 +134,8 @@ def _about(model, options, exported) -> dict:
         "format": "jax.export",
         "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},
         "result": str(exported.out_avals[0]),
+        "bits": config.data.bits,
+        "range": list(config.data.range) or None,
         "platforms": list(exported.platforms),
         "sampler": options.get("sampler", "ddim"),
         "steps": options.get("steps", 10),

@@ -8,6 +8,8 @@ from dream_jax.errors import UserError
 
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
+_MORE_FORMATS = " (GIF, PPM, JPEG 2000 and AVIF files did not always count: move them out of the folder, or begin anew)"
+
 
 def facts(config, source) -> dict:
     """What a checkpoint records of its run: the config, the versions of packages and a fingerprint of the pictures."""
@@ -18,7 +20,7 @@ def check(about: dict, now: dict, directory) -> None:
     """Raises UserError where the `facts` of a checkpoint name another config or other pictures than the run's own."""
     changed = records.differences(*(records.from_record(recorded["config"]) for recorded in (about, now)))
     if about["data"] != now["data"]:
-        changed.append(f"the training pictures: {about['data']} -> {now['data']}")
+        changed.append(f"the training pictures: {about['data']} -> {now['data']}{_MORE_FORMATS}")
     if changed:
         listed = "\n  ".join(changed)
         raise UserError(

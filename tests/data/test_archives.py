@@ -167,6 +167,27 @@ def test_several_folders_and_files_are_one(tmp_path):
     assert len(listing.pictures(str(tmp_path / "a,b"))) == 4
 
 
+@pytest.mark.parametrize("name", ["faces.h5", "faces.npz"])
+def test_arrays_of_one_file_are_several_sources(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".npz":
+        np.savez(path, a=PICTURES[:2], b=PICTURES[2:5])
+    else:
+        with h5py.File(path, "w") as file:
+            file["a"], file["b"] = PICTURES[:2], PICTURES[2:5]
+    found = listing.pictures(f"{path}:a,{path}:b")
+    assert list(found) == [f"{name}:{key}/{i:07d}" for key, count in (("a", 2), ("b", 3)) for i in range(count)]
+    for entry, picture in zip(found.values(), PICTURES, strict=False):
+        np.testing.assert_array_equal(listing.read(entry.picture), picture)
+    # The low-resolution pictures of one may lie in the other.
+    assert [entry.low.place for entry in listing.pictures(f"{path}:a", f"{path}:b").values()] == [
+        "b/0000000",
+        "b/0000001",
+    ]
+    with pytest.raises(UserError, match="names one folder twice"):
+        listing.pictures(f"{path}:a,{path}:a")
+
+
 @pytest.mark.parametrize("name", ["p.txt", "p.mat"])
 def test_any_other_file_is_no_folder(tmp_path, name):
     (tmp_path / name).write_text("")

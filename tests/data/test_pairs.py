@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 import tiny
 from photos import noise
 from PIL import Image
-from stand_ins import QUIET, fake, its_input, nothing
+from stand_ins import QUIET, fake, its_input, nothing, untrained_run
 
 from benchmarks import agreement
 from dream_jax import experiment, tasks
@@ -22,7 +22,8 @@ from dream_jax.errors import UserError
 from dream_jax.evaluation import gap, measuring, whole
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.files import images
-from dream_jax.inference import drawing
+from dream_jax.inference import drawing, trained
+from dream_jax.sharing import exporting
 from dream_jax.training import bad_step_files
 from dream_jax.training import workdir as workdirs
 from dream_jax.training.train_step import make_losses
@@ -277,14 +278,27 @@ def test_any_folders_of_pairs_are_measured(tmp_path):
         (["data.folder=high", "data.lr_folder=low", "data.resize=40"], r"data\.resize = 40"),
         (["data.lr_key=lr"], r"data\.lr_key = 'lr'.*data\.tfds"),
         (["data.folder=high", "data.lr_folder=low", "task.name=unconditional"], "unconditional takes no pictures"),
-        (["task.scale=1"], r"task\.scale = 1"),
-        (["task.scale=1", "data.tfds=div2k", "data.lr_key=none"], r"task\.scale = 1"),
         (["task.scale=1", "data.folder=a", "data.lr_folder=b", "sampling.project=True"], r"sampling\.project"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         tiny.tiny_config(*changes)
+
+
+def test_at_equal_size_pictures_without_low_ones_are_refused(catalog_pairs):
+    for changes in [], ["data.tfds=div2k/unknown_x4", f"data.tfds_dir={catalog_pairs}", "data.lr_key=none"]:
+        config = tiny.tiny_config("task.scale=1", *changes)
+        for split in "train", "eval":
+            with pytest.raises(UserError, match=r"task\.scale = 1.*data\.lr_folder"):
+                sources.open_source(config, split)
+
+
+def test_a_model_of_equal_size_opens_without_its_pictures(tmp_path):
+    workdir, _ = untrained_run(tmp_path / "run", 7, "task.scale=1", "data.folder=high", "data.lr_folder=low")
+    exporting.export(workdir, tmp_path / "model", QUIET)
+    opened = trained.load(tmp_path / "model").experiment
+    assert opened.task.scale == 1 and opened.config.data.lr_folder is None
 
 
 @pytest.fixture(scope="module")

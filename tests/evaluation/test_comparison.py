@@ -7,10 +7,12 @@ import subprocess
 import numpy as np
 import pytest
 import tiny
+from stand_ins import QUIET
 
 from dream_jax import commands
 from dream_jax.__main__ import main
 from dream_jax.config import command_line, keys, records
+from dream_jax.data import spans
 from dream_jax.errors import UserError
 from dream_jax.evaluation import comparison, published, report, verdicts
 from dream_jax.files import atomic
@@ -36,6 +38,28 @@ def write(folder, variants):
     path = folder / "compared.py"
     path.write_text(CONFIG.format(tests=str(tiny.ROOT / "tests"), changes=CHANGES, variants=variants))
     return str(path)
+
+
+def test_runs_are_measured_in_the_range_that_they_are_trained_in(tmp_path, monkeypatch):
+    changes = f"--config.data.folder={tmp_path}", "--config.data.percentile=99"
+    more = {"wider": {"data.percentile": 100.0}, "given": {"data.range": (0.0, 7.0)}}
+    chosen, measured = comparison.load(write(tmp_path, TWO | more), list(changes)), []
+
+    def measure(folder, percentile):
+        measured.append((folder, percentile))
+        return 1.0, percentile
+
+    def train(config, workdir):
+        assert config.data.range == (1.0, 99.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spans, "measure", measure)
+    ranges = [member.config.data.range for member in comparison.runs(chosen, tmp_path / "work")]
+    assert ranges == [(1.0, 99.0), (1.0, 99.0), (1.0, 100.0), (0.0, 7.0)]
+    # Once for all with the same pictures.
+    assert measured == [(str(tmp_path), 99.0), (str(tmp_path), 100.0)]
+    with pytest.raises(KeyboardInterrupt):
+        comparison.advance(chosen, tmp_path / "work", train, QUIET)
 
 
 @pytest.fixture(scope="module")

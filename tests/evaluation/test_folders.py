@@ -10,7 +10,7 @@ from dream_jax import metrics
 from dream_jax.__main__ import main
 from dream_jax.config import keys
 from dream_jax.errors import UserError
-from dream_jax.evaluation import folders
+from dream_jax.evaluation import folders, measuring
 from dream_jax.files import images
 from dream_jax.files.picture import Picture
 
@@ -95,3 +95,29 @@ def test_depth_and_channels_are_the_files_own(tmp_path):
     images.write_pages(tmp_path / "results" / "a.tif", [Picture(np.repeat(original, 5, -1))], overwrite=True)
     with pytest.raises(UserError, match=r"a.png: it has 1 channels, and others 5"):
         folders.measure(tmp_path / "results", tmp_path / "originals", keys.defaults().evaluation, QUIET)
+
+
+def test_the_luma_of_grey_is_that_of_three_equal_channels(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (2, 16, 20, 1), np.uint8)
+    for name, channels in (("grey", 1), ("colour", 3)):
+        for folder, picture in zip(("results", "originals"), grey, strict=True):
+            images.write(tmp_path / name / folder / "a.png", np.repeat(picture, channels, -1))
+    settings = keys.defaults().evaluation
+    settings.channel = "y"
+    found = [
+        folders.measure(tmp_path / n / "results", tmp_path / n / "originals", settings, QUIET)
+        for n in ("grey", "colour")
+    ]
+    assert found[0]["by_picture"] == found[1]["by_picture"] and found[0]["values"]["psnr"] > 0
+
+
+def test_networks_and_the_luma_are_of_colours(tmp_path, monkeypatch):
+    bands = Picture(np.zeros((16, 20, 5), np.uint8))
+    for folder in ("results", "originals"):
+        images.write_pages(tmp_path / folder / "a.tif", [bands])
+    monkeypatch.setattr(measuring.weights, "load", lambda name, folder: ({}, {}))
+    for change, words in (({"channel": "y"}, "--channel y"), ({"learned": ("lpips_alex",)}, r"evaluation\.learned")):
+        settings = keys.defaults().evaluation
+        settings.update(change)
+        with pytest.raises(UserError, match=rf"a\.tif: it has 5 channels; {words} measure"):
+            folders.measure(tmp_path / "results", tmp_path / "originals", settings, QUIET)

@@ -101,10 +101,11 @@ def test_the_discrepancy_falls_where_answers_are_drawn_to_their_mean():
             assert row[f"x0_error_{where}_spread"] == pytest.approx(np.std(each), rel=1e-3)
 
 
-def test_lpips_of_predictions_is_measured_where_it_is_asked_for(monkeypatch):
+@pytest.mark.parametrize("channels", [3, 1])
+def test_lpips_of_predictions_is_measured_where_it_is_asked_for(monkeypatch, channels):
     weights = {name: jnp.asarray(a) for name, a in random_weights(perceptual.shapes("alex")).items()}
     monkeypatch.setattr(gap.weights, "load", lambda name, folder: (weights, {}))
-    model = fake(nothing, *CHANGES, "evaluation.learned=lpips_alex,")
+    model = fake(nothing, *CHANGES, "evaluation.learned=lpips_alex,", f"data.channels={channels}")
     (row, *_) = gap.measure({"constant": model}, pictures_of(model), QUIET)["models"]["constant"]["rows"]
     assert (
         row["x0_lpips_training"] == pytest.approx(row["x0_lpips_sampling"], rel=1e-4) and row["x0_lpips_training"] > 0

@@ -36,3 +36,22 @@ def test_what_cannot_be_measured_is_refused_before_the_work(tmp_path):
     assert inputs.check_models({"a": fake(nothing)}) is None
     other = fake(nothing, f"data.folder={tmp_path}")
     assert "a's; others" in inputs.check_models({"a": fake(nothing), "b": other})
+
+
+def test_models_of_other_levels_are_not_measured_side_by_side():
+    for change, said in (
+        ("data.channels=1", r"data\.channels are 3 and 1"),
+        ("data.bits=16", r"data\.bits are 8 and 16"),
+    ):
+        with pytest.raises(UserError, match=f"a and b cannot be compared: their {said}"):
+            inputs.check_models({"a": fake(nothing), "b": fake(nothing, change)})
+    for change in ("data.range=0,9", "data.clip=True"):
+        note = inputs.check_models({"a": fake(nothing), "b": fake(nothing, change)})
+        assert "read by data.range and data.clip of a" in note and "held-out" not in note
+
+
+def test_of_a_persons_own_pictures_alone_it_does_not_matter_what_else_models_had(tmp_path):
+    models = {"a": fake(nothing), "b": fake(nothing, f"data.folder={tmp_path}", "data.clip=True")}
+    assert "held-out" in inputs.check_models(models) and "data.clip" in inputs.check_models(models)
+    given = inputs.check_models(models, given=True)
+    assert "held-out" not in given and "data.clip" in given

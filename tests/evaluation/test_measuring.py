@@ -197,7 +197,7 @@ def test_the_gap_and_a_start_are_commands(tiny_workdir, tmp_path, capsys):
 
 
 def test_weights_are_not_used_as_what_they_are_not(tiny_workdir, capsys):
-    for wrong in ("objective.kind=eps", "task.gain=2.0", "network.channels=16"):
+    for wrong in ("objective.kind=eps", "task.gain=2.0", "network.channels=16", "data.channels=1"):
         assert main(["evaluate", "--workdir", str(tiny_workdir), f"--config.{wrong}"]) == 2
         error = capsys.readouterr().err
         assert wrong.split("=")[0] in error and "trained as" in error

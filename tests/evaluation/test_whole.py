@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from stand_ins import QUIET, fake, its_input
+from stand_ins import QUIET, fake, its_input, nothing
 
 from dream_jax import metrics
 from dream_jax.__main__ import main
@@ -111,6 +111,13 @@ def test_what_is_measured_is_not_measured_again(tiny_workdir, tmp_path, monkeypa
     assert len(measured) == 6 + 1 + 3 + 1
     monkeypatch.setattr(whole, "_make_values", make)
     assert whole.evaluate({"run": model}, source, QUIET)[0]["by_picture"] == again["by_picture"]
+
+
+def test_what_is_to_be_known_of_data_is_said_of_held_out_pictures():
+    models, source = {"a": fake(nothing), "b": fake(nothing, "data.eval_percent=50")}, source_of(pictures((32, 32)))
+    for given in (False, True):
+        notes = whole.evaluate(models, source, QUIET, given=given)[0]["notes"]
+        assert any("held-out pictures are a's" in note for note in notes) != given
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
+from stand_ins import untrained_run
 
 from dream_jax.__main__ import main
 from dream_jax.files import images
+from dream_jax.inference import generation
 
 
 def run(workdir, output, *options):
@@ -52,6 +55,24 @@ def test_pictures_of_another_size(unconditional_workdir, tmp_path, capsys):
         capsys.readouterr()
         assert run(unconditional_workdir, output, "--count", "1", "--size", size) == 2
         assert words in capsys.readouterr().err
+
+
+def test_pictures_of_many_bands_are_tiff_files(tmp_path, monkeypatch):
+    """Four bands are no transparency."""
+    drawn = np.random.default_rng(0).integers(0, 65536, (2, 16, 16, 4), np.uint16)
+    monkeypatch.setattr(generation, "_draw", lambda *about: [(range(2), drawn)])
+    changes = "task.name=unconditional", "task.residual=False", "data.channels=4", "data.bits=16", "image_size=16"
+    workdir, _ = untrained_run(tmp_path / "run", 7, *changes)
+    assert run(workdir, tmp_path / "made", "--count", "2", "--steps", "1") == 0
+    assert sorted(contents(tmp_path / "made")) == ["000000.tif", "000001.tif"]
+    path = tmp_path / "made" / "pictures" / "000001.tif"
+    read = images.read_picture(path)
+    assert read.alpha is None
+    for made in tifffile.imread(path), read.colours:
+        np.testing.assert_array_equal(made, drawn[1])
+    assert images.read(tmp_path / "made" / "grid.png").shape == (16, 33, 3)
+    generation._claim(tmp_path / "made", {"seed": 1, "count": 1}, overwrite=True)
+    assert not contents(tmp_path / "made")
 
 
 def test_pictures_of_other_settings_are_not_mixed(unconditional_workdir, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import contextlib
 import shutil
 from types import SimpleNamespace
 
@@ -6,10 +7,11 @@ import pytest
 import tifffile
 from PIL import Image
 
+from dream_jax import tasks
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
 from dream_jax.files import images, windows
-from dream_jax.inference import large, trained
+from dream_jax.inference import groups, large, trained
 from dream_jax.inference.jobs import Job
 
 SCALE = 2
@@ -82,6 +84,50 @@ def test_seeds_and_names_make_the_noise(tiny_workdir, low, tmp_path, monkeypatch
     assert numbers[0] == numbers[1] != numbers[2] and keys[0] == keys[2] != keys[1] == keys[3]
     names = ["low-seed0.tif", "low-seed1.tif", "other-seed0.tif", "other-seed1.tif"]
     assert sorted(path.name for path in (tmp_path / "high").iterdir()) == names
+
+
+def test_sub_folders_are_made(tiny_workdir, low, tmp_path):
+    folder = tmp_path / "pictures" / "below"
+    folder.mkdir(parents=True)
+    shutil.copy(low[0], folder)
+    assert run(tiny_workdir, folder.parent, tmp_path / "high") == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "high" / "below" / "low.tif"), bicubic(low[1]))
+
+
+def test_a_range_is_refused_for_more_than_8_bits_alone(tiny_workdir, low, tmp_path, capsys):
+    path, picture = low
+    assert run(tiny_workdir, path, tmp_path / "high.tif", "--range", "0,100") == 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "high.tif"), bicubic(picture))
+    tifffile.imwrite(path, picture.astype(np.uint16), photometric="rgb")
+    assert run(tiny_workdir, path, tmp_path / "deep.tif", "--range", "0,100") == 1
+    assert "in windows there is no --range" in capsys.readouterr().err and not (tmp_path / "deep.tif").exists()
+
+
+def test_a_small_page_after_a_large_one_is_read_whole(tiny_workdir, low, tmp_path):
+    second = low[1][:20, :24]
+    with tifffile.TiffWriter(low[0]) as file:
+        for page in low[1], second:
+            file.write(page.astype(np.uint16) * 257, photometric="rgb", metadata=None)
+    assert run(tiny_workdir, low[0], tmp_path / "high.tif", "--page", 2) == 0
+    # Pillow rounds after each axis, to levels.
+    assert np.abs(tifffile.imread(tmp_path / "high.tif") / 257 - bicubic(second)).max() < 1.5
+
+
+@pytest.mark.parametrize(("has", "takes", "fits"), [(1, 1, 1), (1, 3, 1), (1, 5, 0), (5, 5, 1), (3, 5, 0), (3, 1, 0)])
+def test_bands_are_those_of_the_model_or_grey_for_three(has, takes, fits, tmp_path):
+    """In windows as in memory."""
+    picture = np.zeros((4, 4, has) if has > 1 else (4, 4), np.uint8)
+    kind = {"photometric": "rgb" if has == 3 else "minisblack", "planarconfig": "contig" if has > 1 else None}
+    tifffile.imwrite(tmp_path / "a.tif", picture, **kind)
+    experiment = SimpleNamespace(task=tasks.super_resolution(SCALE, channels=takes))
+    with windows.open_tiff(tmp_path / "a.tif") as source:
+        rows = large.enlarge_in_windows(SimpleNamespace(experiment=experiment), None, source, None, 0, None, tmp_path)
+        # No plan is looked at before.
+        with pytest.raises(AttributeError if fits else UserError, match="sides" if fits else "the model was trained"):
+            next(rows)
+    pages = images.read_pages(tmp_path / "a.tif")
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="the model was trained"):
+        assert groups._for_model(Job(tmp_path / "a.tif", "a.tif", ()), pages[0], takes).shape == (4, 4, takes)
 
 
 @pytest.mark.parametrize(

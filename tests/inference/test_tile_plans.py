@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,18 @@ def test_less_memory_gives_smaller_tiles_and_too_little_is_refused(tiny_workdir)
         Planner(model, rows, limit + 1, program=limit)(shape)
     counted = Planner(model, rows, limit + 2**30, program=2**30)(shape)
     assert (counted.tile, counted.used) == (tiled.tile, tiled.used)
+
+
+def test_on_an_accelerator_as_many_tiles_are_drawn_at_once_as_memory_holds(tiny_workdir, monkeypatch):
+    model = trained.load(tiny_workdir)
+    planner = Planner(model, drawing.make_rows(model.experiment, "ddpm", 2), 4.0)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def at_once(side, bytes_of_a_tile):
+        return planner._tiles_at_once(Shape((256, 256)), side, lambda side, each: each * bytes_of_a_tile)
+
+    # Four fit, none of two fit, eight are the most; and one tile is the whole picture.
+    assert [at_once(32, 1), at_once(32, 3), at_once(32, 0), at_once(256, 0)] == [4, 1, 8, 1]
 
 
 @pytest.mark.parametrize("divisor", [1, 4, 12])

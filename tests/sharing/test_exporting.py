@@ -18,7 +18,7 @@ from dream_jax.config import checks, keys
 from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.inference import trained
-from dream_jax.sharing import card, exporting
+from dream_jax.sharing import card, exporting, folders
 from dream_jax.training import integrity, model_folder, parent, weights
 
 QUIET = stand_ins.QUIET
@@ -95,7 +95,8 @@ def test_paths_stay_behind_and_names_do_not():
     config = model_folder.portable(tiny.tiny_config(*paths))
     checks.validate(config)
     assert "/home" not in config.to_json() and keys.flatten(config) == keys.flatten(tiny.tiny_config())
-    assert model_folder.portable(tiny.tiny_config("data.tfds=celeb_a")).data.tfds == "celeb_a"
+    named = model_folder.portable(tiny.tiny_config("data.tfds=div2k", "data.lr_key=none")).data
+    assert (named.tfds, named.lr_key) == ("div2k", "none")
 
 
 def test_an_address_on_the_hub_stands_for_the_folder(run, exported, monkeypatch):
@@ -337,6 +338,15 @@ def test_pictures_that_are_not_there_are_not_replaced_without_a_word(model, tmp_
     assert "--pictures FOLDER or --config.data.folder=FOLDER" in capsys.readouterr().err
 
 
+def test_the_card_names_several_folders_and_arrays(tmp_path):
+    for folder in ("a/train", "b/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = {f"{tmp_path}/a/train": "train", f"{tmp_path}/a/train,{tmp_path}/b/train": "train-and-1-more"}
+    names[f"{tmp_path}/faces.h5:train/images"] = "faces.h5"
+    for where, name in names.items():
+        assert folders._data(tiny.tiny_config(f"data.folder={where}"))["name"] == name
+
+
 def test_every_text_that_may_be_none_stays_behind_but_names_of_data():
     """Also those of keys that are still to come: a path that leaves by mistake cannot be called back."""
     config = keys.defaults()
@@ -345,4 +355,4 @@ def test_every_text_that_may_be_none_stays_behind_but_names_of_data():
         section, leaf = name.split(".")
         config[section][leaf] = "/home/me"
     flat = keys.flatten(model_folder.portable(config))
-    assert {name for name in given if flat[name] is not None} == {"data.tfds", "data.image_key"}
+    assert {name for name in given if flat[name] is not None} == {"data.tfds", "data.image_key", "data.lr_key"}

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -49,6 +50,13 @@ def test_the_program_of_the_docs_draws_the_picture_of_upscale_without_this_packa
     assert ours.std() > 5 and ours.shape == (18, 26, 3)
     about = json.loads((tmp_path / "program.json").read_text())
     assert about["platforms"] == ["cpu", "cuda", "tpu"] and about["arguments"]["picture"] == "uint8[1,9,13,3]"
+
+
+def test_what_is_to_be_known_of_levels_is_beside_the_program():
+    built = experiment.build(tiny.tiny_config("data.bits=16", "data.range=0,9"))
+    exported = SimpleNamespace(in_avals=["uint16[1,9,13,3]"] * 3, out_avals=["uint16[1,18,26,3]"], platforms=("cpu",))
+    about = programs._about(drawing.Model(built, {}, 1, None, ""), {}, exported)
+    assert (about["bits"], about["range"]) == (16, [0.0, 9.0]) and json.dumps(about)
 
 
 def test_a_model_that_generates_takes_seed_and_number():

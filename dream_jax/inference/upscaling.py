@@ -68,39 +68,51 @@ def upscale(
     _check_options(experiment, seed, samples, memory, tile)
     step = trained.step_of(workdir, experiment, checkpoint)
     jobs, there = list_jobs(sources, output, suffix, range(seed, seed + samples), overwrite)
-    if others := list_passed_over(sources):
-        named = ", ".join(map(shown, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
-        console.print(f"{len(others)} files are no pictures by their names, and are passed over: {named}", markup=False)
+    _tell_passed_over(sources, console)
     already = f", {there} already there, however made" if there else ""
     if not jobs:
         console.print(f"nothing to do{already}; --overwrite makes them again", markup=False)
         return 0
     with drawing.progress_bar(console) as bar:
         report = Report(bar, count_results(jobs))
-        writer = Writer(overwrite, report)
-
-        @functools.cache
-        def planner():
-            """Loads the weights when a first picture was read."""
-            model = trained.load_weights(workdir, experiment, step)
-            half = free_bytes(model.mesh.local_devices[0]) / 2
-            limit, program = (half, 0) if memory is None else (memory * 2**30, program_bytes())
-            return Planner(model, rows, limit, tile, lambda share: report.advance(share / len(rows.alpha)), program)
-
-        data = experiment.config.data
-        wanted = wanted._replace(span=wanted.span or tuple(data.range) or None, clip=wanted.clip or data.clip)
-        too_large = []
-
-        def fits(job):
-            if is_too_large := large.is_large(job, experiment, planner, wanted.page):
-                too_large.append(job)
-            return not is_too_large
-
-        for group in groups_of(filter(fits, jobs), experiment, planner, report, wanted):
-            draw_and_write(group, planner().model, rows, writer, report)
-        for job in too_large:
-            large.enlarge_and_write(job, planner(), wanted, overwrite, report, console)
+        planner = _make_planner(workdir, experiment, step, rows, memory, tile, report)
+        _enlarge(jobs, experiment, planner, rows, wanted, overwrite, report, console)
     return report.tell(console, len(jobs), f"enlarged {experiment.task.scale}x into {shown(output)}{already}")
+
+
+def _make_planner(workdir, experiment, step, rows, memory, tile, report):
+    """`() -> Planner`, which loads the weights when a first picture was read."""
+
+    @functools.cache
+    def planner():
+        model = trained.load_weights(workdir, experiment, step)
+        half = free_bytes(model.mesh.local_devices[0]) / 2
+        limit, program = (half, 0) if memory is None else (memory * 2**30, program_bytes())
+        return Planner(model, rows, limit, tile, lambda share: report.advance(share / len(rows.alpha)), program)
+
+    return planner
+
+
+def _enlarge(jobs, experiment, planner, rows, wanted, overwrite, report, console):
+    """Makes the results of pictures that fit into memory, then of the others in windows."""
+    data, writer, too_large = experiment.config.data, Writer(overwrite, report), []
+    wanted = wanted._replace(span=wanted.span or tuple(data.range) or None, clip=wanted.clip or data.clip)
+
+    def fits(job):
+        if is_too_large := large.is_large(job, experiment, planner, wanted.page):
+            too_large.append(job)
+        return not is_too_large
+
+    for group in groups_of(filter(fits, jobs), experiment, planner, report, wanted):
+        draw_and_write(group, planner().model, rows, writer, report)
+    for job in too_large:
+        large.enlarge_and_write(job, planner(), wanted, overwrite, report, console)
+
+
+def _tell_passed_over(sources, console):
+    if others := list_passed_over(sources):
+        named = ", ".join(map(shown, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+        console.print(f"{len(others)} files are no pictures by their names, and are passed over: {named}", markup=False)
 
 
 def _check_options(experiment, seed, samples, memory, tile):

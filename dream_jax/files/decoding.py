@@ -221,22 +221,22 @@ def _decode_with_pillow(file, managed, which, span, clip, numbers=None, more=Fal
     """Pages as of `decode`; numbers: which of the file's count as pages, where that is known; more: others follow."""
     file.seek(0)
     with Image.open(file, formats=READ) as picture:
-        _check_claims(picture, file)
-        if numbers is None:
+        known = numbers is not None
+        if not known:
+            _check_claims(picture, file)
             # The others of an MPO are previews, or for the other eye. Who wants the first page needs no others.
             first = which == 0 or picture.format == "MPO"
             numbers = [0] if first else list(range(formats.has_pages(picture)))
-        else:
-            first = False
         pixels, pictures = [], []
         for number in _chosen(which, len(numbers), more):
             if numbers[number]:
                 picture.seek(numbers[number])
+            if numbers[number] or known:
                 _check_claims(picture, file)
             pixels.append(math.prod(picture.size))
             _check_sum(pixels)
             pictures.append(_of_pillow(picture, file, managed, span, clip, len(numbers) > 1))
-        pages = _count(picture, managed) if first else len(numbers) + more
+        pages = len(numbers) + more if known or not first else _count(picture, managed)
         return [page._replace(pages=pages) for page in pictures]
 
 

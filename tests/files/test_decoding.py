@@ -71,12 +71,22 @@ def test_the_first_page_needs_no_sound_second_one(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_all_pages_count_together(tmp_path, monkeypatch, dtype):
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        for side in (4, 60, 60, 60):
+        for side in (4, 60, 60, 60, 200):
             writer.write(np.zeros((side, side, 3), dtype), photometric="rgb")
     monkeypatch.setenv("DREAM_JAX_MAX_PIXELS", "10000")
-    with pytest.raises(UserError, match="more than the 10000 pixels"):
-        images.read_pages(tmp_path / "a.tif")
+    for page in None, 4:
+        with pytest.raises(UserError, match="10000"):
+            images.read_pages(tmp_path / "a.tif", page)
     assert images.read_pages(tmp_path / "a.tif", 3)[0].colours.shape == (60, 60, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_page_behind_a_large_one_is_read(tmp_path, monkeypatch, dtype):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for side in (200, 60):
+            writer.write(np.zeros((side, side, 3), dtype), photometric="rgb")
+    monkeypatch.setenv("DREAM_JAX_MAX_PIXELS", "10000")
+    assert images.read_pages(tmp_path / "a.tif", 1)[0].colours.shape == (60, 60, 3)
 
 
 @pytest.mark.parametrize("suffix", [".jp2", ".gif"])

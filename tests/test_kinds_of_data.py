@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
@@ -16,6 +18,7 @@ from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.files.picture import Reading
 from dream_jax.inference import drawing
+from dream_jax.training.train_step import make_losses
 from dream_jax.training.workdir import with_range
 
 SMALL = tuple(f"--config.{change}" for change in (*tiny.TINY, "samples.every=100"))
@@ -108,10 +111,22 @@ def test_a_percentile_becomes_the_range_of_the_run(tmp_path):
         with_range(config_of(folder, "data.channels=1", "data.percentile=98"), tmp_path)
 
 
-def test_a_model_of_other_channels_trains_evaluates_and_upscales(tmp_path, capsys):
+def test_losses_of_sixteen_bits_and_other_channels():
+    """Those of a picture of 16 bits are those of the same picture of 8."""
+    batch, losses = {"row": np.arange(2, dtype=np.int32)}, {}
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 5), np.uint8)
+    model = fake(its_input, "data.channels=5", "image_size=16", "task.name=unconditional", "task.residual=False")
+    of = make_losses(model.experiment, jax.random.key(0, impl="threefry2x32"), 1)
+    for levels in (pictures, pictures.astype(np.uint16) * 257):
+        losses[levels.dtype.name], _ = of(model.params, batch | {"image": jnp.asarray(levels)}, jnp.int32(0), True)
+    assert losses["uint8"].shape == (2,) and np.isfinite(losses["uint8"]).all()
+    np.testing.assert_allclose(losses["uint16"], losses["uint8"], rtol=1e-5)
+
+
+def test_a_model_of_other_channels_evaluates_and_upscales(tmp_path, capsys):
     """Five bands of 16 bits, in a range that is measured."""
     folder = make(tmp_path / "pictures", 5, 30000)
-    assert train(tmp_path, folder, "data.channels=5", "data.bits=16", "data.percentile=100") == 0
+    assert train(tmp_path, folder, "data.channels=5", "data.bits=16", "data.percentile=100", "steps=0") == 0
     rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
     # A residual of zero is the bicubic picture.
     assert rows[1]["psnr"] == pytest.approx(rows[0]["psnr"], abs=0.02) and rows[0]["psnr"] > 30

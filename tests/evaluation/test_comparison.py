@@ -45,9 +45,9 @@ def test_runs_are_measured_in_the_range_that_they_are_trained_in(tmp_path, monke
     more = {"wider": {"data.percentile": 100.0}, "given": {"data.range": (0.0, 7.0)}}
     chosen, measured = comparison.load(write(tmp_path, TWO | more), list(changes)), []
 
-    def measure(folder, percentile):
-        measured.append((folder, percentile))
-        return 1.0, percentile
+    def measure(settings):
+        measured.append((settings.folder, settings.percentile))
+        return 1.0, settings.percentile
 
     def train(config, workdir):
         assert config.data.range == (1.0, 99.0)

@@ -68,6 +68,13 @@ if importlib.util.find_spec("pillow_heif") is not None:
 # Files with these endings, in any case, are looked for.
 SUFFIXES = tuple(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
 
+# How files begin, by format; * is any byte.
+_BEGINNINGS = {
+    **{b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"RIFF****WEBP": "WebP", b"BM": "BMP"},
+    **{b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\0\0\0\x0cjP  ": "JPEG 2000"},
+    **{b"\xff\x4f\xff\x51": "JPEG 2000", b"****ftypavi": "AVIF", b"****ftyphei": "HEIC", b"****ftypmif1": "HEIC"},
+}
+
 # Of what is read otherwise.
 NEEDED = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif"}
 
@@ -79,6 +86,14 @@ def name_of(path) -> str:
         if suffix in kind.suffixes:
             return name
     raise UserError(f"{shown(path)}: the suffix must be one of {' '.join(SUFFIXES)}{hint([path])}")
+
+
+def begins_as(start: bytes) -> str | None:
+    """The format that a file's first bytes are of, None where they are of none that is known."""
+    for beginning, name in _BEGINNINGS.items():
+        if all(wanted in (ord("*"), found) for wanted, found in zip(beginning, start, strict=False)):
+            return name if len(start) >= len(beginning) else None
+    return None
 
 
 def hint(paths) -> str:

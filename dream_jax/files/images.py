@@ -48,13 +48,22 @@ def resize_band(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _reason(error, path):
     if isinstance(error, UnidentifiedImageError):
-        needed = None if isinstance(path, bytes) else formats.NEEDED.get(Path(path).suffix.lower())
-        if needed:
-            return f"its reader is not installed: {needed}"
+        begins_as = formats.begins_as(_start_of(path))
+        if begins_as == "HEIC" and "HEIF" not in formats.FORMATS:
+            return f"its reader is not installed: {formats.NEEDED['.heic']}"
+        if begins_as:
+            return f"it begins as {begins_as}, and is damaged or of a kind that is not read here"
         return f"its bytes are no known picture format, none of {', '.join(decoding.READ)}"
     if isinstance(error, MemoryError):
         return "not enough memory"
     return shown(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:300]
+
+
+def _start_of(path):
+    if isinstance(path, bytes):
+        return path[:16]
+    with open(path, "rb") as file:
+        return file.read(16)
 
 
 def _read(path, managed, which=0, span=None, clip=False):

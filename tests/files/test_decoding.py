@@ -114,3 +114,26 @@ def test_copies_and_masks_are_no_pages():
     assert tiff_pages.full_pages(tiff, most=2) == ([0, 3], True)
     with pytest.raises(ValueError, match="no sound page"):
         tiff_pages.full_pages(SimpleNamespace(pages=tiff.pages[1:3]))
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "begins as PNG"),
+        (b"II*\0\x08\0\0\0" + bytes(40), "TIFF"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "pip install pillow-heif"),
+        (b"BM" + bytes(40), "begins as BMP"),
+        (b"words", "no known picture format"),
+        (b"", "no known picture format"),
+    ],
+)
+def test_a_format_is_not_called_unknown_for_its_content(tmp_path, start, said):
+    (tmp_path / "a.png").write_bytes(start)
+    with pytest.raises(UserError, match=said):
+        images.read(tmp_path / "a.png")
+
+
+def test_a_tiff_of_other_colours_is_a_tiff(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8, 3), np.uint16), photometric="cielab")
+    with pytest.raises(UserError, match="begins as TIFF, and is damaged or of a kind that is not read here"):
+        images.read(tmp_path / "a.tif")

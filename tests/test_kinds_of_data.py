@@ -1,7 +1,5 @@
 """Pictures of other channels, depths and ranges, from the file to a trained model's results."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +7,17 @@ import pytest
 import tifffile
 import tiny
 from PIL import Image
-from stand_ins import fake, its_input
+from stand_ins import QUIET, fake, its_input
 
-from dream_jax.__main__ import main
 from dream_jax.config import records
 from dream_jax.data import folders, packing, sources
 from dream_jax.errors import UserError
+from dream_jax.evaluation import measuring
 from dream_jax.files import images
 from dream_jax.files.picture import Reading
-from dream_jax.inference import drawing
+from dream_jax.inference import drawing, tile_plans
 from dream_jax.training.train_step import make_losses
 from dream_jax.training.workdir import with_range
-
-SMALL = tuple(f"--config.{change}" for change in (*tiny.TINY, "samples.every=100"))
 
 
 def smooth(seed, channels, top, dtype):
@@ -43,16 +39,6 @@ def make(folder, channels=3, top=65535, dtype=np.uint16, count=4):
 
 def config_of(folder, *changes):
     return tiny.tiny_config(f"data.folder={folder}", f"data.cache_dir={folder.parent / 'cache'}", *changes)
-
-
-def run(command, *options):
-    return main([command, *map(str, options)])
-
-
-def train(tmp_path, folder, *changes, workdir="run"):
-    named = f"data.folder={folder}", f"data.cache_dir={tmp_path / 'cache'}", *changes
-    arguments = [f"--config.{change}" for change in named]
-    return run("train", "--config", "base", "--workdir", tmp_path / workdir, *SMALL, *arguments)
 
 
 def test_levels_are_kept_in_the_data(tmp_path):
@@ -123,30 +109,19 @@ def test_losses_of_sixteen_bits_and_other_channels():
     np.testing.assert_allclose(losses["uint16"], losses["uint8"], rtol=1e-5)
 
 
-def test_a_model_of_other_channels_evaluates_and_upscales(tmp_path, capsys):
-    """Five bands of 16 bits, in a range that is measured."""
-    folder = make(tmp_path / "pictures", 5, 30000)
-    assert train(tmp_path, folder, "data.channels=5", "data.bits=16", "data.percentile=100", "steps=0") == 0
-    rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
-    # A residual of zero is the bicubic picture.
-    assert rows[1]["psnr"] == pytest.approx(rows[0]["psnr"], abs=0.02) and rows[0]["psnr"] > 30
-    whole = "--workdir", tmp_path / "run", "--pictures", folder, "--output", tmp_path / "whole.json"
-    assert run("evaluate", *whole) == 0
-    assert run("upscale", "--workdir", tmp_path / "run", "--input", folder, "--output", tmp_path / "large") == 0
-    made = tifffile.imread(tmp_path / "large" / "0.tif")
-    assert made.shape == (80, 88, 5) and made.dtype == np.uint16
-    # In the file's own numbers.
-    assert np.abs(made[::2, ::2].astype(float) - smooth(0, 5, 30000, np.uint16)).max() < 1500
-    images.write(tmp_path / "rgb.png", np.zeros((16, 16, 3), np.uint8))
-    assert run("upscale", "--workdir", tmp_path / "run", "--input", tmp_path / "rgb.png", "--output", "x.png") == 1
-    assert "it has 3 bands of colour, and the model was trained on 5" in capsys.readouterr().err
-
-
-def test_bundled_photographs_are_grey_or_rgb():
-    for channels in (1, 3):
-        assert sources.open_source(tiny.tiny_config(f"data.channels={channels}"), "eval")[0].shape[2] == channels
-    with pytest.raises(UserError, match=r"data\.channels = 4.*data\.folder"):
-        sources.open_source(tiny.tiny_config("data.channels=4"), "train")
+def test_models_of_other_channels_are_measured_and_upscale():
+    """Five bands of 16 bits, by a network that says what it is given: the enlarged picture."""
+    model = fake(its_input, "data.channels=5", "data.bits=16")
+    pictures = np.stack([smooth(seed, 5, 65535, np.uint16)[:32, :32] for seed in range(2)])
+    record, columns = measuring.evaluate({"model": model}, pictures, QUIET)
+    assert all(np.isfinite(row["psnr"]) for row in record["rows"]) and record["rows"][0]["psnr"] > 30
+    assert {column.dtype for column in columns.values()} == {np.dtype(np.uint16)}
+    planner = tile_plans.Planner(model, drawing.make_rows(model.experiment, "ddim", 1), 2**40)
+    shape = tile_plans.shape_of(model.experiment, (16, 16), np.uint16)
+    made = tile_plans.draw_lows(
+        model, planner.rows, planner(shape), shape, [pictures[0, ::2, ::2]], [0], drawing.make_key(0)
+    )
+    assert made[0].shape == (32, 32, 5) and made[0].dtype == np.uint16
 
 
 def test_grey_pictures_are_drawn(tmp_path):

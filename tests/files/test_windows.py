@@ -112,7 +112,7 @@ def test_damage_is_an_error_or_wrong_pixels_and_nothing_else(compression, tmp_pa
     rng = np.random.default_rng(1)
     path = save(tmp_path / "a.tif", levels(np.uint8)[:96, :64], compression=compression, tile=(32, 32))
     whole, failed = np.frombuffer(path.read_bytes(), np.uint8), 0
-    for _ in range(60):
+    for _ in range(30):
         damaged = whole.copy()
         damaged[rng.integers(0, 400 if rng.random() < 0.7 else len(whole), 3)] = rng.integers(0, 256, 3)
         path.write_bytes(damaged.tobytes())
@@ -122,7 +122,7 @@ def test_damage_is_an_error_or_wrong_pixels_and_nothing_else(compression, tmp_pa
                 assert rows.dtype == file.dtype and rows.shape[1:] == file.shape[1:]
         except UserError:
             failed += 1
-    assert failed > 10
+    assert failed > 5
 
 
 LIES = {

@@ -48,10 +48,7 @@ def super_resolution(
         return gain * (limit(x0 / gain + cond) - cond) if residual else limit(x0)
 
     def consistency(result, low):
-        shrunk, low = observe(None, result), jnp.asarray(low)
-        difference = shrunk.astype(jnp.float32) - low.astype(jnp.float32)
-        # One axis at a time: a single float32 sum over a large picture would lose digits.
-        return jnp.square(difference).mean(2).mean(1).mean(1) / float(value_range.white(shrunk.dtype)) ** 2
+        return _mean_square(observe(None, result), jnp.asarray(low))
 
     def project(picture, low):
         return resize.project(picture, value_range.to_float(low, picture.dtype), kernel)
@@ -74,3 +71,10 @@ def super_resolution(
         divisor=scale,
         takes_low=True,
     )
+
+
+def _mean_square(a, b):
+    """Of the difference of levels of one type [B, H, W, C], as values in [0, 1]: [B]."""
+    difference = a.astype(jnp.float32) - b.astype(jnp.float32)
+    # One axis at a time: a single float32 sum over a large picture would lose digits.
+    return jnp.square(difference).mean(2).mean(1).mean(1) / float(value_range.white(a.dtype)) ** 2

@@ -58,6 +58,12 @@ class Task(NamedTuple):
         return self.baseline is not None
 
     def make_pair(self, keys, picture, low=None):
-        """`(keys [B], pictures uint8 [B, H, W, C]) -> (x0, cond)`; low, uint8 [B, h, w, C], is what was observed."""
-        cond = self.condition(self.observe(keys, picture) if low is None else low)
+        """`(keys [B], pictures [B, H, W, C]) -> (x0, cond)`, of levels; low [B, h, w, C] is what was observed."""
+        cond = self.condition(self.observe(keys, _as_floats(picture)) if low is None else _as_floats(low))
         return self.encode(value_range.to_float(picture), cond), cond
+
+
+def _as_floats(levels):
+    """Whole levels 0..255 in floats, which are what is computed with: no rounding back in between."""
+    levels = jnp.asarray(levels)
+    return levels.astype(jnp.float32) if levels.dtype == jnp.uint8 else levels

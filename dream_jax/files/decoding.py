@@ -24,8 +24,6 @@ _MOST_TEXT = 2**22
 # Pixels of a picture in which the nearest of each is looked for.
 _LARGE = 2**24
 _PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
-# How files begin whose pages are looked at with tifffile, which is imported for them alone.
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Reader(io.BufferedReader):
@@ -195,8 +193,9 @@ def decode(file, managed, which, span, clip) -> list[Picture]:
     Image.MAX_IMAGE_PIXELS = max(_PILLOWS_LIMIT, limits.most_pixels())
     start = file.read(4)
     file.seek(0)
-    if start not in _TIFF:
+    if formats.begins_as(start) != "TIFF":
         return _decode_with_pillow(file, managed, which, span, clip)
+    # Here, as tifffile is imported for such files alone.
     from dream_jax.files import deep, tiff_pages
 
     tiff = tiff_pages.open_pages(file)

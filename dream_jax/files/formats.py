@@ -68,11 +68,11 @@ if importlib.util.find_spec("pillow_heif") is not None:
 # Files with these endings, in any case, are looked for.
 SUFFIXES = tuple(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
 
-# How files begin, by format; * is any byte.
+# How files begin, by format; ? is any byte.
 _BEGINNINGS = {
-    **{b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"RIFF****WEBP": "WebP", b"BM": "BMP"},
+    **{b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"RIFF????WEBP": "WebP", b"BM": "BMP"},
     **{b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\0\0\0\x0cjP  ": "JPEG 2000"},
-    **{b"\xff\x4f\xff\x51": "JPEG 2000", b"****ftypavi": "AVIF", b"****ftyphei": "HEIC", b"****ftypmif1": "HEIC"},
+    **{b"\xff\x4f\xff\x51": "JPEG 2000", b"????ftypavi": "AVIF", b"????ftyphei": "HEIC", b"????ftypmif1": "HEIC"},
 }
 
 # Of what is read otherwise.
@@ -91,7 +91,7 @@ def name_of(path) -> str:
 def begins_as(start: bytes) -> str | None:
     """The format that a file's first bytes are of, None where they are of none that is known."""
     for beginning, name in _BEGINNINGS.items():
-        if all(wanted in (ord("*"), found) for wanted, found in zip(beginning, start, strict=False)):
+        if all(wanted in (ord("?"), found) for wanted, found in zip(beginning, start, strict=False)):
             return name if len(start) >= len(beginning) else None
     return None
 

@@ -10,11 +10,6 @@ _COPY_OR_MASK = 0b101
 MULTIPLIED, ALPHA = 1, 2
 
 
-def is_tiff(start: bytes) -> bool:
-    """Whether a file that begins so is a TIFF, or a BigTIFF."""
-    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def open_pages(file) -> tifffile.TiffFile:
     """The pages of an open file; raises ValueError for what is no sound TIFF."""
     file.seek(0)

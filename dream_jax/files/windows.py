@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import atomic, quiet, tiff_pages
+from dream_jax.files import atomic, formats, quiet, tiff_pages
 
 quiet.silence()
 
@@ -160,7 +160,7 @@ def is_tiff(path) -> bool:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
         with open(path, "rb") as file:
-            return tiff_pages.is_tiff(file.read(4))
+            return formats.begins_as(file.read(4)) == "TIFF"
     except OSError:
         return False
 

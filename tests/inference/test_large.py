@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from photos import bicubic
 
 from dream_jax import tasks
 from dream_jax.__main__ import main
@@ -30,11 +30,6 @@ def low(tmp_path):
     path = tmp_path / "low.tif"
     tifffile.imwrite(path, picture, photometric="rgb", tile=(32, 32), compression="zlib", metadata=None)
     return path, picture
-
-
-def bicubic(picture):
-    height, width = picture.shape[:2]
-    return np.asarray(Image.fromarray(picture).resize((SCALE * width, SCALE * height), Image.Resampling.BICUBIC))
 
 
 def run(workdir, source, output, *options):

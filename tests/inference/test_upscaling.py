@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from photos import bicubic
 from PIL import Image
 
 from dream_jax.__main__ import main
@@ -18,8 +19,6 @@ from dream_jax.files import images, listings
 from dream_jax.inference import drawing, jobs, trained, upscaling
 from dream_jax.inference.tile_plans import Shape
 from dream_jax.tasks import resize
-
-SCALE = 2
 
 pytestmark = pytest.mark.usefixtures("planned_once")
 
@@ -47,11 +46,6 @@ def noisy_model(monkeypatch):
 
 def picture_of(seed, height, width, channels=3):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def bicubic(picture):
-    height, width = picture.shape[:2]
-    return np.asarray(Image.fromarray(picture).resize((SCALE * width, SCALE * height), Image.Resampling.BICUBIC))
 
 
 def run(workdir, source, output, *options):

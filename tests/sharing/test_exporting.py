@@ -306,8 +306,8 @@ def test_the_card_is_one_of_the_hub(changes, kind):
     data = {"name": "my\nfaces|<script>", "fingerprint": None}
     about = {"step": 1, "weights": "ema", "parameters": 5, "data": data, "parent": None}
     text = card.text("run\x1b", built, about, None)
-    found = hub.ModelCard(text).data
-    assert found.pipeline_tag == kind and found.library_name == "dream_jax" and "dream" in found.tags
+    found = hub.ModelCard(text).data.to_dict()
+    assert found["pipeline_tag"] == kind and found["library_name"] == "dream_jax" and "dream" in found["tags"]
     assert all(character.isprintable() or character == "\n" for character in text)
     (line,) = [line for line in text.splitlines() if "training pictures" in line]
     assert "<" not in line and len(re.findall(r"(?<!\\)\|", line)) == 3

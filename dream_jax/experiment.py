@@ -29,12 +29,12 @@ class Experiment(NamedTuple):
     @property
     def cond_channels(self) -> int:
         """Of what the network is given beside x_t: the task's, and those of its own estimate where it is shown one."""
-        return self.task.cond_channels + (self.task.channels if self.objective.self_conditions else 0)
+        return self.task.cond_channels + (self.task.x0_channels if self.objective.self_conditions else 0)
 
     def inputs_shape(self) -> tuple:
         """The shape of one network input, [1, H, W, C]."""
         size = self.config.image_size
-        return (1, size, size, self.task.channels + self.cond_channels)
+        return (1, size, size, self.task.x0_channels + self.cond_channels)
 
     def shown(self, cond, previous=None, like=None):
         """cond as `predict` takes it: of a network that is shown its own estimate, with that; zeros for None.

@@ -126,7 +126,10 @@ def _check_low(config, c):
     )
     there = c.lr_folder is not None or asked
     _require(
-        task.takes_low or not there, config, "data.lr_folder", f"{config.task.name} takes no pictures that are there"
+        task.beside == "low" or not there,
+        config,
+        "data.lr_folder",
+        f"{config.task.name} takes no pictures that are there",
     )
     fixed = "low-resolution pictures that are there do not fit resized originals"
     _require(c.resize is None or not there, config, "data.resize", fixed)

@@ -13,7 +13,8 @@ from dream_jax.tasks.super_resolution import NEEDS_LOW
 def open_source(config, split: str) -> Source:
     """The pictures of split "train" or "eval" of a config; raises UserError where they have not what its task needs."""
     source = _open(config, split)
-    if tasks.make(config).takes_low and config.task.scale == 1 and not is_paired(source):
+    task = tasks.make(config)
+    if task.beside == "low" and task.needs_beside and not is_paired(source):
         raise UserError(f"task.scale = 1: {NEEDS_LOW}")
     if split == "eval" or config.data.limit is None:
         return source
@@ -51,7 +52,7 @@ def _open(config, split):
         from dream_jax.data.catalog import tfds_source
 
         chosen = c.train_split if split == "train" else c.eval_split
-        low_key = c.lr_key if tasks.make(config).takes_low else "none"
+        low_key = c.lr_key if tasks.make(config).beside == "low" else "none"
         kept = c.tfds_dir, c.image_key, low_key, config.task.scale, reading_of(config)
         source = tfds_source(c.tfds, chosen, *kept)
         if is_paired(source) and c.resize is not None:

@@ -53,12 +53,12 @@ _NO_KERNEL = "the low-resolution pictures were there, and what made them is not 
 
 def make_inputs(built: Experiment, pictures: np.ndarray | Pair) -> Inputs:
     """Of pictures uint8 [N, H, W, 3], or of such with low-resolution ones that are there."""
-    pictures, low = pictures if isinstance(pictures, Pair) else (pictures, None)
+    pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
     if not built.task.paired:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
-    observed, cond, baseline = drawing.observe(built, pictures, low=low)
+    observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
     # Some models project and others do not: all are given what projecting takes.
-    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline, low is not None)
+    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline, beside is not None)
 
 
 def consistency_of(built: Experiment, inputs: Inputs):

@@ -35,7 +35,7 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def drawn_from(params, inputs, start_key):
         denoise = drawing.make_denoise(built, params, inputs)
-        shape = (*inputs["cond"].shape[:3], built.task.channels)
+        shape = (*inputs["cond"].shape[:3], built.task.x0_channels)
         key, shows = drawing.make_key(settings.seeds[0]), built.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, start_key=start_key, shows=shows)
         return value_range.to_levels(built.task.to_picture(x0, inputs["cond"]), levels)

@@ -71,7 +71,7 @@ def evaluate(
     built, settings = first.experiment, first.experiment.config.evaluation
     if not built.task.paired:
         raise UserError("whole pictures are for models that restore them, not for those that make new ones")
-    if is_paired(source) and not built.task.takes_low:
+    if is_paired(source) and built.task.beside != "low":
         raise UserError(f"{built.config.task.name} takes no low-resolution pictures that are there")
     data_note = check_models(models, given)
     for model in models.values():

@@ -139,7 +139,7 @@ def make_plain_draw(experiment: Experiment, wrap=None, levels=None):
 
     def draw(params, inputs, index, rows, key):
         denoise = make_denoise(experiment, params, inputs, wrap)
-        shape = (*inputs["cond"].shape[:3], experiment.task.channels)
+        shape = (*inputs["cond"].shape[:3], experiment.task.x0_channels)
         shows = experiment.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, index, start_key, shows=shows)
         return value_range.to_levels(experiment.task.to_picture(x0, inputs["cond"]), levels)
@@ -197,30 +197,29 @@ def batches(count: int, size: int):
         yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
 
 
-def observe(experiment: Experiment, pictures, numbers=None, low=None):
+def observe(experiment: Experiment, pictures, numbers=None, beside=None):
     """What is observed of pictures [N, H, W, C], levels: (observed, cond, baseline), [N, ...] on the host.
+
+    The baseline is None where the task has none.
 
     They are made one by one, so that one shape is compiled, once for a task.
 
     Args:
       numbers: int [N], what each picture's random draws depend on; 0..N-1 by default.
-      low: [N, h, w, C], low-resolution pictures that are there: these are observed.
+      beside: [N, h, w, .], what lies beside the pictures, see `Task.beside`.
     """
     numbers = range(len(pictures)) if numbers is None else numbers
     keys = (jax.random.fold_in(make_key(0), number)[None] for number in numbers)
-    if low is None:
-        parts = [_observe(experiment.task, key, one[None]) for key, one in zip(keys, pictures, strict=True)]
-    else:
-        parts = [_of_observed(experiment.task, one[None], low.dtype) for one in low]
-    return tuple(np.concatenate(part) for part in zip(*jax.device_get(parts), strict=True))
+    places = range(len(pictures))
+    each = [None if beside is None else beside[i : i + 1] for i in places]
+    parts = [_observe(experiment.task, key, pictures[i : i + 1], each[i]) for i, key in zip(places, keys, strict=True)]
+    parts = zip(*jax.device_get(parts), strict=True)
+    return tuple(None if part[0] is None else np.concatenate(part) for part in parts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _observe(task, keys, pictures):
-    return _of_observed(task, task.observe(keys, pictures), pictures.dtype)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _of_observed(task, observed, levels):
-    observed = observed.astype(levels)
-    return observed, task.condition(observed), value_range.to_levels(task.baseline(observed), levels)
+def _observe(task, keys, pictures, beside):
+    observed = task.observe(keys, pictures) if beside is None else task.given_beside(pictures, beside)
+    observed = observed.astype(pictures.dtype if beside is None or task.beside == "mask" else beside.dtype)
+    baseline = None if task.baseline is None else value_range.to_levels(task.baseline(observed), pictures.dtype)
+    return observed, task.condition(observed, pictures.shape[1:3]), baseline

@@ -84,7 +84,7 @@ def _read(job, task, wanted):
     pages = images.read_pages(job.picture, page, wanted.span, wanted.clip)
     for _, result in job.results:
         images.check_result(result, pages, task.scale)
-    return [(picture, _for_model(job, picture, task.channels)) for picture in pages]
+    return [(picture, _for_model(job, picture, task.given_channels)) for picture in pages]
 
 
 def _for_model(job, picture, channels):

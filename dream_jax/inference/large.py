@@ -78,7 +78,7 @@ def _enlarge(job, seed, result, planner, wanted, overwrite, report, console):
             # 8 bits are levels whatever the range is.
             options = "--range (or the data.range of the run)"
             raise UserError(f"{name}: too large for memory, and in windows there is no {options}")
-        check_bands(job.picture, source.shape[2] - source.alpha, model.experiment.task.channels)
+        check_bands(job.picture, source.shape[2] - source.alpha, model.experiment.task.given_channels)
         try:
             plan = _find_plan(planner, source)
         except UserError as error:
@@ -152,11 +152,11 @@ def enlarge_in_windows(
     """
     task, scale = model.experiment.task, model.experiment.task.scale
     low, colours = source.shape[:2], source.shape[2] - source.alpha
-    check_bands(source.path, colours, task.channels)
+    check_bands(source.path, colours, task.given_channels)
 
     def low_colours(start, stop):
         found = source.rows(start, stop)[..., :colours]
-        return np.repeat(found, task.channels, -1) if colours == 1 else found
+        return np.repeat(found, task.given_channels, -1) if colours == 1 else found
 
     def low_alpha(start, stop):
         return source.rows(start, stop)[..., colours:]

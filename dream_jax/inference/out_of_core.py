@@ -91,7 +91,7 @@ def scratch_bytes(model: drawing.Model, rows: sampling.Rows, plan: Plan) -> int:
     """Of the temporary file."""
     experiment = model.experiment
     names = slots(rows, experiment.objective.self_conditions)
-    return 4 * len(names) * math.prod(plan.sides) * experiment.task.channels
+    return 4 * len(names) * math.prod(plan.sides) * experiment.task.x0_channels
 
 
 def find_plan(
@@ -137,7 +137,7 @@ def find_plan(
 def _network_bytes(model, side):
     """Of one tile on a device: an estimate from the jaxpr, from above."""
     experiment = model.experiment
-    shapes = ((1, side, side, channels) for channels in (experiment.task.channels, experiment.cond_channels))
+    shapes = ((1, side, side, channels) for channels in (experiment.task.x0_channels, experiment.cond_channels))
     x, cond = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     jaxpr = jax.make_jaxpr(experiment.predict)(model.params, x, cond, jax.ShapeDtypeStruct((1,), jnp.float32))
     return _SLACK * memory.live_bytes(jaxpr.jaxpr)
@@ -146,7 +146,7 @@ def _network_bytes(model, side):
 def _bytes_of_bands(model, plan):
     """Of the weights, and of the rows of a picture that are there at once."""
     experiment, (height, width) = model.experiment, plan.sides
-    channels = experiment.task.channels
+    channels = experiment.task.x0_channels
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     # While rows are added, those that stay are there twice.
     rows = 2 * (min(plan.tile, height) + 2 * BLOCK) * (2 * channels + experiment.cond_channels)
@@ -165,7 +165,7 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
     Raises OSError where the disk is full.
     """
     experiment, count = model.experiment, len(rows.alpha)
-    shows, channels = experiment.objective.self_conditions, experiment.task.channels
+    shows, channels = experiment.objective.self_conditions, experiment.task.x0_channels
     noise_rows = _make_noise(experiment, number, key, plan.sides[1])
     evaluate, finish = _make_evaluate(model), _make_finish(experiment)
     parts, height = needed(rows, shows), plan.sides[0]
@@ -200,7 +200,7 @@ def _read(scratch, first, name, start, stop):
 
 def _make_noise(experiment, number, key, width):
     """`(row, start_seed=None) -> a picture` of standard normal noise, see the module's text."""
-    channels, across = experiment.task.channels, -(-width // BLOCK)
+    channels, across = experiment.task.x0_channels, -(-width // BLOCK)
 
     @jax.jit
     def strip(key, number, row, down):

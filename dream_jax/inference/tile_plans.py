@@ -214,7 +214,7 @@ def make_estimate(model: drawing.Model, rows: Rows):
 
     @functools.cache
     def network_bytes(*shape):
-        channels = experiment.task.channels, experiment.cond_channels
+        channels = experiment.task.x0_channels, experiment.cond_channels
         x, cond = (jax.ShapeDtypeStruct((*shape, c), jnp.float32) for c in channels)
         alpha = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
         return memory.live_bytes(jax.make_jaxpr(experiment.predict)(model.params, x, cond, alpha).jaxpr)
@@ -237,7 +237,7 @@ def _arguments(model, rows, shape, batch, layout):
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=layout)
 
     task = model.experiment.task
-    low = None if shape.low is None else shaped(*shape.low, task.channels, dtype=shape.levels)
+    low = None if shape.low is None else shaped(*shape.low, task.observed_channels, dtype=shape.levels)
     inputs = drawing.inputs_of(model.experiment, shaped(*shape.sides, task.cond_channels), low)
     return model.params, inputs, np.zeros(batch, np.int32), rows, drawing.make_key(0)
 

@@ -231,7 +231,7 @@ def options_of(config, task, dtype) -> dict:
         "num_res_blocks": c.num_res_blocks,
         "norm_groups": c.norm_groups,
         "dropout": c.dropout,
-        "out_channels": task.channels,
+        "out_channels": task.x0_channels,
         "remat": c.remat,
         "dtype": dtype,
         "param_dtype": jnp.promote_types(dtype, jnp.float32),

@@ -91,7 +91,7 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     numbers = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
     if task.paired:
         levels = np.uint16 if experiment.config.data.bits == 16 else np.uint8
-        return enlarge, (jax.ShapeDtypeStruct((1, *sides, task.channels), levels), *numbers)
+        return enlarge, (jax.ShapeDtypeStruct((1, *sides, task.given_channels), levels), *numbers)
     return generate, numbers
 
 

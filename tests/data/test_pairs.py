@@ -190,8 +190,9 @@ def test_pairs_that_the_step_would_make_have_its_losses_and_gradient_to_the_bit(
 
 def test_flips_turn_both():
     built, seen = fake(its_input, "data.flip=True").experiment, {}
-    task = built.task._replace(
-        condition=lambda low: seen.update(low=np.asarray(low)) or built.task.condition(low),
+    task = dataclasses.replace(
+        built.task,
+        condition=lambda low, sides: seen.update(low=np.asarray(low)) or built.task.condition(low),
         encode=lambda picture, cond: seen.update(picture=np.asarray(picture)) or built.task.encode(picture, cond),
     )
     image, low = (np.stack(part) for part in zip(*[places(16, 16, 2)] * 8, strict=True))
@@ -218,7 +219,7 @@ def test_everything_that_is_measured_begins_with_the_pictures_that_are_there(tmp
     made = make_inputs(model.experiment, pictures)
     np.testing.assert_array_equal(made.observed, pictures.low)
     np.testing.assert_array_equal(made.given["low"], pictures.low)
-    low = drawing.observe(model.experiment, pictures.image, low=pictures.low)
+    low = drawing.observe(model.experiment, pictures.image, beside=pictures.low)
     np.testing.assert_array_equal(made.baseline, low[2])
     assert made.first(1).found and len(made.first(1).observed) == 1
     record, columns = measuring.evaluate({"model": model}, pictures, QUIET)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import jax
@@ -21,7 +22,7 @@ def test_what_is_observed_is_compiled_once_for_a_task():
         more = jax.vmap(lambda key: jax.random.randint(key, (), 0, 3))(keys)
         return built.task.observe(keys, pictures) + more[:, None, None, None]
 
-    counted = built._replace(task=built.task._replace(observe=observe))
+    counted = built._replace(task=dataclasses.replace(built.task, observe=observe))
     pictures = np.random.default_rng(0).integers(0, 250, (5, 16, 16, 3)).astype(np.uint8)
     low, cond, enlarged = drawing.observe(counted, pictures)
     assert low.shape == (5, 8, 8, 3) and cond.shape == enlarged.shape == (5, 16, 16, 3)

@@ -125,12 +125,8 @@ def _check_low(config, c):
         both, config, "data.eval_lr_folder", "data.folder and eval_folder both have low-resolution pictures, or none"
     )
     there = c.lr_folder is not None or asked
-    _require(
-        task.beside == "low" or not there,
-        config,
-        "data.lr_folder",
-        f"{config.task.name} takes no pictures that are there",
-    )
+    takes_none = f"{config.task.name} takes no pictures that are there"
+    _require(task.beside == "low" or not there, config, "data.lr_folder", takes_none)
     fixed = "low-resolution pictures that are there do not fit resized originals"
     _require(c.resize is None or not there, config, "data.resize", fixed)
 

@@ -4,7 +4,7 @@ To add a task, write its file and name it in TASKS.
 """
 
 from dream_jax.tasks.super_resolution import super_resolution
-from dream_jax.tasks.task import Task
+from dream_jax.tasks.task import Task, restoration
 from dream_jax.tasks.unconditional import unconditional
 
 # By name in `task.name`: from the settings `config.task` and the channels of pictures to the task.
@@ -21,4 +21,4 @@ def make(config) -> Task:
     return TASKS[config.task.name](config.task, config.data.channels)
 
 
-__all__ = ["TASKS", "Task", "make", "super_resolution", "unconditional"]
+__all__ = ["TASKS", "Task", "make", "restoration", "super_resolution", "unconditional"]

@@ -78,12 +78,9 @@ class Task:
         return height, width
 
     def make_pair(self, keys, picture, beside=None):
-        """`(keys [B], pictures [B, H, W, C]) -> (x0, cond)`, of levels; beside [B, h, w, .] is what lies beside them."""
+        """`(keys [B], pictures [B, H, W, C]) -> (x0, cond)`, of levels; beside [B, h, w, .] lies beside them."""
         levels = _as_floats(picture)
-        if beside is None:
-            observed = self.observe(keys, levels)
-        else:
-            observed = self.given_beside(levels, _as_floats(beside))
+        observed = self.observe(keys, levels) if beside is None else self.given_beside(levels, _as_floats(beside))
         cond = self.condition(observed, picture.shape[-3:-1])
         return self.encode(value_range.to_float(picture), cond), cond
 

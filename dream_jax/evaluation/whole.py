@@ -54,8 +54,8 @@ def evaluate(
     """Evaluates models on whole pictures, by the first one's `config.evaluation`; see `measuring.evaluate`.
 
     Each picture is cut at the right and below to sides that the task divides, degraded, and restored again; where the
-    source has what lies beside pictures, low-resolution ones for example, that is restored. Its measures are those of pairs; those of
-    sets need pictures of one size.
+    source has what lies beside pictures, low-resolution ones for example, that is restored. Its measures are those of
+    pairs; those of sets need pictures of one size.
 
     Args:
       source: at most `evaluation.pictures` of it, the first ones.
@@ -243,7 +243,7 @@ def _left_out(asked, by_picture, notes):
 
 
 def _middles(built, inputs: Inputs, results: dict[str, np.ndarray]) -> dict[tuple, Pair]:
-    """Of one picture, of its baselines and results: the middle, at most _SHOWN pixels a side, with what was observed."""
+    """Of a picture, its baselines and results: the middle, at most _SHOWN pixels a side, with what was observed."""
     # What is smaller by no whole number cannot be cut at whole pixels.
     whole = built.task.scale == int(built.task.scale) or inputs.baseline is None
     observed = inputs.observed if whole else inputs.baseline
@@ -257,9 +257,9 @@ def _picture_columns(built, each: list[dict[tuple, Pair]]):
     """The middles of pictures as columns of one size: what was observed, the baselines, the results, the originals."""
     side = min(min(shows["original",].image.shape[:2]) for shows in each)
     columns = {what: indexed.stack(middle(shows[what], side) for shows in each) for what in each[0]}
-    of = {
-        kind: {what[1]: pair.image for what, pair in columns.items() if what[0] == kind}
-        for kind in ("baseline", "drawn")
-    }
+
+    def named(kind):
+        return {what[1]: pair.image for what, pair in columns.items() if what[0] == kind}
+
     original, observed = columns["original",]
-    return tables.picture_columns(built, Inputs(original, {}, observed, of["baseline"]), of["drawn"])
+    return tables.picture_columns(built, Inputs(original, {}, observed, named("baseline")), named("drawn"))

@@ -44,7 +44,7 @@ def folder_source(folder, low=None, scale: int = 1, reading: Reading = USUAL) ->
     names, entries = [shown(name) for name in listed], list(listed.values())
     if missing := [entry.problem for entry in entries if entry.problem]:
         raise UserError(f"{len(missing)} of {len(entries)} pictures cannot be used: {listing.first(missing)}")
-    lows = None if low is None else lambda i: listing.read(entries[i].low, reading)
+    lows = None if low is None else lambda i: listing.read(entries[i].beside, reading)
     return Source(lambda i: listing.read(entries[i].picture, reading), len(entries), 1, names.__getitem__, lows, scale)
 
 
@@ -156,7 +156,8 @@ def _observe(built, source, number) -> Inputs:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
     picture = picture[None, :height, :width]
-    return make_inputs(built, picture if paired is None else Pair(picture, paired.low[None]), classical=True)
+    beside = None if paired is None else paired.beside[None]
+    return make_inputs(built, picture if beside is None else Pair(picture, beside), classical=True)
 
 
 def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, np.ndarray], dict[str, float]]:

@@ -103,7 +103,7 @@ def evaluate(
             *notes,
         ],
     }
-    if built.task.scale != 1:
+    if built.task.beside == "low":
         record |= {"scale": built.config.task.scale, "kernel": built.config.task.kernel}
     return record, _picture_columns(built, columns)
 

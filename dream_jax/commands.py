@@ -233,6 +233,7 @@ def _check_pictures(model):
 
 
 def _measure(options, models, output, console):
+    from dream_jax import tasks
     from dream_jax.data import held_out, sources
     from dream_jax.evaluation import measuring, tables, whole
 
@@ -240,7 +241,7 @@ def _measure(options, models, output, console):
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
         of_folder = options.pictures and whole.folder_source(
-            options.pictures, options.low, config.task.scale, sources.reading_of(config)
+            options.pictures, options.low, tasks.make(config).scale, sources.reading_of(config)
         )
         source = of_folder or sources.open_source(config, "eval")
         record, columns = whole.evaluate(models, source, console, journal, given=bool(of_folder))

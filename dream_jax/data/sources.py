@@ -45,7 +45,7 @@ def _open(config, split):
             whole=c.crop == "centre",
             lr_folder=c.lr_folder,
             eval_lr_folder=c.eval_lr_folder,
-            scale=config.task.scale,
+            scale=tasks.make(config).scale,
             reading=reading_of(config),
         )
     if c.tfds is not None:
@@ -53,7 +53,7 @@ def _open(config, split):
 
         chosen = c.train_split if split == "train" else c.eval_split
         low_key = c.lr_key if tasks.make(config).beside == "low" else "none"
-        kept = c.tfds_dir, c.image_key, low_key, config.task.scale, reading_of(config)
+        kept = c.tfds_dir, c.image_key, low_key, tasks.make(config).scale, reading_of(config)
         source = tfds_source(c.tfds, chosen, *kept)
         if is_paired(source) and c.resize is not None:
             raise UserError(

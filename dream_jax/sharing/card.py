@@ -88,7 +88,7 @@ def _facts(experiment, about):
     ]
     task = [("task", config.task.name)]
     if experiment.task.scale > 1:
-        task += [("scale", config.task.scale), ("kernel of the low-resolution pictures", config.task.kernel)]
+        task += [("scale", experiment.task.scale), ("kernel of the low-resolution pictures", config.task.kernel)]
     network = [f"{key} = {value}" for key, value in config.network.to_dict().items() if key in ("name", "channels")]
     network.append("channel_multipliers = " + ",".join(map(str, config.network.channel_multipliers)))
     trained_on = f"{_plain(data['name'])} ({data['fingerprint'] or 'no fingerprint'})"

@@ -19,7 +19,7 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     # Keys that came later.
     later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
     later_data = "crop", "limit", "channels", "bits", "range", "percentile", "clip", "lr_key"
-    later_task = "masks", "unknown", "blurs", "width", "length", "deviation", "quality"
+    later_task = "scales", "blur", "degradation", "masks", "unknown", "blurs", "width", "length", "deviation", "quality"
     task = {key: value for key, value in config["task"].items() if key not in later_task}
     objective = {key: value for key, value in config["objective"].items() if key not in later}
     data = {key: value for key, value in config["data"].items() if key not in later_data}

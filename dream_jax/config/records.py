@@ -44,6 +44,12 @@ _ADDED = {
     "data.percentile": None,
     "data.clip": False,
     "data.lr_key": "none",
+    "data.bundled": "photographs",
+    "data.condition_channels": 3,
+    "data.classes": (),
+    "task.target": "picture",
+    "task.num_classes": None,
+    "task.drop_label": 0.1,
 }
 
 # Keys that are gone, and their one value that this version still does.

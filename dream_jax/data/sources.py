@@ -3,7 +3,7 @@
 import dataclasses
 
 from dream_jax import tasks
-from dream_jax.data import bundled
+from dream_jax.data import bundled, scenes
 from dream_jax.data.indexed import Source, is_paired
 from dream_jax.errors import UserError
 from dream_jax.files.picture import Reading
@@ -61,4 +61,6 @@ def _open(config, split):
                 "are; leave it out, or set data.lr_key=none"
             )
         return source
+    if c.bundled == "scenes":
+        return scenes.scenes(split, config)
     return bundled.photographs(split, reading_of(config))

@@ -54,7 +54,7 @@ _NO_KERNEL = "the low-resolution pictures were there, and what made them is not 
 def make_inputs(built: Experiment, pictures: np.ndarray | Pair) -> Inputs:
     """Of pictures uint8 [N, H, W, 3], or of such with low-resolution ones that are there."""
     pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
-    if not built.task.paired:
+    if not built.task.paired and beside is None:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
     observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
     # Some models project and others do not: all are given what projecting takes.

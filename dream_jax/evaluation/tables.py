@@ -103,7 +103,8 @@ def tell(path: Path, console: Console) -> None:
 def picture_columns(built: Experiment, inputs: Inputs, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of a grid: `low resolution | bicubic | drawn ones | original`, uint8 [N, H, W, 3] each."""
     last = "original" if built.task.paired else "held out"
-    return built.task.columns(inputs.observed, inputs.baseline) | drawn | {last: inputs.pictures}
+    shown = {name: built.task.shown(pictures) for name, pictures in (drawn | {last: inputs.pictures}).items()}
+    return built.task.columns(inputs.observed, inputs.baseline) | shown
 
 
 def label(built: Experiment, sampler: str, steps: int) -> str:

@@ -142,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
     generate.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     generate.add_argument("--size", metavar="HxW", help="height and width in pixels (default: as in training)")
+    generate.add_argument(
+        "--class",
+        dest="wanted",
+        metavar="NAME",
+        help="names or numbers of classes: A,B (default: each in turn)",
+    )
     generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
     _add_checkpoint(generate, "of the run (default: latest)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")

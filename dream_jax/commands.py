@@ -312,7 +312,7 @@ def generate(options, arguments, console: Console) -> None:
     """Makes new pictures."""
     from dream_jax.inference import generation
 
-    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint")
+    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint", "wanted")
     choices = {name: getattr(options, name) for name in choices}
     generation.generate(_place(options), options.output, console=console, overrides=arguments, **choices)
 

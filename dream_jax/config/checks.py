@@ -15,6 +15,7 @@ from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
 
+_NEVER_NULL = "its network never saw nothing observed ({}); it is for class_conditional with task.drop_label above 0"
 _KIND_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -189,6 +190,8 @@ def _check_sampling(config):
     least = c.eps_scale + c.eps_scale_slope
     _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
     _require(task.project or not c.project, config, "sampling.project", f"{config.task.name} has no exact projection")
+    guides = c.guidance == 1 or task.null is not None
+    _require(guides, config, "sampling.guidance", _NEVER_NULL.format(config.task.name))
     alone = c.start_seed is None or task.paired
     _require(alone, config, "sampling.start_seed", f"{config.task.name} would make the same picture every time")
     limit = config.schedule.num_steps
@@ -198,7 +201,9 @@ def _check_sampling(config):
 
 
 def _check_channels(config):
-    c, channels = config.evaluation, config.data.channels
+    c, channels, kind = config.evaluation, config.data.channels, tasks.make(config).measured_as
+    of_pictures = kind == "picture" or not c.learned
+    _require(of_pictures, config, "evaluation.learned", f"these networks take pictures, not {kind}")
     of_photographs = channels in (1, 3) or not c.learned
     _require(of_photographs, config, "evaluation.learned", f"these networks take colours, not {channels} channels")
     luma = c.channel == "rgb" or channels == 3
@@ -212,7 +217,7 @@ def _check_evaluation(config):
     held_out = f"{config.task.name} is measured on pictures that it was not trained on"
     _require(c.against == "eval" or not task.paired, config, "evaluation.against", held_out)
     if not c.whole:
-        for name, metric in chosen(c.protocol, c.learned, task.paired).items():
+        for name, metric in chosen(c.protocol, c.learned, task.paired, task.measured_as).items():
             smallest = metric.smallest + (2 * c.border if metric.measures == "distortion" else 0)
             _require(side >= smallest, config, key, f"{name} needs pictures of at least {smallest} pixels")
     _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} restores no pictures")

@@ -14,6 +14,7 @@ from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, 
 from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
 from dream_jax.tasks import TASKS, blur, masks, resize
+from dream_jax.tasks.paired import TARGETS
 
 # Whole numbers without a bound of their own end here; seeds use all 32 bits.
 MOST = 2**31 - 1
@@ -166,6 +167,19 @@ KEYS = {
         False, "model the difference to what is observed (enlarged, masked, ...) instead of the picture"
     ),
     "task.gain": Key(1.0, "the difference is multiplied by this", POSITIVE),
+    "task.target": Key("picture", "paired: what is made of the condition", choices=TARGETS),
+    "task.num_classes": Key(
+        None,
+        "class_conditional, and paired with target classes: how many; as many as data.classes",
+        whole(1, 65535),
+        int,
+    ),
+    "task.drop_label": Key(
+        0.1,
+        "class_conditional: the share of examples that are trained on without their class, which sampling.guidance "
+        "needs; 0 is none",
+        FRACTION,
+    ),
     "schedule.name": Key("linear", "the noise schedule", choices=noise_schedule.SCHEDULES),
     "schedule.num_steps": Key(2000, "steps of the noise schedule", whole(1, LARGE_COUNT)),
     "schedule.beta_start": Key(1e-6, "linear"),
@@ -273,6 +287,12 @@ KEYS = {
     ),
     "data.eval_mask_folder": Key(None, "inpainting: those to evaluate with; mask_folder", optional=str),
     "data.eval_percent": Key(10, "that share", number(lambda share: 0 < share < 100, "it must lie between 0 and 100")),
+    "data.bundled": Key(
+        "photographs",
+        "without folder and tfds: the photographs within scikit-image, or made scenes of shapes, for the tasks paired "
+        "and class_conditional",
+        choices=("photographs", "scenes"),
+    ),
     "data.tfds": Key(None, "name of a prepared TensorFlow Datasets dataset", optional=str),
     "data.tfds_dir": Key(None, "where it lies; ~/tensorflow_datasets", optional=str),
     "data.image_key": Key(None, "the feature that holds the pictures", optional=str),
@@ -374,6 +394,12 @@ KEYS = {
     ),
     "sampling.shift_cutoff": Key(0.0, "time-shift: only at times above it", NOT_NEGATIVE),
     "sampling.project": Key(False, "super_resolution: pull predictions to what shrinks to the low-resolution picture"),
+    "sampling.guidance": Key(
+        1.0,
+        "class_conditional: how far predictions go from those without a class to those with it; 1 is none, and more "
+        "takes two network evaluations a step",
+        NOT_NEGATIVE,
+    ),
     "sampling.start_seed": Key(None, "one starting noise for all pictures, instead of one for each", seeds, int),
     "samples.every": Key(1000, "steps between the grids that are drawn during training", whole()),
     "samples.count": Key(4, "pictures in a grid", whole(1, 2**12)),

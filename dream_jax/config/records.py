@@ -50,6 +50,10 @@ _ADDED = {
     "data.condition_channels": 3,
     "data.condition_bits": 8,
     "data.condition_range": (),
+    "data.bundled": "photographs",
+    "task.target": "picture",
+    "task.num_classes": None,
+    "task.drop_label": 0.1,
 }
 
 # Keys that are gone, and their one value that this version still does.

@@ -3,7 +3,7 @@
 import dataclasses
 
 from dream_jax import tasks
-from dream_jax.data import beside, bundled
+from dream_jax.data import beside, bundled, scenes
 from dream_jax.data.beside import KINDS, Beside
 from dream_jax.data.indexed import Source, has_beside, is_paired
 from dream_jax.errors import UserError
@@ -97,6 +97,8 @@ def _plain(config, split, lies=None):
         return _of_folder(config, split, lies)
     if config.data.tfds is not None:
         return _of_catalog(config, split, lies)
+    if config.data.bundled == "scenes":
+        return scenes.scenes(split, config)
     return bundled.photographs(split, reading_of(config))
 
 

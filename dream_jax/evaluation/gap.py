@@ -30,7 +30,6 @@ from dream_jax.inference.drawing import Model
 from dream_jax.metrics import lpips, weights
 from dream_jax.metrics.perceptual import NETS
 from dream_jax.runtime import compiler
-from dream_jax.tasks import value_range
 from dream_jax.training import integrity
 
 PANELS = (
@@ -125,7 +124,7 @@ def _facts(
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def facts_of(params, networks, picture, given, index):
-        original = value_range.to_float(picture)
+        original = built.task.to_float(picture)
         x0 = built.task.encode(original, given["cond"])
         denoise = drawing.make_denoise(built, params, given)
         directions = two_sample.directions(x0[0].size, _DIRECTIONS)

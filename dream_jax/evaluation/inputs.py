@@ -68,7 +68,7 @@ def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool 
     classical: the baselines are also those of a classical method, which takes its time.
     """
     pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
-    if not built.task.paired:
+    if not built.task.paired and beside is None:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
     observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
     baselines = {} if baseline is None else {built.task.baseline_name: baseline}

@@ -99,8 +99,10 @@ def evaluate(
     data_note = check_models(models, given)
     for model in models.values():
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
-    asked, about, learned = measuring.load_metrics(settings, paired=True)
-    asked = {name: metric for name, metric in asked.items() if metric.paired and not metric.over_seeds}
+    asked, about, learned = measuring.load_metrics(settings, True, built.task.measured_as)
+    asked = {
+        name: metric for name, metric in asked.items() if metric.paired and not (metric.over_seeds or metric.of_set)
+    }
     digests = {name: integrity.digest(model.params) for name, model in models.items()}
     identity = {"settings": settings.to_dict(), "learned": about, "metrics": list(asked), "scale": built.task.scale}
     measured, columns, notes = _measure(
@@ -198,6 +200,7 @@ def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, 
             batch_size=1,
             channel=settings.channel,
             border=settings.border,
+            span=measuring.span_of(built.config),
         )
         return measuring.of_pair(asked, compared)
 

@@ -20,7 +20,7 @@ from dream_jax.inference.groups import Wanted, check_bands
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Planner, shape_of
-from dream_jax.tasks import resize, value_range
+from dream_jax.tasks import resize
 
 _SUFFIXES = (".tif", ".tiff")
 
@@ -172,7 +172,7 @@ def enlarge_in_windows(
     for strip in out_of_core.draw(model, rows, plan, cond_rows, number, key, folder, tick):
         bottom = min(top + len(strip), sides[0])
         if top < bottom:
-            picture = np.asarray(value_range.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
+            picture = np.asarray(task.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
             if colours == 1:
                 picture = np.floor(picture.mean(-1, keepdims=True) + 0.5).astype(source.dtype)
             yield picture if alpha_rows is None else np.concatenate([picture, alpha_rows(top, bottom)], -1)

@@ -48,13 +48,14 @@ def _draw(experiment, step_key, batch):
     """(objectives.Draw, cond) of a batch: each row's from its own key."""
     config, schedule = experiment.config, experiment.schedule
     # No row ever has this number; with one t for the whole batch, every row draws it from here.
+    shape = *batch["image"].shape[1:3], experiment.task.x0_channels
     shared_key = None if config.schedule.per_example else jax.random.fold_in(step_key, 2**31 - 1)
 
     def draw_row(row):
         key = jax.random.fold_in(step_key, row)
         flip, task_key, level, noise, dropout = jax.random.split(key, 5)
         levels = noise_schedule.draw(level, schedule, config.schedule.continuous, shared_key)
-        eps = jax.random.normal(noise, batch["image"].shape[1:], jnp.float32)
+        eps = jax.random.normal(noise, shape, jnp.float32)
         # The sixth of a split: it leaves the others as they are.
         more = jax.random.fold_in(key, 5)
         return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2), more

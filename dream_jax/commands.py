@@ -293,13 +293,13 @@ def _find_start(options, model, output, console):
 
 def upscale(options, arguments, console: Console) -> int:
     """Enlarges pictures; 1 where some failed."""
-    from dream_jax.inference import upscaling
+    from dream_jax.inference import restoring
     from dream_jax.inference.groups import Wanted
 
     choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite", "checkpoint")
     if options.page is not None and options.page < 1:
         raise UserError(f"--page {options.page}: pages are counted from 1")
-    return upscaling.upscale(
+    return restoring.upscale(
         *(_place(options), options.input, options.output, console),
         wanted=Wanted(options.page, options.range, options.clip),
         suffix=options.format and f".{options.format}",

@@ -58,7 +58,7 @@ def make_inputs(built: Experiment, pictures: np.ndarray | Pair) -> Inputs:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
     observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
     # Some models project and others do not: all are given what projecting takes.
-    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baseline, beside is not None)
+    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baseline, beside is not None)
 
 
 def consistency_of(built: Experiment, inputs: Inputs):

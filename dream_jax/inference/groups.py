@@ -27,11 +27,11 @@ class Wanted(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A page of a result to make: that of `page`, counted from 0, of `pages`; low is what the model is given of it."""
+    """A page of a result to make: that of `page`, counted from 0, of `pages`, and what is observed of it."""
 
     job: Job
     picture: Picture
-    low: np.ndarray
+    observed: np.ndarray
     result: Path
     page: int = 0
     pages: int = 1
@@ -62,16 +62,16 @@ def groups_of(
             continue
         report.say("preparing")
         report.expect((len(pages) - 1) * len(job.results))
-        plan_of, shapes = planner(), [shape_of(experiment, low.shape[:2], low.dtype) for _, low in pages]
+        plan_of, shapes = planner(), [shape_of(experiment, seen.shape[:2], seen.dtype) for _, seen in pages]
         try:
             plans = {shape: plan_of(shape) for shape in shapes}
         except UserError as error:
             report.failed(job, f"{shown(job.picture)}: {error}", len(pages) * len(job.results))
             continue
         for seed, result in job.results:
-            for number, ((picture, low), shape) in enumerate(zip(pages, shapes, strict=True)):
+            for number, ((picture, observed), shape) in enumerate(zip(pages, shapes, strict=True)):
                 group = waiting.setdefault((shape, seed), Group(plans[shape], shape, seed, []))
-                group.items.append(Item(job, picture, low, result, number, len(pages)))
+                group.items.append(Item(job, picture, observed, result, number, len(pages)))
                 if len(group.items) == plans[shape].batch:
                     yield waiting.pop((shape, seed))
     while waiting:

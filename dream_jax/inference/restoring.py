@@ -16,7 +16,7 @@ from dream_jax.inference.groups import Group, Item, Wanted, groups_of
 from dream_jax.inference.jobs import count_results, list_jobs, list_passed_over
 from dream_jax.inference.memory import free_bytes, program_bytes
 from dream_jax.inference.report import Report
-from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows
+from dream_jax.inference.tile_plans import Planner, check_tiles, draw_observed
 
 # Of every file, as it is.
 ALL_PAGES = Wanted()
@@ -176,9 +176,9 @@ def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
 
     All pages of a file have one noise: an animation's then flickers no more than the network does.
     """
-    lows = [item.low for item in group.items]
+    observed = [item.observed for item in group.items]
     numbers = [item.job.number for item in group.items]
-    return draw_lows(model, rows, group.plan, group.shape, lows, numbers, drawing.make_key(group.seed))
+    return draw_observed(model, rows, group.plan, group.shape, observed, numbers, drawing.make_key(group.seed))
 
 
 def _as_its_picture(item: Item, levels) -> Picture:
@@ -191,5 +191,5 @@ def _as_its_picture(item: Item, levels) -> Picture:
         alpha = images.resize_band(alpha, levels.shape[1::-1])
     extras = dict(item.picture.extras)
     if "tags" in extras:
-        extras["tags"] = tiff_tags.enlarged(extras["tags"], levels.shape[0] // item.low.shape[0])
+        extras["tags"] = tiff_tags.enlarged(extras["tags"], levels.shape[0] // item.observed.shape[0])
     return item.picture._replace(colours=levels, alpha=alpha, extras=extras)

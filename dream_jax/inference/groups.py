@@ -9,8 +9,10 @@ import numpy as np
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import images
-from dream_jax.files.picture import Picture, of_channels
+from dream_jax.files.picture import Picture
+from dream_jax.inference import observation
 from dream_jax.inference.jobs import Job
+from dream_jax.inference.masks import Masks, mask_of
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Plan, Planner, Shape, shape_of
 
@@ -18,12 +20,14 @@ from dream_jax.inference.tile_plans import Plan, Planner, Shape, shape_of
 class Wanted(NamedTuple):
     """What is wanted of a person's files.
 
-    page: of those with several, counted from 1; all by default. span and clip: see `numbers_of`.
+    page: of those with several, counted from 1; all by default. span and clip: see `numbers_of`. masks: of tasks that
+    take them.
     """
 
     page: int | None = None
     span: tuple[float, float] | None = None
     clip: bool = False
+    masks: Masks | None = None
 
 
 class Item(NamedTuple):
@@ -56,7 +60,7 @@ def groups_of(
     waiting = {}
     for job in jobs:
         try:
-            pages = _read(job, experiment.task, wanted)
+            pages = _read(job, experiment.task, wanted, report)
         except UserError as error:
             report.failed(job, error, len(job.results))
             continue
@@ -78,23 +82,20 @@ def groups_of(
         yield waiting.pop(next(iter(waiting)))
 
 
-def _read(job, task, wanted):
-    """[(page, levels [h, w, C] for the model)] of a picture, all of whose results can be written."""
+def _read(job, task, wanted, report):
+    """[(page, what is observed of it [h, w, .], levels)] of a picture, all of whose results can be written."""
     page = None if wanted.page is None else wanted.page - 1
     pages = images.read_pages(job.picture, page, wanted.span, wanted.clip)
     for _, result in job.results:
-        images.check_result(result, pages, task.scale)
-    return [(picture, _for_model(job, picture, task.given_channels)) for picture in pages]
+        images.check_result(result, pages, task.sides)
+    if observation.has_colours_unused(task, pages[0].colours.shape[2]):
+        report.note(observation.COLOURS_UNUSED)
+    return [(picture, _observed(job, picture, task, wanted.masks, report)) for picture in pages]
 
 
-def _for_model(job, picture, channels):
-    check_bands(job.picture, picture.colours.shape[2], channels)
-    return of_channels(picture.colours, channels)
-
-
-def check_bands(path, has: int, channels: int) -> None:
-    """Raises UserError for a file with bands of colour that a model of `channels` cannot be given."""
-    if has == 1 and channels not in (1, 3):
-        raise UserError(f"{shown(path)}: it is grey, and the model was trained on {channels} bands")
-    if has not in (1, channels):
-        raise UserError(f"{shown(path)}: it has {has} bands of colour, and the model was trained on {channels}")
+def _observed(job, picture, task, found, report):
+    levels = observation.for_model(job.picture, picture, task.given_channels)
+    mask = None if found is None else mask_of(found, job, levels.shape[:2])
+    if mask is not None and not mask.any():
+        report.note(f"{shown(job.picture)}: {observation.NOTHING_PAINTED}")
+    return observation.observed_of(task, levels, mask)

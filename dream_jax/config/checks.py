@@ -169,9 +169,9 @@ def _check_sampling(config):
     c, task = config.sampling, tasks.make(config)
     least = c.eps_scale + c.eps_scale_slope
     _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
-    _require(task.project or not c.project, config, "sampling.project", "it is for super-resolution")
+    _require(task.project or not c.project, config, "sampling.project", f"{config.task.name} has no exact projection")
     alone = c.start_seed is None or task.paired
-    _require(alone, config, "sampling.start_seed", "it is for super-resolution; all pictures would be the same one")
+    _require(alone, config, "sampling.start_seed", f"{config.task.name} would make the same picture every time")
     limit = config.schedule.num_steps
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
         allowed = all(value <= limit for value in steps)
@@ -196,7 +196,7 @@ def _check_evaluation(config):
         for name, metric in chosen(c.protocol, c.learned, task.paired).items():
             smallest = metric.smallest + (2 * c.border if metric.measures == "distortion" else 0)
             _require(side >= smallest, config, key, f"{name} needs pictures of at least {smallest} pixels")
-    _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} enlarges no pictures")
+    _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} restores no pictures")
 
 
 _CHECKS = (

@@ -48,14 +48,14 @@ def batch_rows(pictures, k: int, batch_size: int, rows, pool) -> np.ndarray | in
 
 
 def named(pictures: np.ndarray | indexed.Pair) -> dict[str, np.ndarray]:
-    """What a batch calls the arrays of its pictures: {"image"}, and of pairs {"image", "low"}."""
+    """What a batch calls the arrays of its pictures: {"image"}, and of pairs {"image", "beside"}."""
     return pictures._asdict() if isinstance(pictures, indexed.Pair) else {"image": pictures}
 
 
 class Batches:
     """Global batches by step number: batches(k) -> {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded alike.
 
-    Batches of pairs have "low", uint8 [G, h, w, C], too.
+    Batches of pairs have "beside", uint8 [G, h, w, C], too.
 
     Any k may be asked for at any time. This process reads only the rows that its own devices hold, in `workers`
     threads, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end

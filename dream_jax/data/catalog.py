@@ -126,4 +126,4 @@ def builder_source(
         return lambda index: decode(records[index][key])
 
     low = None if low_key == "none" else reader(low_key)
-    return Source(reader(image_key), len(records), name=name, low=low, scale=scale)
+    return Source(reader(image_key), len(records), name=name, beside=low, scale=scale)

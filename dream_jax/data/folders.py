@@ -261,7 +261,7 @@ def _made_of(item, making):
         picture, notes = _picture(entry, making)
     except UserError as error:
         return Made([], [str(error)])
-    grid, step = (picture.low, picture.scale) if isinstance(picture, indexed.Pair) else (picture, 1)
+    grid, step = (picture.beside, picture.scale) if isinstance(picture, indexed.Pair) else (picture, 1)
     rows, columns = ([(0, size)] if making.whole else tiles(size, making.crop // step) for size in grid.shape[:2])
     found = []
     for (top, bottom), (left, right) in itertools.product(rows, columns):
@@ -292,7 +292,7 @@ def _picture(entry, making):
         raise UserError(f"{name}: {width}x{height} is smaller than the crop of {making.crop}")
     if making.scale is None:
         return picture, [(note, name) for note in notes]
-    paired = indexed.pair(picture, listing.read(entry.low, making.reading), making.scale, name)
+    paired = indexed.pair(picture, listing.read(entry.beside, making.reading), making.scale, name)
     if paired.image.shape != picture.shape:
         cut = f"are cut at the right and below, as task.scale = {making.scale} does not divide their sides"
         return paired, [(cut, f"{name}: {width}x{height}"), *((note, name) for note in notes)]

@@ -20,7 +20,7 @@ class Source:
       pictures: how many there are.
       copies: how often each is listed.
       name: `i -> what the picture is called`, where that is known.
-      low: `i -> its low-resolution picture`, uint8 [h, w, C], where there are such.
+      beside: `i -> its low-resolution picture`, uint8 [h, w, C], where there are such.
       scale: how many times larger pictures are than those.
     """
 
@@ -28,7 +28,7 @@ class Source:
     pictures: int
     copies: int = 1
     name: Callable[[int], str] | None = None
-    low: Callable[[int], np.ndarray] | None = None
+    beside: Callable[[int], np.ndarray] | None = None
     scale: int = 1
 
     def __len__(self):
@@ -45,19 +45,19 @@ class Source:
     def pair(self, index: int) -> "Pair":
         """A picture with its low-resolution one; raises UserError where they do not fit."""
         number = range(len(self))[index] % self.pictures
-        return pair(self.read(number), self.low(number), self.scale, self.label(number))
+        return pair(self.read(number), self.beside(number), self.scale, self.label(number))
 
 
 class Pair(NamedTuple):
-    """A picture with its low-resolution one, or stacks of both: image [..., s h, s w, C], low [..., h, w, C]."""
+    """A picture with its low-resolution one, or stacks of both: image [..., s h, s w, C], beside [..., h, w, C]."""
 
     image: np.ndarray
-    low: np.ndarray
+    beside: np.ndarray
 
     @property
     def scale(self) -> int:
         """How many times larger the picture is: s."""
-        return self.image.shape[-3] // self.low.shape[-3]
+        return self.image.shape[-3] // self.beside.shape[-3]
 
 
 def pair(image: np.ndarray, low: np.ndarray, scale: int, name: str) -> Pair:
@@ -81,7 +81,7 @@ def images_of(pictures: np.ndarray | Pair) -> np.ndarray:
 
 def is_paired(source) -> bool:
     """Whether a source has low-resolution pictures of its own."""
-    return getattr(source, "low", None) is not None
+    return getattr(source, "beside", None) is not None
 
 
 def starts(picture: np.ndarray | Pair, crop: int) -> tuple[int, int]:
@@ -90,7 +90,7 @@ def starts(picture: np.ndarray | Pair, crop: int) -> tuple[int, int]:
     In pairs it begins, and ends, where a low-resolution pixel does.
     """
     if isinstance(picture, Pair):
-        return starts(picture.low, crop // picture.scale)
+        return starts(picture.beside, crop // picture.scale)
     height, width = picture.shape[:2]
     return height - crop + 1, width - crop + 1
 
@@ -103,7 +103,7 @@ def square(picture: np.ndarray | Pair, crop: int, top: int, left: int) -> np.nda
 
 
 def _grids(paired, crop):
-    return (paired.image, crop, paired.scale), (paired.low, crop // paired.scale, 1)
+    return (paired.image, crop, paired.scale), (paired.beside, crop // paired.scale, 1)
 
 
 def middle(picture: np.ndarray | Pair, crop: int) -> np.ndarray | Pair:

@@ -24,12 +24,12 @@ class Entry(NamedTuple):
     """A picture: a file, or what lies in one.
 
     Attributes:
-      picture: the original; low: its low-resolution picture, None where none is asked for.
+      picture: the original; beside: its low-resolution picture, None where none is asked for.
       problem: why there is none of those that are asked for.
     """
 
     picture: Path | archives.Member
-    low: Path | archives.Member | None = None
+    beside: Path | archives.Member | None = None
     problem: str | None = None
 
 

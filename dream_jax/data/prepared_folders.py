@@ -72,6 +72,6 @@ class Place(NamedTuple):
         for split, entries in self.splits.items():
             for name, entry in entries.items():
                 digest.update(repr((split, name, *listing.state(entry.picture))).encode())
-                if entry.low is not None:
-                    digest.update(repr((Path(str(entry.low)).name, *listing.state(entry.low))).encode())
+                if entry.beside is not None:
+                    digest.update(repr((Path(str(entry.beside)).name, *listing.state(entry.beside))).encode())
         return digest.hexdigest()[:16]

@@ -180,7 +180,7 @@ def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfig
         "time": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "config": config.to_dict(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "baseline": _baseline(config, prepare),
+        "baselines": _baselines(config, prepare),
         "rows": [row for member in all_members for point in comparison.points for row in rows[*member[:2], point]],
     }
 
@@ -257,7 +257,7 @@ def _make_prepare():
         key = json.dumps({name: value for name, value in config.items() if name.startswith(_MEASURED_BY)}, default=str)
         if key not in remembered:
             remembered.clear()
-            inputs = make_inputs(experiment, held_out.eval_pictures(experiment.config))
+            inputs = make_inputs(experiment, held_out.eval_pictures(experiment.config), classical=True)
             remembered[key] = inputs, measuring.load_measures(experiment, inputs)
         return remembered[key]
 
@@ -298,12 +298,9 @@ def _values(measures, drawn):
     return {name: np.asarray(value, float).tolist() for name, value in values.items()}
 
 
-def _baseline(config, prepare):
-    experiment = build(config)
-    inputs, measures = prepare(experiment)
-    if inputs.baseline is None:
-        return None
-    return {"name": experiment.task.baseline_name} | _values(measures, inputs.baseline)
+def _baselines(config, prepare):
+    inputs, measures = prepare(build(config))
+    return [{"name": name} | _values(measures, pictures) for name, pictures in inputs.baselines.items()]
 
 
 def seconds_of(workdir: Path) -> Callable[[int], float]:

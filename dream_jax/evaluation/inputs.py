@@ -1,5 +1,7 @@
 """What models draw from in an evaluation, and what their results are compared with."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -21,20 +23,27 @@ class Inputs(NamedTuple):
       pictures: the held-out ones, uint8 [N, H, W, 3].
       given: what `drawing.draw_pictures` takes as inputs, {name: array [N, ...]}.
       observed: what models see of the pictures, uint8 [N, ...]; None for unconditional models.
-      baseline: what can be had of it without a model, uint8 [N, H, W, 3]; None where that is nothing.
+      baselines: what can be had of it without a model, {name: uint8 [N, H, W, 3]}.
       found: whether observed was there, instead of being made of the pictures: how it was made is not known.
     """
 
     pictures: np.ndarray
     given: dict[str, np.ndarray]
     observed: np.ndarray | None = None
-    baseline: np.ndarray | None = None
+    baselines: Mapping[str, np.ndarray] = MappingProxyType({})
     found: bool = False
 
     def first(self, count: int) -> "Inputs":
         """Those of the first pictures."""
-        arrays = self._replace(found=None)
-        return jax.tree.map(lambda array: array[:count], arrays)._replace(found=self.found)
+        given = {name: array[:count] for name, array in self.given.items()}
+        baselines = {name: pictures[:count] for name, pictures in self.baselines.items()}
+        observed = None if self.observed is None else self.observed[:count]
+        return self._replace(pictures=self.pictures[:count], given=given, observed=observed, baselines=baselines)
+
+    @property
+    def baseline(self) -> np.ndarray | None:
+        """The first of the baselines."""
+        return next(iter(self.baselines.values()), None)
 
     @property
     def notes(self) -> list[str]:
@@ -42,8 +51,10 @@ class Inputs(NamedTuple):
         return [f"without consistency: {_NO_KERNEL}"] if self.found else []
 
 
-# What models that are measured side by side have in common; of what their pictures are; and how files are read.
-_ALIKE = "task.name", "task.scale", "task.kernel", "data.channels", "data.bits"
+# What models that are measured side by side may differ by of the keys that say what their pictures are, and which keys
+# these are; of what their pictures are; and how files are read.
+_OWN = "task.residual", "task.gain", "task.scales", "task.drop_label"
+_ALIKE = "task.", "data.channels", "data.bits"
 _DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize"
 _DATA = tuple(f"data.{name}" for name in (*_DATA, "lr_folder", "eval_lr_folder", "lr_key"))
 _READ_BY = "data.range", "data.clip"
@@ -51,14 +62,22 @@ _READ_BY = "data.range", "data.clip"
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
 
 
-def make_inputs(built: Experiment, pictures: np.ndarray | Pair) -> Inputs:
-    """Of pictures uint8 [N, H, W, 3], or of such with low-resolution ones that are there."""
+def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool = False) -> Inputs:
+    """Of pictures uint8 [N, H, W, 3], or of such with what lies beside them.
+
+    classical: the baselines are also those of a classical method, which takes its time.
+    """
     pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
     if not built.task.paired:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
     observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
+    baselines = {} if baseline is None else {built.task.baseline_name: baseline}
+    if classical and built.task.classical is not None:
+        name, restore = built.task.classical
+        baselines[name] = np.stack([restore(each) for each in observed])
     # Some models project and others do not: all are given what projecting takes.
-    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baseline, beside is not None)
+    found = beside is not None and built.task.beside == "low"
+    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baselines, found)
 
 
 def consistency_of(built: Experiment, inputs: Inputs):
@@ -74,8 +93,9 @@ def check_models(models: dict[str, Model], given: bool = False) -> str | None:
     configs = {name: model.experiment.config for name, model in models.items()}
     (first_name, first), *others = configs.items()
     for name, other in others:
-        for key in _ALIKE:
-            ours, theirs = (flatten(c)[key] for c in (first, other))
+        ours_all, theirs_all = flatten(first), flatten(other)
+        for key in (key for key in ours_all if key.startswith(_ALIKE) and key not in _OWN):
+            ours, theirs = ours_all[key], theirs_all[key]
             if ours != theirs:
                 raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
     side = held_out.side_of(first)

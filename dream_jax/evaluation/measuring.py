@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax.data import held_out
+from dream_jax.data.indexed import images_of
 from dream_jax.errors import UserError
 from dream_jax.evaluation import tables
 from dream_jax.evaluation.inputs import Inputs, check_models, consistency_of, make_inputs
@@ -51,8 +52,9 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
 
     The pictures may be an `indexed.Pair`, with low-resolution ones that are there.
 
-    Super-resolution is measured picture by picture, and as a set; generation as a set. The first row is the baseline:
-    the low-resolution picture merely enlarged (named `bicubic`, after the task's kernel), or pictures trained on.
+    Restoration is measured picture by picture, and as a set; generation as a set. The first rows are the baselines:
+    what was observed, as it is (of super-resolution enlarged, and named `bicubic`, after the kernel), and what a
+    classical method makes of it; of generation pictures trained on.
 
     Args:
       journal: a file that keeps finished rows, so that an evaluation that was stopped goes on after them.
@@ -63,14 +65,14 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     first = next(iter(models.values()))
     built, settings = first.experiment, first.experiment.config.evaluation
     data_note = check_models(models)
-    inputs = make_inputs(built, pictures)
+    inputs = make_inputs(built, pictures, classical=True)
     count = len(inputs.pictures)
     measures = load_measures(built, inputs)
     draw = {name: make_drawer(model, inputs.given) for name, model in models.items()}
     digests = {name: integrity.digest(model.params) for name, model in models.items()}
-    baseline = _baseline_row(built, inputs, measures)
+    baselines = _baseline_rows(built, inputs, measures)
     rows, looked_at = _measure_rows(models, measures, draw, digests, count, console, journal)
-    table = [baseline, *rows]
+    table = [*baselines, *rows]
     few = [
         f"{name} from no more than {metric.comparable_above} pictures compares only with that of as many"
         for name, metric in measures.metrics.items()
@@ -89,7 +91,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "learned": measures.about_learned,
         "notes": [*([data_note] if data_note else []), *few, *inputs.notes],
     }
-    if built.task.paired:
+    if built.task.beside == "low":
         record |= {"scale": built.config.task.scale, "kernel": built.config.task.kernel}
     return record, _pictures_to_look_at(models, measures, inputs, draw, rows, looked_at)
 
@@ -203,13 +205,19 @@ def values_of(metrics: dict[str, Metric], compared: Compared) -> dict[str, np.nd
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _baseline_row(built, inputs, measures):
+def _baseline_rows(built, inputs, measures):
     if built.task.paired:
-        name, pictures = built.task.baseline_name, inputs.baseline
+        named = inputs.baselines
     else:
         name, other = ("training", "train") if built.config.evaluation.against == "eval" else ("held-out", "eval")
-        name, pictures = f"{name} pictures", held_out.eval_pictures(built.config, other)[: len(inputs.pictures)]
-    return {"name": name, "model": None, "sampler": None, "steps": 0} | measure(measures, [pictures])
+        pictures = images_of(held_out.eval_pictures(built.config, other))[: len(inputs.pictures)]
+        named = {f"{name} pictures": pictures}
+    return [baseline_row(name) | measure(measures, [pictures]) for name, pictures in named.items()]
+
+
+def baseline_row(name: str) -> dict:
+    """The head of a row that no model made."""
+    return {"name": name, "model": None, "sampler": None, "steps": 0}
 
 
 def make_drawer(model: Model, given: dict) -> Callable[..., np.ndarray]:

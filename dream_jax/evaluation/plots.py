@@ -17,9 +17,9 @@ _MARKERS = ("o", "s", "^", "D", "v")
 def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
     """One panel a metric: its value against the network evaluations, a line for each sampler of each model.
 
-    Bands are the spread over seeds; the grey line is the baseline.
+    Bands are the spread over seeds; the grey lines are the baselines.
     """
-    baseline, lines = record["rows"][0], _lines(record["rows"])
+    baselines, lines = _baselines(record["rows"]), _lines(record["rows"])
     figure = figure_of(len(names))
     for axes, name in zip(figure.axes, names, strict=True):
         for rows, style in zip(lines.values(), _looks(lines), strict=True):
@@ -31,8 +31,9 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
                 spread = [row[f"{name}_spread"] for row in rows]
                 low, high = ([v + sign * s for v, s in zip(values, spread, strict=True)] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        if name in baseline:
-            axes.axhline(baseline[name], color="grey", linewidth=1, label=baseline["name"])
+        for row, stroke in zip(baselines, _STYLES, strict=False):
+            if name in row:
+                axes.axhline(row[name], color="grey", linewidth=1, linestyle=stroke, label=row["name"])
         _steps_axis(axes, sorted({row["steps"] for rows in lines.values() for row in rows}))
         axes.set_ylabel(METRICS[name].title)
         if METRICS[name].logarithmic:
@@ -57,8 +58,9 @@ def perception_against_distortion(record: dict, names: list[str], path: Path) ->
         for row in rows:
             where = (row[distortion], row[perception])
             axes.annotate(str(row["steps"]), where, fontsize=7, xytext=(3, 3), textcoords="offset points")
-    baseline = record["rows"][0]
-    axes.plot([baseline[distortion]], [baseline[perception]], "*", color="grey", markersize=10, label=baseline["name"])
+    for row, marker in zip(_baselines(record["rows"]), "*PX", strict=False):
+        at = [row[distortion]], [row[perception]]
+        axes.plot(*at, marker, color="grey", markersize=10, linestyle="none", label=row["name"])
     x, y = METRICS[distortion], METRICS[perception]
     axes.set_xlabel(f"{x.title} (distortion: {'right' if x.higher_is_better else 'left'} is better)")
     axes.set_ylabel(f"{y.title} (perception: {'higher' if y.higher_is_better else 'lower'} is better)")
@@ -146,6 +148,10 @@ def figure_of(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
     for panel in range(panels):
         figure.add_subplot(down, across, panel + 1).grid(alpha=0.3)
     return figure
+
+
+def _baselines(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["model"] is None]
 
 
 def _lines(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:

@@ -116,9 +116,8 @@ def _enough(record, variant, other, metric, sampler):
 def _table(record, metrics, sampler, steps):
     """(headings, rows) at the last point: means and spreads over seeds, and how far from the first variant."""
     rows = []
-    if record["baseline"]:
-        cells = [f"{verdicts.mean(record['baseline'], metric):{METRICS[metric].digits}}" for metric in metrics]
-        rows.append([record["baseline"]["name"], *cells])
+    for baseline in record["baselines"]:
+        rows.append([baseline["name"], *(f"{verdicts.mean(baseline, m):{METRICS[m].digits}}" for m in metrics)])
     for variant in record["variants"]:
         cells = []
         for metric in metrics:
@@ -224,7 +223,7 @@ def _pictures(members):
     """{name: [picture, ...]} as data URLs: what was observed, the originals and each variant's, of its first seed."""
     experiment = build(members[0].config)
     inputs = make_inputs(experiment, held_out.eval_pictures(members[0].config)).first(comparison.SHOWN)
-    columns = {} if inputs.baseline is None else {experiment.task.baseline_name: inputs.baseline}
+    columns = dict(inputs.baselines)
     for member in members:
         if member.variant not in columns:
             columns[member.variant] = np.load(member.workdir / "shown.npy")

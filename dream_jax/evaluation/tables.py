@@ -35,10 +35,11 @@ def show(record: dict, console: Console) -> None:
     for name in names:
         table.add_column(METRICS[name].title, justify="right")
     gained = first_that_measures("distortion", names)
+    baseline = next((row for row in rows if row["model"] is None), None)
     for row in rows:
         cells = [row["model"] or ""] if several else []
         cells += [row["sampler"] or row["name"], str(row["steps"]) if row["sampler"] else ""]
-        table.add_row(*cells, *(_cell(name, row, rows[0] if name == gained else None) for name in names))
+        table.add_row(*cells, *(_cell(name, row, baseline if name == gained else None) for name in names))
     console.print(table)
     for note in record["notes"]:
         console.print(f"note: {note}", markup=False)
@@ -103,7 +104,9 @@ def tell(path: Path, console: Console) -> None:
 def picture_columns(built: Experiment, inputs: Inputs, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of a grid: `low resolution | bicubic | drawn ones | original`, uint8 [N, H, W, 3] each."""
     last = "original" if built.task.paired else "held out"
-    return built.task.columns(inputs.observed, inputs.baseline) | drawn | {last: inputs.pictures}
+    first = built.task.columns(inputs.observed, inputs.baseline)
+    # The first baseline is among the task's own columns.
+    return first | dict(list(inputs.baselines.items())[1:]) | drawn | {last: inputs.pictures}
 
 
 def label(built: Experiment, sampler: str, steps: int) -> str:

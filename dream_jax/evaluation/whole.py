@@ -44,7 +44,7 @@ def folder_source(folder, low=None, scale: int = 1, reading: Reading = USUAL) ->
     names, entries = [shown(name) for name in listed], list(listed.values())
     if missing := [entry.problem for entry in entries if entry.problem]:
         raise UserError(f"{len(missing)} of {len(entries)} pictures cannot be used: {listing.first(missing)}")
-    lows = None if low is None else lambda i: listing.read(entries[i].low, reading)
+    lows = None if low is None else lambda i: listing.read(entries[i].beside, reading)
     return Source(lambda i: listing.read(entries[i].picture, reading), len(entries), 1, names.__getitem__, lows, scale)
 
 
@@ -53,9 +53,9 @@ def evaluate(
 ):
     """Evaluates models on whole pictures, by the first one's `config.evaluation`; see `measuring.evaluate`.
 
-    Each picture is cut at the right and below to sides that the scale divides, made small, and enlarged again; where
-    the source has low-resolution pictures of its own, these are enlarged. Its measures are those of pairs; those of
-    sets need pictures of one size.
+    Each picture is cut at the right and below to sides that the task divides, degraded, and restored again; where the
+    source has what lies beside pictures, low-resolution ones for example, that is restored. Its measures are those of
+    pairs; those of sets need pictures of one size.
 
     Args:
       source: at most `evaluation.pictures` of it, the first ones.
@@ -102,14 +102,14 @@ def evaluate(
             *([data_note] if data_note else []),
             *notes,
         ],
-        "scale": built.config.task.scale,
-        "kernel": built.config.task.kernel,
     }
+    if built.task.beside == "low":
+        record |= {"scale": built.config.task.scale, "kernel": built.config.task.kernel}
     return record, _picture_columns(built, columns)
 
 
 def _measure(models, source, values_of, identity, digests, console, journal):
-    """What is measured of each picture, read once, by the baseline and all methods.
+    """What is measured of each picture, read once, by the baselines and all methods.
 
     Returns ([(row's head, [values of each seed])] by method, the first pictures' middles for a grid, notes).
     """
@@ -117,17 +117,16 @@ def _measure(models, source, values_of, identity, digests, console, journal):
     settings, methods = built.config.evaluation, measuring.methods_of(models)
     draws = [_make_draw(models[method.model], method, settings) for method in methods]
     heads = [{"name": measuring.title_of(models, method)} | method._asdict() for method in methods]
-    baseline = {"name": built.task.baseline_name, "model": None, "sampler": None, "steps": 0}
     pictures, finished = range(min(len(source), settings.pictures)), read_rows(journal)
-    found, columns, notes = [[] for _ in (baseline, *methods)], [], []
+    found, of_baselines, columns, notes = [[] for _ in methods], [], [], []
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(pictures) * len(found))
         for number in pictures:
             inputs, label, results = _observe(built, source, number), {"picture": source.label(number)}, {}
             notes, shows = inputs.notes, number < built.config.samples.count
-            found[0].append((label | baseline, [values_of(inputs, inputs.baseline)]))
-            bar.advance(job)
-            for rows, head, method, draw in zip(found[1:], heads, methods, draws, strict=True):
+            for name, baseline in inputs.baselines.items():
+                of_baselines.append((label | measuring.baseline_row(name), [values_of(inputs, baseline)]))
+            for rows, head, method, draw in zip(found, heads, methods, draws, strict=True):
                 key = _fingerprint(identity | head | {"weights": digests[method.model]}, inputs, models, method, number)
                 drawn = []
                 if key not in finished:
@@ -142,7 +141,9 @@ def _measure(models, source, values_of, identity, digests, console, journal):
                 bar.advance(job)
             if shows:
                 columns.append(_middles(built, inputs, results))
-    return [row for rows in found for row in rows], columns, notes
+    # The table names methods in the order of their first rows.
+    of_baselines.sort(key=lambda row: list(inputs.baselines).index(row[0]["name"]))
+    return [*of_baselines, *(row for rows in found for row in rows)], columns, notes
 
 
 def _observe(built, source, number) -> Inputs:
@@ -155,7 +156,8 @@ def _observe(built, source, number) -> Inputs:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
     picture = picture[None, :height, :width]
-    return make_inputs(built, picture if paired is None else Pair(picture, paired.low[None]))
+    beside = None if paired is None else paired.beside[None]
+    return make_inputs(built, picture if beside is None else Pair(picture, beside), classical=True)
 
 
 def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, np.ndarray], dict[str, float]]:
@@ -235,30 +237,30 @@ def _worst(by_picture, table):
 def _left_out(asked, by_picture, notes):
     """Notes of metrics that some picture is too small for, of which the table then has none."""
     for name in asked:
-        small = [row["picture"] for row in by_picture if name not in row and row["model"] is None]
+        first = by_picture[0]["name"]
+        small = [row["picture"] for row in by_picture if name not in row and row["name"] == first]
         if small and not any(note.startswith(f"without {name}:") for note in notes):
             yield f"without {name}: {len(small)} pictures are too small for it, {shown(small[0])} the first"
 
 
-def _middles(built, inputs: Inputs, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{what: the middle of it, at most _SHOWN pixels a side}: of the picture, what is known of it, and its results."""
-    divisor = built.task.divisor
-    side = min(_SHOWN, *inputs.pictures.shape[1:3]) // divisor * divisor
-    drawn = {name: middle(Pair(drawn[0], inputs.observed[0]), side).image for name, drawn in results.items()}
-    original, low = middle(Pair(inputs.pictures[0], inputs.observed[0]), side)
-    baseline = middle(Pair(inputs.baseline[0], inputs.observed[0]), side).image
-    return {"original": original, "low": low, "baseline": baseline, "drawn": drawn}
+def _middles(built, inputs: Inputs, results: dict[str, np.ndarray]) -> dict[tuple, Pair]:
+    """Of a picture, its baselines and results: the middle, at most _SHOWN pixels a side, with what was observed."""
+    # What is smaller by no whole number cannot be cut at whole pixels.
+    whole = built.task.scale == int(built.task.scale) or inputs.baseline is None
+    observed = inputs.observed if whole else inputs.baseline
+    pictures = {("baseline", name): picture for name, picture in inputs.baselines.items()}
+    pictures |= {("drawn", name): picture for name, picture in results.items()} | {("original",): inputs.pictures}
+    side = min(_SHOWN, *inputs.pictures.shape[1:3]) // built.task.divisor * built.task.divisor
+    return {what: middle(Pair(picture[0], observed[0]), side) for what, picture in pictures.items()}
 
 
-def _picture_columns(built, each: list[dict]):
-    """The middles of pictures as columns of one size: what was observed, the baseline, the results, the originals."""
-    side = min(min(shows["original"].shape[:2]) for shows in each)
+def _picture_columns(built, each: list[dict[tuple, Pair]]):
+    """The middles of pictures as columns of one size: what was observed, the baselines, the results, the originals."""
+    side = min(min(shows["original",].image.shape[:2]) for shows in each)
+    columns = {what: indexed.stack(middle(shows[what], side) for shows in each) for what in each[0]}
 
-    def column(pictures):
-        pairs = [middle(Pair(picture, shows["low"]), side) for picture, shows in zip(pictures, each, strict=True)]
-        return indexed.stack(pairs)
+    def named(kind):
+        return {what[1]: pair.image for what, pair in columns.items() if what[0] == kind}
 
-    original, low = column([shows["original"] for shows in each])
-    inputs = Inputs(original, {}, low, column([shows["baseline"] for shows in each]).image)
-    drawn = {name: column([shows["drawn"][name] for shows in each]).image for name in each[0]["drawn"]}
-    return tables.picture_columns(built, inputs, drawn)
+    original, observed = columns["original",]
+    return tables.picture_columns(built, Inputs(original, {}, observed, named("baseline")), named("drawn"))

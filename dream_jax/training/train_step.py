@@ -60,10 +60,10 @@ def _draw(experiment, step_key, batch):
         return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2), more
 
     flip, task_key, (t, alpha, sigma), eps, dropout, more = jax.vmap(draw_row)(batch["row"])
-    picture, low = batch["image"], batch.get("low")
+    picture, beside = batch["image"], batch.get("beside")
     if config.data.flip:
-        picture, low = (_flipped(each, flip) for each in (picture, low))
-    x0, cond = experiment.task.make_pair(task_key, picture, low)
+        picture, beside = (_flipped(each, flip) for each in (picture, beside))
+    x0, cond = experiment.task.make_pair(task_key, picture, beside)
     constrain = functools.partial(experiment.task.constrain, cond=cond)
     return objectives.Draw(x0, eps, t, alpha, sigma, schedule, dropout, more, constrain=constrain), cond
 
@@ -80,8 +80,9 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
       steps_per_epoch: pictures // batch size, for what a config counts in epochs.
 
     batch is {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded by `sharding.BATCH`; row is the place in the
-    global batch. Batches of pairs have "low", uint8 [G, h, w, C], from which pictures are restored. rectify is static:
-    see `make_losses`. A step whose loss, gradient or update is not finite changes nothing but the step's number.
+    global batch. Batches of pairs have "beside", uint8 [G, h, w, C], from which pictures are restored. rectify is
+    static: see `make_losses`. A step whose loss, gradient or update is not finite changes nothing but the step's
+    number.
     """
     config = experiment.config
     local_gradient = _make_local_gradient(experiment, mesh, specs, steps_per_epoch)

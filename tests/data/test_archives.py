@@ -103,7 +103,7 @@ def test_low_resolution_pictures_may_lie_in_arrays(tmp_path):
     np.save(tmp_path / "high.npy", PICTURES)
     np.savez(tmp_path / "low.npz", PICTURES[:11, ::2, ::2])
     found = list(listing.pictures(tmp_path / "high.npy", tmp_path / "low.npz", 2).values())
-    np.testing.assert_array_equal(listing.read(found[5].low), PICTURES[5, ::2, ::2])
+    np.testing.assert_array_equal(listing.read(found[5].beside), PICTURES[5, ::2, ::2])
     assert "high.npy/0000011: no low-resolution picture" in found[11].problem
 
 
@@ -180,7 +180,7 @@ def test_arrays_of_one_file_are_several_sources(tmp_path, name):
     for entry, picture in zip(found.values(), PICTURES, strict=False):
         np.testing.assert_array_equal(listing.read(entry.picture), picture)
     # The low-resolution pictures of one may lie in the other.
-    assert [entry.low.place for entry in listing.pictures(f"{path}:a", f"{path}:b").values()] == [
+    assert [entry.beside.place for entry in listing.pictures(f"{path}:a", f"{path}:b").values()] == [
         "b/0000000",
         "b/0000001",
     ]

@@ -37,7 +37,7 @@ def places(height, width, scale):
 
 def pairs_of(count=5, height=20, width=17, scale=3):
     pairs = [places(height, width, scale) for _ in range(count)]
-    return indexed.Source(lambda i: pairs[i][0], count, low=lambda i: pairs[i][1], scale=scale)
+    return indexed.Source(lambda i: pairs[i][0], count, beside=lambda i: pairs[i][1], scale=scale)
 
 
 def write(folder, pictures):
@@ -52,13 +52,13 @@ def test_a_crop_is_at_one_place_in_both_to_the_pixel(place):
     starts = set()
     for i in range(60):
         pair = pictures[i]
-        assert pair.image.shape == (12, 12, 3) and pair.low.shape == (4, 4, 3)
-        np.testing.assert_array_equal(pair.image, pair.low.repeat(3, 0).repeat(3, 1))
-        starts.add(tuple(pair.low[0, 0, :2].tolist()))
+        assert pair.image.shape == (12, 12, 3) and pair.beside.shape == (4, 4, 3)
+        np.testing.assert_array_equal(pair.image, pair.beside.repeat(3, 0).repeat(3, 1))
+        starts.add(tuple(pair.beside[0, 0, :2].tolist()))
     assert starts == {(8, 6)} if place == "centre" else len(starts) > 40
     held = held_out.middle_crops(pairs_of(), 12, 3)
     np.testing.assert_array_equal(held.image[1], indexed.middle(pairs_of().pair(1), 12).image)
-    assert held.low.shape == (3, 4, 4, 3)
+    assert held.beside.shape == (3, 4, 4, 3)
 
 
 def test_tiles_of_a_prepared_pair_hold_each_place_once(tmp_path):
@@ -75,14 +75,14 @@ def test_tiles_of_a_prepared_pair_hold_each_place_once(tmp_path):
     for i in range(len(source)):
         pair = source.pair(i)
         assert max(pair.image.shape) <= 64
-        np.testing.assert_array_equal(pair.image, pair.low.repeat(2, 0).repeat(2, 1))
-        top, left = pair.low[0, 0, :2]
+        np.testing.assert_array_equal(pair.image, pair.beside.repeat(2, 0).repeat(2, 1))
+        top, left = pair.beside[0, 0, :2]
         down, across = indexed.starts(pair, 16)
         seen += [(top + y, left + x) for y in range(down) for x in range(across)]
     assert len(source) > 1 and sorted(seen) == [(y, x) for y in range(70 - 7) for x in range(45 - 7)]
     # What is evaluated stays whole.
     np.testing.assert_array_equal(evaluated.pair(0).image, noise(200, 16, 3))
-    np.testing.assert_array_equal(evaluated.pair(0).low, noise(100, 8, 3))
+    np.testing.assert_array_equal(evaluated.pair(0).beside, noise(100, 8, 3))
 
 
 NAMES = {
@@ -102,7 +102,7 @@ def test_partners_are_found_by_name(tmp_path):
     write(tmp_path / "high", dict.fromkeys(NAMES, noise(16, 16, 3)))
     write(tmp_path / "low", dict.fromkeys({*NAMES.values(), "0801x2.png", "other.png"}, noise(4, 4, 3)))
     found = listing.pictures(tmp_path / "high", tmp_path / "low", 4)
-    assert {name: entry.low.relative_to(tmp_path / "low").as_posix() for name, entry in found.items()} == NAMES
+    assert {name: entry.beside.relative_to(tmp_path / "low").as_posix() for name, entry in found.items()} == NAMES
     write(tmp_path / "high", {"lonely.png": noise(16, 16, 3), "two.png": noise(16, 16, 3)})
     write(tmp_path / "low", {"two_LR4.png": noise(4, 4, 3), "twox4.png": noise(4, 4, 3)})
     found = listing.pictures(tmp_path / "high", tmp_path / "low", 4)
@@ -155,8 +155,8 @@ def test_pairs_have_a_preparation_and_a_fingerprint_of_their_own(tmp_path):
     images.write(tmp_path / "low" / "1.png", noise(8, 8, 3) ^ 1, overwrite=True)
     assert len({alone, both, folders.prepare_folder(tmp_path / "high", **paired)}) == 3
     source = pairs_of()
-    other = dataclasses.replace(source, low=lambda i: source.low(i) ^ 1)
-    alone = dataclasses.replace(source, low=None)
+    other = dataclasses.replace(source, beside=lambda i: source.beside(i) ^ 1)
+    alone = dataclasses.replace(source, beside=None)
     assert len({indexed.fingerprint(s) for s in (source, other, alone)}) == 3
 
 
@@ -182,7 +182,7 @@ def test_pairs_that_the_step_would_make_have_its_losses_and_gradient_to_the_bit(
         pictures = batches.train_pictures(sources.open_source(built.config, "train"), 0, 32)
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         with batches.Batches(pictures, 4, sharding) as feed:
-            assert ("low" in feed(0)) == bool(more)
+            assert ("beside" in feed(0)) == bool(more)
             found.append(jax.device_get(gradient(agreement.weights(shapes["params"]), feed(0))))
     jax.tree.map(np.testing.assert_array_equal, *found)
     assert found[0][0] > 0
@@ -196,7 +196,7 @@ def test_flips_turn_both():
         encode=lambda picture, cond: seen.update(picture=np.asarray(picture)) or built.task.encode(picture, cond),
     )
     image, low = (np.stack(part) for part in zip(*[places(16, 16, 2)] * 8, strict=True))
-    batch = {"image": image, "low": low, "row": np.arange(8, dtype=np.int32)}
+    batch = {"image": image, "beside": low, "row": np.arange(8, dtype=np.int32)}
     make_losses(built._replace(task=task), jax.random.key(0), 1)({}, batch, np.int32(0), False)
     np.testing.assert_allclose((seen["picture"] + 1) * 127.5, seen["low"].repeat(2, 1).repeat(2, 2), atol=1e-4)
     turned = [small[0, 0, 1] != 0 for small in seen["low"]]
@@ -215,20 +215,22 @@ def test_everything_that_is_measured_begins_with_the_pictures_that_are_there(tmp
     changes = made_pairs(tmp_path, low_of=lighter)
     model = fake(its_input, *CHANGES, *changes, "sampling.project=True")
     pictures = held_out.eval_pictures(model.experiment.config)
-    np.testing.assert_array_equal(pictures.low, lighter(pictures.image))
+    np.testing.assert_array_equal(pictures.beside, lighter(pictures.image))
     made = make_inputs(model.experiment, pictures)
-    np.testing.assert_array_equal(made.observed, pictures.low)
-    np.testing.assert_array_equal(made.given["observed"], pictures.low)
-    low = drawing.observe(model.experiment, pictures.image, beside=pictures.low)
+    np.testing.assert_array_equal(made.observed, pictures.beside)
+    np.testing.assert_array_equal(made.given["observed"], pictures.beside)
+    low = drawing.observe(model.experiment, pictures.image, beside=pictures.beside)
     np.testing.assert_array_equal(made.baseline, low[2])
     assert made.first(1).found and len(made.first(1).observed) == 1
     record, columns = measuring.evaluate({"model": model}, pictures, QUIET)
     assert "consistency" not in record["rows"][0] and "without consistency" in record["notes"][-1]
-    np.testing.assert_array_equal(columns["low resolution"], pictures.low)
+    np.testing.assert_array_equal(columns["low resolution"], pictures.beside)
     # What is drawn is pulled to the pictures that are there.
     (drawn,) = [value for name, value in columns.items() if name.endswith("2 steps")]
     shrunk = np.asarray(model.experiment.task.observe(None, drawn)).astype(int)
-    assert abs(shrunk - pictures.low).mean() < abs(shrunk - model.experiment.task.observe(None, pictures.image)).mean()
+    assert (
+        abs(shrunk - pictures.beside).mean() < abs(shrunk - model.experiment.task.observe(None, pictures.image)).mean()
+    )
     assert gap.measure({"model": model}, pictures, QUIET)["pictures"] == 2
 
 
@@ -250,7 +252,7 @@ def test_restoration_at_equal_size(tmp_path):
     pictures = batches.train_pictures(source, config.seed, 32)
     assert "kept in" in bad_step_files.save_batch(tmp_path, 1, source, pictures, config)
     with np.load(tmp_path / "bad_batches" / "step_0000001.npz") as kept:
-        np.testing.assert_array_equal(kept["image"] // 2, kept["low"])
+        np.testing.assert_array_equal(kept["image"] // 2, kept["beside"])
 
 
 def test_any_folders_of_pairs_are_measured(tmp_path):
@@ -321,7 +323,7 @@ def test_a_dataset_with_both_is_read_with_both(catalog_pairs):
     changes = "data.tfds=div2k/unknown_x4", f"data.tfds_dir={catalog_pairs}"
     source = sources.open_source(tiny.tiny_config(*changes, "task.scale=4"), "train")
     pair = source.pair(0)
-    assert pair.image.shape == (32, 32, 3) and pair.low.shape == (8, 8, 3)
+    assert pair.image.shape == (32, 32, 3) and pair.beside.shape == (8, 8, 3)
     for more in (["data.lr_key=none"], ["task.name=unconditional", "task.residual=False"]):
         assert not indexed.is_paired(sources.open_source(tiny.tiny_config(*changes, "task.scale=4", *more), "train"))
     with pytest.raises(UserError, match=r"34x33 pixels.*8x8; task\.scale = 2 needs 17x16"):

@@ -20,7 +20,8 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
     later_data = "crop", "limit", "channels", "bits", "range", "percentile", "clip", "lr_key"
     later_data += "bundled", "classes", "condition_channels", "condition_bits", "condition_range"
-    later_task = "target", "num_classes", "drop_label"
+    later_task = "target", "num_classes", "drop_label", "masks", "unknown", "blurs", "width", "length", "deviation"
+    later_task += ("quality",)
     objective = {key: value for key, value in config["objective"].items() if key not in later}
     data = {key: value for key, value in config["data"].items() if key not in later_data}
     task = {key: value for key, value in config["task"].items() if key not in later_task}

@@ -76,7 +76,7 @@ class Levels(NamedTuple):
         return self.length * self.sigma
 
     def finite(self) -> "Levels":
-        """With a logsnr of -20 or less, at which no picture is visible, in the place of noise alone, where it is none."""
+        """With a logsnr of -20 or less in the place of noise alone, whose own is not finite; no picture is visible."""
         if self.alpha[0] > 0:
             return self
         alpha, sigma = self.alpha.copy(), self.sigma.copy()
@@ -332,7 +332,7 @@ def _one_step_rows(step, levels: Levels) -> Rows:
 def _correlated_rows(levels: Levels, keep, needs) -> Rows:
     """DDIM that keeps this share of the predicted noise at each move, [N], and fills up with fresh noise.
 
-    keep is the correlation of a process's noises at the two levels, given x0; UserError, with `needs`, for what is none.
+    keep is the correlation, given x0, of a process's noises at the two levels; UserError with `needs` for another one.
     """
     # Levels of the same sigma may differ in their last bit.
     if not (keep <= 1 + 1e-12).all():

@@ -1,5 +1,7 @@
 """Deblurring: sharp pictures from blurred ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,10 @@ def deblurring(
 
     # Of one width there is one blur.
     known = tuple(blurs) == ("gaussian",) and draws.is_fixed(width)
-    kernel = mean_kernel(blurs, width, length)
+
+    def classical(observed):
+        return richardson_lucy(observed, mean_kernel(tuple(blurs), tuple(width), tuple(length)))
+
     name = f"Richardson-Lucy, {'the' if known else 'mean'} kernel"
     return restoration(
         observe,
@@ -62,7 +67,7 @@ def deblurring(
         gain=gain,
         baseline=condition,
         baseline_name="blurred",
-        classical=(name, lambda observed: richardson_lucy(observed, kernel)),
+        classical=(name, classical),
         consistency=consistency if known else None,
         columns=lambda observed, baseline: {"blurred": baseline},
         channels=channels,
@@ -70,6 +75,7 @@ def deblurring(
     )
 
 
+@functools.cache
 def mean_kernel(blurs, width, length):
     """float64[K, K], sum 1: of the mean width, and of the mean length over all directions; of both, their mean."""
     reach = max(blur.radius(np.mean(width)), int(np.mean(length)) // 2 + 1)

@@ -50,7 +50,7 @@ def check_channels(channels: int, name: str) -> None:
         raise UserError(f"data.channels = {channels}: {name} makes JPEG files, which hold 1 or 3")
 
 
-def total_variation(observed, weight: float = 0.02):
+def total_variation(observed, weight: float = 0.01):
     """Chambolle 2004, by scikit-image; levels [H, W, C] on the host."""
     from skimage import restoration as classical
 

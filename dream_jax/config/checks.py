@@ -28,14 +28,19 @@ _KIND_NAMES = {
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
     """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
+    check_each(config)
+    for check in _CHECKS:
+        check(config)
+    return FrozenConfigDict(config)
+
+
+def check_each(config) -> None:
+    """The checks of each key by itself; errors as of `validate`."""
     try:
         check_types(config)
         _check_each(config)
-        for check in _CHECKS:
-            check(config)
     except RecursionError as error:
         raise UserError("the config holds a section within itself") from error
-    return FrozenConfigDict(config)
 
 
 def check_types(config) -> None:

@@ -167,7 +167,9 @@ def _add_evaluate(commands) -> None:
         help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
     )
     evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
-    evaluate.add_argument("--low", metavar="FOLDER", help="their low-resolution pictures, which are made otherwise")
+    evaluate.add_argument(
+        "--low", metavar="FOLDER", help="what lies beside them: low-resolution pictures, masks, conditions"
+    )
     _add_checkpoint(evaluate, "of the run (default: latest)")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     evaluate.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")

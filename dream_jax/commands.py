@@ -41,10 +41,10 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
     from dream_jax.config import checks
     from dream_jax.runtime import lock, sharding
     from dream_jax.training import mirror
-    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_range
+    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_classes, with_range
 
     workdir = Path(workdir)
-    config = checks.validate(with_range(checks.validate(config), workdir))
+    config = checks.validate(with_classes(with_range(checks.validate(config), workdir), workdir))
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     directory = config.checkpoint.directory
     mirror.check(directory)
@@ -135,7 +135,7 @@ def evaluate(options, arguments, console: Console) -> None:
     if options.pictures and (options.gap or finding):
         raise UserError("--pictures is for the table, without --gap and --find_start")
     if options.low and not options.pictures:
-        raise UserError("--low is for the low-resolution pictures of --pictures")
+        raise UserError("--low is for what lies beside --pictures")
     if not places:
         raise UserError("give --workdir RUN or --model FOLDER, or several")
     if not options.output and (options.model or len(places) > 1):
@@ -240,7 +240,7 @@ def _measure(options, models, output, console):
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
         of_folder = options.pictures and whole.folder_source(
-            options.pictures, options.low, config.task.scale, sources.reading_of(config)
+            options.pictures, sources.beside_given(config, options.low), sources.reading_of(config)
         )
         source = of_folder or sources.open_source(config, "eval")
         record, columns = whole.evaluate(models, source, console, journal, given=bool(of_folder))

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from dream_jax import objectives, tasks
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
+from dream_jax.data import beside
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
@@ -110,31 +111,52 @@ def _check_data(config):
     _require(c.folder is None or c.tfds is None, config, "data.tfds", "give data.folder or it, not both")
     alone = c.eval_folder is None or c.folder is not None
     _require(alone, config, "data.eval_folder", "it goes with data.folder, the pictures to train on")
-    _check_low(config, c)
+    _check_beside(config, c)
     same = c.tfds is not None and c.eval_split == c.train_split
     _require(not same, config, "data.eval_split", "it must differ from data.train_split: it is never trained on")
 
 
-def _check_low(config, c):
-    """What low-resolution pictures that are there need."""
-    task, asked = tasks.make(config), c.lr_key not in (None, "none")
-    _require(not asked or c.tfds is not None, config, "data.lr_key", "it is a feature of a dataset: data.tfds")
-    for key, beside in (("lr_folder", "folder"), ("eval_lr_folder", "eval_folder")):
-        _require(c[key] is None or c[beside] is not None, config, f"data.{key}", f"it goes with data.{beside}")
-    both = c.eval_folder is None or (c.lr_folder is None) == (c.eval_lr_folder is None)
+def _check_beside(config, c):
+    """What lies beside pictures that are there."""
+    task, flat = tasks.make(config), flatten(config)
+    for kind, about in beside.KINDS.items():
+        for key in about.keys if kind != task.beside else ():
+            usual = flat[f"data.{key}"] in (KEYS[f"data.{key}"].default, "none")
+            takes = beside.KINDS[task.beside].nouns if task.beside else "no pictures that are there"
+            _require(usual, config, f"data.{key}", f"it is of {about.nouns}; {config.task.name} takes {takes}")
+    if not task.beside:
+        return
+    about = beside.KINDS[task.beside]
+    feature = c[about.feature] if about.feature else None
+    asked = feature not in (None, "none")
     _require(
-        both, config, "data.eval_lr_folder", "data.folder and eval_folder both have low-resolution pictures, or none"
+        not asked or c.tfds is not None, config, f"data.{about.feature}", "it is a feature of a dataset: data.tfds"
     )
-    there = c.lr_folder is not None or asked
-    takes_none = f"{config.task.name} takes no pictures that are there"
-    _require(task.beside == "low" or not there, config, "data.lr_folder", takes_none)
-    fixed = "low-resolution pictures that are there do not fit resized originals"
-    _require(c.resize is None or not there, config, "data.resize", fixed)
+    if task.beside in ("low", "condition"):
+        _check_folders(config, c, about)
+        there = c[about.folder] is not None or asked
+        fixed = f"{about.nouns} that are there do not fit resized originals"
+        _require(c.resize is None or not there, config, "data.resize", fixed)
+        if task.beside == "low":
+            whole = float(config.task.scale).is_integer()
+            _require(whole or not there, config, "task.scale", "of low-resolution pictures that are there it is whole")
+
+
+def _check_folders(config, c, about):
+    """What folders of low-resolution pictures or conditions need."""
+    for key, other in ((about.folder, "folder"), (about.eval_folder, "eval_folder")):
+        _require(c[key] is None or c[other] is not None, config, f"data.{key}", f"it goes with data.{other}")
+    both = c.eval_folder is None or (c[about.folder] is None) == (c[about.eval_folder] is None)
+    said = f"data.folder and eval_folder both have {about.nouns}, or none"
+    _require(both, config, f"data.{about.eval_folder}", said)
 
 
 def _check_families(config):
     """What a schedule, a task and an objective say of their settings and of each other."""
     schedule, task = SCHEDULES[config.schedule.name](config.schedule), tasks.make(config)
+    counted, names = config.task.num_classes, config.data.classes
+    agree = counted is None or not names or counted == len(names)
+    _require(agree, config, "task.num_classes", f"data.classes names {len(names)}; leave it None")
     c = config.objective
     _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     objectives.chosen(c).check(config, task)

@@ -107,6 +107,12 @@ def interval(value):
     return None if good else "two rising numbers, like 0,4095"
 
 
+def class_names(value):
+    """Nothing, or different names, as many as labels of 16 bits can number."""
+    good = all(isinstance(name, str) and name for name in value) and len(value) != 1
+    return None if good and len(set(value)) == len(value) <= 2**16 else "at least two different names, like cat,dog"
+
+
 def betas(value):
     """Adam's two decay rates."""
     good = len(value) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in value)
@@ -139,7 +145,7 @@ KEYS = {
     "task.target": Key("picture", "paired: what is made of the condition", choices=TARGETS),
     "task.num_classes": Key(
         None,
-        "class_conditional, and paired with target classes: how many; as many as data.classes",
+        "paired with target classes: how many; class_conditional: as many as data.classes",
         whole(1, 65535),
         int,
     ),
@@ -245,6 +251,16 @@ KEYS = {
         None, "super_resolution: low-resolution pictures of folder by the same names; else they are made", optional=str
     ),
     "data.eval_lr_folder": Key(None, "super_resolution: those of eval_folder", optional=str),
+    "data.condition_folder": Key(
+        None, "paired: what pictures are made from, by the same names as folder", optional=str
+    ),
+    "data.eval_condition_folder": Key(None, "paired: that of eval_folder", optional=str),
+    "data.mask_folder": Key(
+        None,
+        "inpainting: masks by the names of folder's pictures, or any, of which each example gets one; else drawn ones",
+        optional=str,
+    ),
+    "data.eval_mask_folder": Key(None, "inpainting: those to evaluate with; mask_folder", optional=str),
     "data.eval_percent": Key(10, "that share", number(lambda share: 0 < share < 100, "it must lie between 0 and 100")),
     "data.bundled": Key(
         "photographs",
@@ -261,6 +277,13 @@ KEYS = {
         "are made",
         optional=str,
     ),
+    "data.condition_key": Key(None, "paired: the feature that holds what pictures are made from", optional=str),
+    "data.label_key": Key(None, "class_conditional: the feature that holds classes; label", optional=str),
+    "data.classes": Key(
+        (),
+        "class_conditional: their names in the order of their numbers; found in the data, and written into the run",
+        class_names,
+    ),
     "data.train_split": Key("train", "tfds: the split to train on"),
     "data.eval_split": Key("test", "tfds: the split to evaluate on"),
     "data.resize": Key(None, "bring the shorter side to this many pixels first", whole(1, LARGE_SIDE), int),
@@ -269,8 +292,6 @@ KEYS = {
     "data.channels": Key(
         3, "of pictures: 1 is grey, 3 colours, others are bands of TIFF files and arrays", whole(1, 2**10)
     ),
-    "data.condition_channels": Key(3, "paired: of the pictures of data.condition_folder", whole(1, 2**10)),
-    "data.classes": Key((), "the names of classes in the order of their numbers; written by runs"),
     "data.bits": Key(
         8,
         "of levels: 16 keeps those of deeper files, 8 rounds them",
@@ -289,6 +310,9 @@ KEYS = {
         float,
     ),
     "data.clip": Key(False, "cut off numbers outside the range, instead of refusing the picture"),
+    "data.condition_channels": Key(3, "paired: of conditions, as channels", whole(1, 2**10)),
+    "data.condition_bits": Key(8, "paired: of conditions, as bits", number(lambda bits: bits in (8, 16), "8 or 16")),
+    "data.condition_range": Key((), "paired: of conditions, as range", interval),
     "data.flip": Key(True, "mirror at random"),
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
     "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),

@@ -14,6 +14,8 @@ from dream_jax.files import atomic
 # lie is among them, because a checkpoint knows them by their fingerprint.
 CHANGEABLE = (
     *("data.folder", "data.eval_folder", "data.tfds_dir", "data.lr_folder", "data.eval_lr_folder", "data.lr_key"),
+    *("data.condition_folder", "data.eval_condition_folder", "data.condition_key", "data.label_key"),
+    *("data.mask_folder", "data.eval_mask_folder"),
     "log_every",
     *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best", "samples.", "sampling."),
     *("evaluation.", "data.workers", "data.cache_dir", "supervision.", "watch.", "deterministic"),
@@ -45,8 +47,10 @@ _ADDED = {
     "data.clip": False,
     "data.lr_key": "none",
     "data.bundled": "photographs",
-    "data.condition_channels": 3,
     "data.classes": (),
+    "data.condition_channels": 3,
+    "data.condition_bits": 8,
+    "data.condition_range": (),
     "task.target": "picture",
     "task.num_classes": None,
     "task.drop_label": 0.1,

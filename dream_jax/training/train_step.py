@@ -81,9 +81,8 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
       steps_per_epoch: pictures // batch size, for what a config counts in epochs.
 
     batch is {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded by `sharding.BATCH`; row is the place in the
-    global batch. Batches of pairs have "beside", uint8 [G, h, w, C], from which pictures are restored. rectify is
-    static: see `make_losses`. A step whose loss, gradient or update is not finite changes nothing but the step's
-    number.
+    global batch. Batches of pairs have "beside", levels [G, h, w, .]: what lies beside pictures. rectify is static: see
+    `make_losses`. A step whose loss, gradient or update is not finite changes nothing but the step's number.
     """
     config = experiment.config
     local_gradient = _make_local_gradient(experiment, mesh, specs, steps_per_epoch)

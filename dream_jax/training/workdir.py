@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from dream_jax.config import keys, records
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, some
 from dream_jax.files.names import check_folder, is_bucket
 from dream_jax.runtime import consensus
 
@@ -49,6 +49,27 @@ def with_range(config, workdir: Path):
     told = consensus.of_first(np.float64(found).view(np.int32).tolist())
     span = np.int32(told).view(np.float64).tolist()
     return FrozenConfigDict(keys.nest(keys.flatten(config) | {"data.range": tuple(span)}))
+
+
+def with_classes(config, workdir: Path):
+    """A config whose `data.classes` are the names of its data's, where its task takes classes and none are named.
+
+    All processes call it. Raises UserError where there are none, and where a run has others.
+    """
+    from dream_jax.data import sources
+
+    lies = sources.beside_of(config)
+    if lies is None or lies.kind != "label" or lies.classes:
+        return config
+    found, saved = sources.class_names(config), workdir / "config.json"
+    if jax.process_index() == 0 and saved.exists():
+        before = tuple(records.read(saved).data.classes)
+        if before and before != found:
+            more, missing = set(found) - set(before), set(before) - set(found)
+            said = [f"{what} {some(names)}" for what, names in (("more:", more), ("without", missing)) if names]
+            other = "; ".join(said) or "another order"
+            raise UserError(f"{workdir} holds a run with other classes than those of the data, which has {other}")
+    return FrozenConfigDict(keys.nest(keys.flatten(config) | {"data.classes": found}))
 
 
 def check_same(folder, config) -> None:

@@ -19,7 +19,7 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     # Keys that came later.
     later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
     later_data = "crop", "limit", "channels", "bits", "range", "percentile", "clip", "lr_key"
-    later_data += "bundled", "condition_channels", "classes"
+    later_data += "bundled", "classes", "condition_channels", "condition_bits", "condition_range"
     later_task = "target", "num_classes", "drop_label"
     objective = {key: value for key, value in config["objective"].items() if key not in later}
     data = {key: value for key, value in config["data"].items() if key not in later_data}

@@ -160,6 +160,9 @@ def _check_folders(config, c, about):
 def _check_families(config):
     """What a schedule, a task and an objective say of their settings and of each other."""
     schedule, task = SCHEDULES[config.schedule.name](config.schedule), tasks.make(config)
+    counted, names = config.task.num_classes, config.data.classes
+    agree = counted is None or not names or counted == len(names)
+    _require(agree, config, "task.num_classes", f"data.classes names {len(names)}; leave it None")
     c = config.objective
     _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     objectives.chosen(c).check(config, task)

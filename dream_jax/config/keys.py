@@ -170,7 +170,7 @@ KEYS = {
     "task.target": Key("picture", "paired: what is made of the condition", choices=TARGETS),
     "task.num_classes": Key(
         None,
-        "class_conditional, and paired with target classes: how many; as many as data.classes",
+        "paired with target classes: how many; class_conditional: as many as data.classes",
         whole(1, 65535),
         int,
     ),

@@ -13,6 +13,8 @@ from dream_jax.errors import UserError
 from dream_jax.files.picture import of_channels
 
 SIDE = 160
+# The kinds of shapes: a disc, and polygons of 3 sides and up.
+NAMES = ("disc", "triangle", "square", "pentagon", "hexagon", "heptagon")
 # How many there are, and the first of their numbers.
 COUNTS = {"train": (2000, 0), "eval": (100, 10**6)}
 _NEAREST, _SHAPES = 0.15, (4, 9)
@@ -29,22 +31,27 @@ class Scene(NamedTuple):
 def scenes(split: str, config) -> Source:
     """Scenes of split "train" or "eval" with what the task of a config needs, always the same.
 
-    Conditions are pictures of scenes, for target picture in low light with noise. Classes are 0, the wall, and one for
-    each kind of shape; for class_conditional there is one shape, and its kind is the label.
+    Conditions are pictures of scenes, for target picture in low light with noise. Classes of pixels are 0, the wall,
+    and one for each kind of shape; for class_conditional there is one shape, and its kind is the label.
 
     Raises UserError for a task that has no use for them.
     """
-    task, data, white = config.task, config.data, 65535 if config.data.bits == 16 else 255
+    task, data = config.task, config.data
     single = task.name == "class_conditional"
     if not (single or task.name == "paired"):
         raise UserError(f"data.bundled = 'scenes': they are for paired and class_conditional, not for {task.name}")
-    number = task.num_classes or len(data.classes)
-    kinds = number if single else max(number - 1, 1) if task.target == "classes" else 6
+    kinds = len(data.classes) if single else task.num_classes - 1 if task.target == "classes" else len(NAMES)
+    if not 0 < kinds <= len(NAMES):
+        wall = "" if single else ", and the wall"
+        raise UserError(
+            f"task.num_classes = {task.num_classes}: scenes have {len(NAMES)} kinds of shapes at most{wall}"
+        )
     count, first = COUNTS[split]
     of = functools.partial(_made, kinds=kinds, single=single)
 
-    def levels(picture, channels):
-        return of_channels(np.floor(white * np.clip(picture, 0, 1) + 0.5).astype(f"uint{data.bits}"), channels)
+    def levels(picture, channels, bits=data.bits):
+        white = 65535 if bits == 16 else 255
+        return of_channels(np.floor(white * np.clip(picture, 0, 1) + 0.5).astype(f"uint{bits}"), channels)
 
     def read(i):
         scene = of(first + i)
@@ -58,10 +65,9 @@ def scenes(split: str, config) -> Source:
         picture = of(first + i).picture
         night = task.target == "picture"
         noise = np.random.default_rng((first + i, 1)).normal(0, 0.02, picture.shape)
-        return levels(0.2 * picture + noise if night else picture, data.condition_channels)
+        return levels(0.2 * picture + noise if night else picture, data.condition_channels, data.condition_bits)
 
-    kind = "label" if single else "condition"
-    return Source(read, count, 1, lambda i: f"scene {first + i}", beside, kind=kind)
+    return Source(read, count, 1, lambda i: f"scene {first + i}", beside, kind="label" if single else "condition")
 
 
 # What a picture and what lies beside it are made of is made once.

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
+
 from dream_jax import tasks
 from dream_jax.data import beside, bundled, scenes
 from dream_jax.data.beside import KINDS, Beside
 from dream_jax.data.indexed import Source, has_beside, is_paired
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.files.picture import Reading
 from dream_jax.tasks.super_resolution import NEEDS_LOW
 
@@ -15,6 +17,8 @@ def open_source(config, split: str) -> Source:
     """The pictures of split "train" or "eval" of a config; raises UserError where they have not what its task needs."""
     source = _open(config, split)
     check_beside(config, source)
+    if is_of_classes(config):
+        source = _of_known_classes(source, tasks.make(config).classes)
     if split == "eval" or config.data.limit is None:
         return source
     return dataclasses.replace(source, pictures=min(source.pictures, config.data.limit))
@@ -78,7 +82,25 @@ def class_names(config) -> tuple[str, ...]:
         from dream_jax.data import catalog
 
         return catalog.class_names(c.tfds, c.tfds_dir, c.label_key)
+    if c.bundled == "scenes":
+        return scenes.NAMES[: config.task.num_classes]
     raise UserError(f"task.name = {config.task.name}: it needs classes: {KINDS['label'].where}")
+
+
+def _of_known_classes(source, number):
+    """A source of maps of classes; to read one that has other numbers raises UserError."""
+
+    def read(i):
+        classes = source.read(i)
+        void = np.iinfo(classes.dtype).max
+        if others := set(np.unique(classes).tolist()) - set(range(number)) - {void}:
+            raise UserError(
+                f"{shown(source.label(i))}: it has class {min(others)}; task.num_classes = {number} has 0 to "
+                f"{number - 1}, and {void} for pixels of none"
+            )
+        return classes
+
+    return dataclasses.replace(source, read=read)
 
 
 def _open(config, split):

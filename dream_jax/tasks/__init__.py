@@ -32,7 +32,7 @@ TASKS = {
         settings.target,
         data.channels,
         data.condition_channels,
-        settings.num_classes or len(data.classes),
+        settings.num_classes or 0,
         settings.residual,
         settings.gain,
     ),

@@ -45,6 +45,8 @@ class NoiseSchedule:
             and (self.sigma[1:] > 0).all()
         ):
             raise UserError("a noise schedule needs an alpha that falls from 1, and a sigma that is 0 there only")
+        if self.start is not None and not 0 < self.start < np.inf:
+            raise UserError(f"start = {self.start}: sampling begins with noise of a deviation above 0")
 
     @property
     def num_steps(self) -> int:

@@ -79,8 +79,8 @@ class Levels(NamedTuple):
         """With a logsnr of -20 or less in the place of noise alone, whose own is not finite; no picture is visible."""
         if self.alpha[0] > 0:
             return self
-        alpha, sigma = self.alpha.copy(), self.sigma.copy()
-        alpha[0], sigma[0] = _level(min(LOWEST, self.lam[1] - 1))
+        alpha, sigma, following = self.alpha.copy(), self.sigma.copy(), self.lam[1]
+        alpha[0], sigma[0] = _level(LOWEST if following > LOWEST else following - 1)
         return self._replace(alpha=alpha, sigma=sigma)
 
 

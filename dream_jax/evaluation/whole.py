@@ -1,4 +1,4 @@
-"""Measures over whole pictures of any size, which are drawn as upscaling draws them, in tiles where they are large."""
+"""Measures over whole pictures of any size, which are drawn as restoring draws them, in tiles where they are large."""
 
 import dataclasses
 import hashlib

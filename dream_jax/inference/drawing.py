@@ -1,4 +1,4 @@
-"""Drawing pictures from a trained model: what training's samples, evaluation, upscaling and generation share."""
+"""Drawing pictures from a trained model: what training's samples, evaluation, restoring and generation share."""
 
 import functools
 import math

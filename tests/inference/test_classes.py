@@ -47,14 +47,14 @@ def test_pictures_are_of_the_classes_asked_for(workdir, tmp_path, capsys):
         about[name] = json.loads((tmp_path / name / "generation.json").read_text())
         drawn[name] = pictures(tmp_path / name)
     assert [about[name]["classes"] for name in about] == ["all", [1], [2, 0], [1]]
-    same = {
-        (a, b): [np.array_equal(x, y) for x, y in zip(drawn[a], drawn[b], strict=True)] for a in drawn for b in drawn
-    }
-    # By numbers 0, 1, 2, 3: in turn 0 1 2 0, all 1, and 2 0 2 0.
-    assert same["one", "dog"] == [True] * 4
-    assert same["turn", "dog"] == [False, True, False, False]
-    assert same["turn", "two"] == [False, False, True, True]
-    assert same["guided", "dog"] == [False] * 4 and about["guided"]["sampling"]["guidance"] == 3
+
+    def same(a, b):
+        return [np.array_equal(*pair) for pair in zip(drawn[a], drawn[b], strict=True)]
+
+    # The pictures in turn are of 0 1 2 0, and those of two of 2 0 2 0.
+    assert same("turn", "dog") == [False, True, False, False]
+    assert same("turn", "two") == [False, False, True, True]
+    assert same("guided", "dog") == [False] * 4 and about["guided"]["sampling"]["guidance"] == 3
     capsys.readouterr()
     assert draw(workdir, tmp_path / "dog", "--class", "cat") == 2
     assert "classes: [1] -> [0]" in capsys.readouterr().err

@@ -291,20 +291,33 @@ def _find_start(options, model, output, console):
     console.print(f"ranking: {output}", markup=False)
 
 
+def restore(options, arguments, console: Console) -> int:
+    """Restores pictures; 1 where some failed."""
+    from dream_jax.inference import restoring
+
+    return _restore(restoring.restore, options, arguments, console, mask=options.mask)
+
+
 def upscale(options, arguments, console: Console) -> int:
     """Enlarges pictures; 1 where some failed."""
-    from dream_jax.inference import upscaling
+    from dream_jax.inference import restoring
+
+    return _restore(restoring.upscale, options, arguments, console)
+
+
+def _restore(function, options, arguments, console, **more):
     from dream_jax.inference.groups import Wanted
 
-    choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite", "checkpoint")
+    choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite", "checkpoint", "scale")
     if options.page is not None and options.page < 1:
         raise UserError(f"--page {options.page}: pages are counted from 1")
-    return upscaling.upscale(
+    return function(
         *(_place(options), options.input, options.output, console),
         wanted=Wanted(options.page, options.range, options.clip),
         suffix=options.format and f".{options.format}",
         overrides=arguments,
         **{name: getattr(options, name) for name in choices},
+        **more,
     )
 
 

@@ -118,7 +118,7 @@ def test_models_of_other_channels_are_measured_and_upscale():
     assert {column.dtype for column in columns.values()} == {np.dtype(np.uint16)}
     planner = tile_plans.Planner(model, drawing.make_rows(model.experiment, "ddim", 1), 2**40)
     shape = tile_plans.shape_of(model.experiment, (16, 16), np.uint16)
-    made = tile_plans.draw_lows(
+    made = tile_plans.draw_observed(
         model, planner.rows, planner(shape), shape, [pictures[0, ::2, ::2]], [0], drawing.make_key(0)
     )
     assert made[0].shape == (32, 32, 5) and made[0].dtype == np.uint16

@@ -77,7 +77,7 @@ def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool 
         baselines[name] = np.stack([restore(each) for each in observed])
     # Some models project and others do not: all are given what projecting takes.
     found = beside is not None and built.task.beside == "low"
-    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baselines, found)
+    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baselines, found)
 
 
 def consistency_of(built: Experiment, inputs: Inputs):

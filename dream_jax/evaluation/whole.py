@@ -1,4 +1,4 @@
-"""Measures over whole pictures of any size, which are drawn as upscaling draws them, in tiles where they are large."""
+"""Measures over whole pictures of any size, which are drawn as restoring draws them, in tiles where they are large."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from dream_jax.files.picture import MASK, USUAL, Reading
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
-from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows, shape_of
+from dream_jax.inference.tile_plans import Planner, check_tiles, draw_observed, shape_of
 from dream_jax.metrics import METRICS, Compared, Metric, picture_set
 from dream_jax.runtime import consensus
 from dream_jax.training import integrity
@@ -219,7 +219,7 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
         low = inputs.observed[0]
         shape = shape_of(experiment, low.shape[:2], low.dtype)
         key = drawing.make_key(seed)
-        return draw_lows(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
+        return draw_observed(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
 
     return draw
 

@@ -161,14 +161,16 @@ def read(path, reading: Reading = USUAL):
     return read_with_alpha(path, reading)[0]
 
 
-def check_result(path, pages: list[Picture], scale: int = 1) -> list[str]:
-    """What is lost of pictures `scale` times as large in a file whose suffix names the format, for a person.
+def check_result(path, pages: list[Picture], sides=tuple) -> list[str]:
+    """What is lost of pictures in a file whose suffix names the format, for a person.
+
+    sides: `(H, W) of a picture -> (H, W)` of what is to be written of it.
 
     Raises UserError where the format cannot hold them at all.
     """
     kind, name = formats.of(path), formats.name_of(path)
     for page in pages:
-        height, width = (side * scale for side in page.colours.shape[:2])
+        height, width = sides(page.colours.shape[:2])
         if max(height, width) > kind.longest:
             raise UserError(f"{shown(path)}: {width} x {height} pixels; {name} holds at most {kind.longest} a side")
         if page.colours.shape[2] > kind.bands:

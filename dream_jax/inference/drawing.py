@@ -1,4 +1,4 @@
-"""Drawing pictures from a trained model: what training's samples, evaluation, upscaling and generation share."""
+"""Drawing pictures from a trained model: what training's samples, evaluation, restoring and generation share."""
 
 import functools
 import math
@@ -40,7 +40,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def divisor(experiment: Experiment) -> int:
-    """What sides of pictures and places of tiles divide by: the network's patches and the low-resolution pixels."""
+    """What sides of pictures and places of tiles divide by: the network's patches and pixels of what is observed."""
     return math.lcm(experiment.network.divisor, experiment.task.divisor)
 
 
@@ -78,8 +78,8 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     """`denoise(x, alpha, sigma, previous=None) -> x0_hat` of a network, with the modifiers of `config.sampling`.
 
     Args:
-      inputs: cond [B, H, W, Cc], and low [B, h, w, C] where `sampling.project` is on. Pictures that are filled up to
-        the network's sides are larger than low enlarged; what is filled up is left alone.
+      inputs: cond [B, H, W, Cc], and observed [B, h, w, .] where `sampling.project` is on. Pictures that are filled up
+        to the network's sides are larger than what was observed says; what is filled up is left alone.
       wrap: `predict -> predict`, of the network's `(x_t, cond, alpha [B]) -> output`, guided where that is asked for.
     """
     task, schedule, options = experiment.task, experiment.schedule, experiment.config.sampling
@@ -94,9 +94,9 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
         picture = sampling.LIMITS[options.clip](picture, options.percentile)
         if not options.project:
             return picture
-        low = inputs["low"]
-        height, width = (side * task.scale for side in low.shape[1:3])
-        return picture.at[:, :height, :width].set(task.project(picture[:, :height, :width], low))
+        observed = inputs["observed"]
+        height, width = task.sides(observed.shape[1:3])
+        return picture.at[:, :height, :width].set(task.project(picture[:, :height, :width], observed))
 
     scaled = options.eps_scale != 1 or options.eps_scale_slope != 0
     return sampling.make_denoise(
@@ -176,9 +176,9 @@ def make_key(seed: int):
     return jax.random.key(seed, impl="threefry2x32")
 
 
-def inputs_of(experiment: Experiment, cond, low=None) -> dict:
-    """What `draw` needs of host arrays cond [N, H, W, Cc] and low [N, h, w, C], levels."""
-    return {"cond": cond, "low": low} if experiment.config.sampling.project else {"cond": cond}
+def inputs_of(experiment: Experiment, cond, observed=None) -> dict:
+    """What `draw` needs of host arrays cond [N, H, W, Cc] and observed [N, h, w, .], levels."""
+    return {"cond": cond, "observed": observed} if experiment.config.sampling.project else {"cond": cond}
 
 
 def no_inputs(count: int, height: int, width: int) -> dict:

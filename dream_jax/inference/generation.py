@@ -55,13 +55,13 @@ def generate(
       wanted: the classes of pictures, see `classes.parse`: picture i is of the i-th of these, which are gone through
         again and again; by default of every class in turn.
 
-    Raises UserError, before anything is compiled, for a super-resolution model, impossible values, an output that
+    Raises UserError, before anything is compiled, for a model that restores, impossible values, an output that
     cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
     """
     output = Path(output)
     experiment = trained.open_experiment(workdir, overrides)
     if experiment.task.paired:
-        raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
+        raise UserError(f"{workdir}: this model restores pictures and makes none from nothing; use restore")
     _check_options(count, batch_size, seed)
     kinds = classes.parse(experiment, wanted)
     sides = drawing.sides_of(experiment, size)

@@ -95,9 +95,9 @@ def scratch_bytes(model: drawing.Model, rows: sampling.Rows, plan: Plan) -> int:
 
 
 def find_plan(
-    model: drawing.Model, low: tuple[int, int], limit: float, tile: int | None = None, beside: float = 0
+    model: drawing.Model, observed: tuple[int, int], limit: float, tile: int | None = None, beside: float = 0
 ) -> Plan:
-    """The plan of a low-resolution picture of sides `low`, with tiles that fit into limit.
+    """The plan of a picture of which so many pixels are observed, (h, w), with tiles that fit into limit.
 
     Of these, from 128 pixels to 512, tiles are chosen for which the network takes the least memory for each pixel: the
     largest if it only convolves, smaller ones if it attends to whole tiles, which takes time too.
@@ -110,7 +110,7 @@ def find_plan(
     """
     experiment, mesh = model.experiment, model.mesh
     divisor = drawing.divisor(experiment)
-    sides = tuple(math.ceil(side * experiment.task.scale / divisor) * divisor for side in low)
+    sides = tuple(math.ceil(side / divisor) * divisor for side in experiment.task.sides(observed))
     choices = [tile]
     if tile is None:
         choices = tile_plans.tile_sides(tile_plans.smallest_tile(experiment), divisor, max(sides))

@@ -58,7 +58,8 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     """(program, the shapes of its arguments): `(picture [1, h, w, C], seed uint32, number int32)`.
 
     The program makes [1, H, W, C], levels as trained on, uint8 or uint16; that of a model which makes pictures
-    from nothing takes no picture. Its noise depends on seed and number as everywhere: on (threefry key of the seed,
+    from nothing takes no picture, and that of a task with masks takes one after the picture, uint8 [1, h, w, 1], 255
+    where there is to be painted. Its noise depends on seed and number as everywhere: on (threefry key of the seed,
     number).
 
     Args:
@@ -72,17 +73,19 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     # Made outside of the program, as conditions are elsewhere: within one, the division rounds otherwise.
     grey_levels = np.asarray(value_range.to_float(np.arange(256, dtype=np.uint8)))
 
-    def condition(picture):
-        cond = task.condition(picture)
+    def condition(observed):
+        cond = task.condition(observed)
         level = jnp.asarray(grey_levels)[value_range.to_uint8(cond)]
         return jnp.where(jnp.abs(level - cond) < 1e-5, level, cond)
 
-    def enlarge(picture, seed, number):
-        cond = condition(picture)
+    def restore(picture, *others):
+        *mask, seed, number = others
+        observed = task.given(picture, *mask).astype(picture.dtype)
+        cond = condition(observed)
         filled_up = tile_plans.shape_of(experiment, sides).sides
         missing = [(0, side - has) for side, has in zip(filled_up, cond.shape[1:3], strict=True)]
-        inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), picture)
-        height, width = (side * task.scale for side in sides)
+        inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), observed)
+        height, width = task.sides(sides)
         return draw(inputs, seed, number)[:, :height, :width]
 
     def generate(seed, number):
@@ -91,7 +94,8 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     numbers = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
     if task.paired:
         levels = np.uint16 if experiment.config.data.bits == 16 else np.uint8
-        return enlarge, (jax.ShapeDtypeStruct((1, *sides, task.given_channels), levels), *numbers)
+        mask = [jax.ShapeDtypeStruct((1, *sides, 1), np.uint8)] if task.beside == "mask" else []
+        return restore, (jax.ShapeDtypeStruct((1, *sides, task.given_channels), levels), *mask, *numbers)
     return generate, numbers
 
 
@@ -102,7 +106,7 @@ def _choose(experiment, sampler="ddim", steps=10, size=None):
         return rows, drawing.sides_of(experiment, size)
     if size is not None:
         return rows, drawing.parse_size(size)
-    return rows, (experiment.config.image_size // experiment.task.scale,) * 2
+    return rows, (round(experiment.config.image_size / experiment.task.scale),) * 2
 
 
 def _lower(program, arguments):
@@ -129,7 +133,7 @@ def _lowers(program, arguments, platform):
 
 def _about(model, options, exported) -> dict:
     config = model.experiment.config
-    names = ("picture", "seed", "number")[-len(exported.in_avals) :]
+    names = *("picture", "mask")[: len(exported.in_avals) - 2], "seed", "number"
     return {
         "format": "jax.export",
         "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},

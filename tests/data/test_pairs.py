@@ -227,7 +227,7 @@ def test_everything_that_is_measured_begins_with_the_pictures_that_are_there(tmp
     np.testing.assert_array_equal(pictures.beside, lighter(pictures.image))
     made = make_inputs(model.experiment, pictures)
     np.testing.assert_array_equal(made.observed, pictures.beside)
-    np.testing.assert_array_equal(made.given["low"], pictures.beside)
+    np.testing.assert_array_equal(made.given["observed"], pictures.beside)
     low = drawing.observe(model.experiment, pictures.image, beside=pictures.beside)
     np.testing.assert_array_equal(made.baseline, low[2])
     assert made.first(1).found and len(made.first(1).observed) == 1

@@ -115,6 +115,8 @@ def _check_options(experiment, name):
     """Raises UserError for what needs the picture as a whole."""
     try:
         out_of_core.check_sampling(experiment.config.sampling)
+        if observation.is_map(experiment.task):
+            raise UserError("maps are not made in windows; give more --memory, or cut the picture")
         if experiment.task.scale % 1:
             raise UserError(
                 f"in windows the scale is a whole number, not {experiment.task.scale:g}; use another --scale"

@@ -79,10 +79,8 @@ def test_pictures_of_the_classes_of_folders(tmp_path):
         *("task.name=class_conditional", "task.residual=False", f"data.folder={tmp_path / 'animals'}"),
         *(f"data.cache_dir={tmp_path / 'cache'}", "objective.name=standard", "data.eval_percent=40", "image_size=16"),
     )
-    commands.train_and_evaluate(config, tmp_path / "run", QUIET)
+    commands.train_and_evaluate(config, tmp_path / "run", QUIET, evaluates=False)
     assert tuple(records.read(tmp_path / "run" / "config.json").data.classes) == ("cat", "dog")
-    rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["training pictures", "ddim 1"] and rows[1]["swd"] > 0
     about = "--count", "2", "--steps", "1", "--class", "dog", "--config.sampling.guidance=2"
     assert main(["generate", "--workdir", str(tmp_path / "run"), "--output", str(tmp_path / "dogs"), *about]) == 0
     record = json.loads((tmp_path / "dogs" / "generation.json").read_text())

@@ -82,15 +82,13 @@ def test_colours_tell_classes_apart():
     assert len(np.unique(shown, axis=0)) == 21 and shown.dtype == np.uint8 and tuple(shown[-1]) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("target, objective", [("classes", "standard"), ("depth", "self_conditioning")])
-def test_maps_are_learnt(target, objective):
+def test_maps_are_learnt():
     """Two steps down the gradient lower the loss of the same examples and noise."""
-    changes = "task.name=paired", f"task.target={target}", "task.residual=False", "task.num_classes=5"
-    built = experiment.build(
-        tiny.tiny_config(*tiny.SMALL, *changes, "data.channels=1", "network.dropout=0.0", f"objective.name={objective}")
-    )
+    changes = "task.name=paired", "task.target=classes", "task.residual=False", "task.num_classes=5", "data.channels=1"
+    changes = *changes, "network.dropout=0.0", "objective.name=self_conditioning"
+    built = experiment.build(tiny.tiny_config(*tiny.SMALL, *changes))
     losses = make_losses(built, jax.random.key(0, impl="threefry2x32"), 1)
-    batch = {"image": maps(5, void=target == "classes"), "beside": noise(2, 16, 16, 3), "row": jnp.arange(2)}
+    batch = {"image": maps(5, void=True), "beside": noise(2, 16, 16, 3), "row": jnp.arange(2)}
     params = jax.jit(built.network.init)(jax.random.key(1), jnp.zeros(built.inputs_shape()), jnp.ones(1))["params"]
     step = jax.jit(jax.value_and_grad(lambda params: losses(params, batch, jnp.int32(0), True)[0].mean()))
     seen = []

@@ -143,9 +143,8 @@ def _check_beside(config, c):
         there = c[about.folder] is not None or asked
         fixed = f"{about.nouns} that are there do not fit resized originals"
         _require(c.resize is None or not there, config, "data.resize", fixed)
-        if task.beside == "low":
-            whole = float(config.task.scale).is_integer()
-            _require(whole or not there, config, "task.scale", "of low-resolution pictures that are there it is whole")
+        if task.beside == "low" and there:
+            beside.check_scale(config)
 
 
 def _check_folders(config, c, about):

@@ -172,7 +172,7 @@ def _key_of(beside, builder, image_key, pictures):
         return None
     if key not in pictures and beside.kind != "label":
         raise UserError(
-            f"data.{BESIDE[beside.kind].feature}: {builder.name} has the pictures {', '.join(pictures)}; {key!r} is not "
+            f"data.{BESIDE[beside.kind].feature}: {builder.name} has pictures {', '.join(pictures)}; {key!r} is not "
             "one of them"
         )
     return key

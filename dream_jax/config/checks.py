@@ -14,7 +14,7 @@ from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
-from dream_jax.tasks.beside import BESIDE
+from dream_jax.tasks import beside
 
 _NEVER_NULL = "its network never saw nothing observed ({}); it is for class_conditional with task.drop_label above 0"
 _KIND_NAMES = {
@@ -125,14 +125,14 @@ def _check_data(config):
 def _check_beside(config, c):
     """What lies beside pictures that are there."""
     task, flat = tasks.make(config), flatten(config)
-    for kind, about in BESIDE.items():
+    for kind, about in beside.BESIDE.items():
         for key in about.keys if kind != task.beside else ():
             usual = flat[f"data.{key}"] in (KEYS[f"data.{key}"].default, "none")
-            takes = BESIDE[task.beside].nouns if task.beside else "no pictures that are there"
+            takes = beside.BESIDE[task.beside].nouns if task.beside else "no pictures that are there"
             _require(usual, config, f"data.{key}", f"it is of {about.nouns}; {config.task.name} takes {takes}")
     if not task.beside:
         return
-    about = BESIDE[task.beside]
+    about = beside.BESIDE[task.beside]
     feature = c[about.feature] if about.feature else None
     asked = feature not in (None, "none")
     _require(

@@ -10,7 +10,7 @@ from dream_jax.data.beside import Beside
 from dream_jax.data.indexed import Source, has_beside, is_paired
 from dream_jax.errors import UserError, shown
 from dream_jax.files.picture import Reading
-from dream_jax.tasks.beside import BESIDE
+from dream_jax.tasks.beside import BESIDE, check_scale
 from dream_jax.tasks.super_resolution import NEEDS_LOW
 
 
@@ -153,7 +153,7 @@ def _of_catalog(config, split, lies):
     chosen = c.train_split if split == "train" else c.eval_split
     source = tfds_source(c.tfds, chosen, c.tfds_dir, c.image_key, lies, reading_of(config))
     if is_paired(source) and source.kind == "low":
-        beside.check_scale(config)
+        check_scale(config)
     if is_paired(source) and source.kind != "label" and c.resize is not None:
         kind = BESIDE[source.kind]
         raise UserError(

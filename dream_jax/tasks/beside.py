@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from dream_jax.errors import UserError
+
 
 class Kind(NamedTuple):
     """A kind of what lies beside pictures, a name of `Task.beside`.
@@ -47,3 +49,14 @@ BESIDE = {
         where="folders of data.folder, whose names are the classes, or data.label_key",
     ),
 }
+
+
+def check_scale(config) -> None:
+    """Raises UserError where low-resolution pictures that are there cannot be of the scale that a config trains."""
+    scale, scales = config.task.scale, tuple(config.task.get("scales") or ())
+    if scales:
+        raise UserError(f"task.scales = {scales}: low-resolution pictures that are there are of one scale, task.scale")
+    if int(scale) != scale:
+        raise UserError(
+            f"task.scale = {scale}: low-resolution pictures that are there are of a whole scale (or data.lr_key=none)"
+        )

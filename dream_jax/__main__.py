@@ -128,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
     generate.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     generate.add_argument("--size", metavar="HxW", help="height and width in pixels (default: as in training)")
+    generate.add_argument(
+        "--class",
+        dest="wanted",
+        metavar="NAME",
+        help="names or numbers of classes: A,B (default: each in turn)",
+    )
     generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
     _add_checkpoint(generate, "of the run (default: latest)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")
@@ -147,7 +153,9 @@ def _add_evaluate(commands) -> None:
         help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
     )
     evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
-    evaluate.add_argument("--low", metavar="FOLDER", help="their low-resolution pictures, which are made otherwise")
+    evaluate.add_argument(
+        "--low", metavar="FOLDER", help="what lies beside them: low-resolution pictures, masks, conditions"
+    )
     _add_checkpoint(evaluate, "of the run (default: latest)")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     evaluate.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")

@@ -15,10 +15,12 @@ def train(options, arguments, console: Console) -> None:
     """Trains from a config file, then evaluates."""
     from dream_jax.config import checks, command_line
     from dream_jax.runtime import processes
+    from dream_jax.training import workdir as workdirs
 
     given = {"path": options.init_from, "checkpoint": options.checkpoint, "partial": options.partial or None}
     named = [f"--config.init.{key}={value}" for key, value in given.items() if value is not None]
     config = command_line.override(command_line.load(options.config), [*named, *arguments])
+    config = workdirs.with_classes(config)
     checks.validate(config)
     processes.join(config)
     import jax
@@ -41,10 +43,10 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
     from dream_jax.config import checks
     from dream_jax.runtime import lock, sharding
     from dream_jax.training import mirror
-    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_range
+    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_classes, with_range
 
     workdir = Path(workdir)
-    config = checks.validate(with_range(checks.validate(config), workdir))
+    config = checks.validate(with_range(checks.validate(with_classes(config)), workdir))
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     directory = config.checkpoint.directory
     mirror.check(directory)
@@ -135,7 +137,7 @@ def evaluate(options, arguments, console: Console) -> None:
     if options.pictures and (options.gap or finding):
         raise UserError("--pictures is for the table, without --gap and --find_start")
     if options.low and not options.pictures:
-        raise UserError("--low is for the low-resolution pictures of --pictures")
+        raise UserError("--low is for what lies beside --pictures")
     if not places:
         raise UserError("give --workdir RUN or --model FOLDER, or several")
     if not options.output and (options.model or len(places) > 1):
@@ -240,7 +242,7 @@ def _measure(options, models, output, console):
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
         of_folder = options.pictures and whole.folder_source(
-            options.pictures, options.low, config.task.scale, sources.reading_of(config)
+            options.pictures, sources.beside_given(config, options.low), sources.reading_of(config)
         )
         source = of_folder or sources.open_source(config, "eval")
         record, columns = whole.evaluate(models, source, console, journal, given=bool(of_folder))
@@ -325,7 +327,7 @@ def generate(options, arguments, console: Console) -> None:
     """Makes new pictures."""
     from dream_jax.inference import generation
 
-    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint")
+    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint", "wanted")
     choices = {name: getattr(options, name) for name in choices}
     generation.generate(_place(options), options.output, console=console, overrides=arguments, **choices)
 

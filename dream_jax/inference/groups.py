@@ -66,7 +66,10 @@ def groups_of(
             continue
         report.say("preparing")
         report.expect((len(pages) - 1) * len(job.results))
-        plan_of, shapes = planner(), [shape_of(experiment, seen.shape[:2], seen.dtype) for _, seen in pages]
+        plan_of = planner()
+        shapes = [
+            shape_of(experiment, seen.shape[:2], observation.result_levels(experiment, seen.dtype)) for _, seen in pages
+        ]
         try:
             plans = {shape: plan_of(shape) for shape in shapes}
         except UserError as error:

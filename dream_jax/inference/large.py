@@ -20,7 +20,7 @@ from dream_jax.inference.groups import Wanted
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Planner, shape_of
-from dream_jax.tasks import resize, value_range
+from dream_jax.tasks import resize
 
 _SUFFIXES = (".tif", ".tiff")
 
@@ -115,6 +115,8 @@ def _check_options(experiment, name):
     """Raises UserError for what needs the picture as a whole."""
     try:
         out_of_core.check_sampling(experiment.config.sampling)
+        if observation.is_map(experiment.task):
+            raise UserError("maps are not made in windows; give more --memory, or cut the picture")
         if experiment.task.scale % 1:
             raise UserError(
                 f"in windows the scale is a whole number, not {experiment.task.scale:g}; use another --scale"
@@ -196,7 +198,7 @@ def restore_in_windows(
     for strip in out_of_core.draw(model, rows, plan, cond_rows, number, key, folder, tick):
         bottom = min(top + len(strip), sides[0])
         if top < bottom:
-            picture = np.asarray(value_range.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
+            picture = np.asarray(task.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
             picture = observation.with_bands(picture, made_of)
             yield picture if alpha_rows is None else np.concatenate([picture, alpha_rows(top, bottom)], -1)
         top = bottom

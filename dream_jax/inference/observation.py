@@ -3,6 +3,7 @@
 import numpy as np
 
 from dream_jax.errors import UserError, shown
+from dream_jax.experiment import Experiment
 from dream_jax.files.picture import Picture, of_channels
 from dream_jax.tasks import Task
 
@@ -33,6 +34,18 @@ def observed_of(task: Task, levels: np.ndarray, mask: np.ndarray | None = None) 
 def result_bands(task: Task, has: int) -> int:
     """How many bands of colour a result has: a grey picture stays grey, unless the task makes colours of grey."""
     return 1 if has == 1 and task.observed_channels >= task.channels else task.channels
+
+
+def result_levels(experiment: Experiment, has: np.dtype) -> np.dtype:
+    """The type of a result's levels: a picture's own, but of maps that which was trained on."""
+    if is_map(experiment.task):
+        return np.dtype(np.uint16 if experiment.config.data.bits == 16 else np.uint8)
+    return np.dtype(has)
+
+
+def is_map(task: Task) -> bool:
+    """Whether results are no pictures, but numbers that a file must keep."""
+    return task.measured_as != "picture"
 
 
 def with_bands(levels: np.ndarray, bands: int) -> np.ndarray:

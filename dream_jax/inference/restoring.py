@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images, tiff_tags
+from dream_jax.files.numbers import SIXTEEN, Numbers
 from dream_jax.files.picture import Picture
 from dream_jax.inference import drawing, large, masks, observation, trained
 from dream_jax.inference.groups import Group, Item, Wanted, groups_of
@@ -23,6 +24,7 @@ from dream_jax.tasks import Task
 ALL_PAGES = Wanted()
 # Files that a message names.
 _NAMED = 10
+_KEEP_NUMBERS = ".png", ".tif", ".tiff"
 
 
 def upscale(workdir, *arguments, **options) -> int:
@@ -84,6 +86,8 @@ def restore(
     _check_options(experiment, seed, samples, memory, tile)
     step = trained.step_of(workdir, experiment, checkpoint)
     jobs, there = list_jobs(sources, output, suffix, range(seed, seed + samples), overwrite)
+    if observation.is_map(experiment.task):
+        _check_maps(jobs)
     if wanted.masks is not None:
         masks.check_results(wanted.masks, jobs)
     _tell_passed_over(sources, console)
@@ -111,6 +115,15 @@ def _find_masks(workdir, experiment, place):
     return masks.find(place) if takes else None
 
 
+def _check_maps(jobs):
+    """Raises UserError for results in files that change their numbers."""
+    for result in (result for job in jobs for _, result in job.results):
+        if result.suffix.lower() not in _KEEP_NUMBERS:
+            raise UserError(
+                f"{shown(result)}: a map's numbers are kept by {' '.join(_KEEP_NUMBERS)}; use one, or --format png"
+            )
+
+
 def _tell_scale(workdir, scale, console):
     low, high = trained.scales_of(workdir)
     if low == high != scale:
@@ -133,8 +146,9 @@ def _make_planner(workdir, experiment, step, rows, memory, tile, report):
 def _restore(jobs, experiment, planner, rows, wanted, overwrite, report, console):
     """Makes the results of pictures that fit into memory, then of the others in windows."""
     data, too_large = experiment.config.data, []
+    span = data.condition_range if experiment.task.beside == "condition" else data.range
     writer = Writer(experiment.task, overwrite, report)
-    wanted = wanted._replace(span=wanted.span or tuple(data.range) or None, clip=wanted.clip or data.clip)
+    wanted = wanted._replace(span=wanted.span or tuple(span) or None, clip=wanted.clip or data.clip)
 
     def fits(job):
         if is_too_large := large.is_large(job, experiment, planner, wanted.page):
@@ -233,4 +247,7 @@ def _as_its_picture(item: Item, task: Task, levels) -> Picture:
     if "tags" in extras:
         down, across = (made / has for made, has in zip(levels.shape, item.observed.shape[:2], strict=False))
         extras["tags"] = tiff_tags.enlarged(extras["tags"], across, down)
+    if observation.is_map(task):
+        numbers = Numbers() if levels.dtype == np.uint8 else SIXTEEN
+        return item.picture._replace(colours=levels, alpha=None, extras=extras, numbers=numbers)
     return item.picture._replace(colours=levels, alpha=alpha, extras=extras)

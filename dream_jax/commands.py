@@ -15,10 +15,12 @@ def train(options, arguments, console: Console) -> None:
     """Trains from a config file, then evaluates."""
     from dream_jax.config import checks, command_line
     from dream_jax.runtime import processes
+    from dream_jax.training import workdir as workdirs
 
     given = {"path": options.init_from, "checkpoint": options.checkpoint, "partial": options.partial or None}
     named = [f"--config.init.{key}={value}" for key, value in given.items() if value is not None]
     config = command_line.override(command_line.load(options.config), [*named, *arguments])
+    config = workdirs.with_classes(config)
     checks.validate(config)
     processes.join(config)
     import jax
@@ -44,7 +46,7 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
     from dream_jax.training.workdir import check_local, check_same, make_workdir, with_classes, with_range
 
     workdir = Path(workdir)
-    config = checks.validate(with_classes(with_range(checks.validate(config), workdir), workdir))
+    config = checks.validate(with_range(checks.validate(with_classes(config)), workdir))
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     directory = config.checkpoint.directory
     mirror.check(directory)

@@ -27,14 +27,19 @@ _KIND_NAMES = {
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
     """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
+    check_each(config)
+    for check in _CHECKS:
+        check(config)
+    return FrozenConfigDict(config)
+
+
+def check_each(config) -> None:
+    """The checks of each key by itself; errors as of `validate`."""
     try:
         check_types(config)
         _check_each(config)
-        for check in _CHECKS:
-            check(config)
     except RecursionError as error:
         raise UserError("the config holds a section within itself") from error
-    return FrozenConfigDict(config)
 
 
 def check_types(config) -> None:
@@ -137,9 +142,8 @@ def _check_beside(config, c):
         there = c[about.folder] is not None or asked
         fixed = f"{about.nouns} that are there do not fit resized originals"
         _require(c.resize is None or not there, config, "data.resize", fixed)
-        if task.beside == "low":
-            whole = float(config.task.scale).is_integer()
-            _require(whole or not there, config, "task.scale", "of low-resolution pictures that are there it is whole")
+        if task.beside == "low" and there:
+            beside.check_scale(config)
 
 
 def _check_folders(config, c, about):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from dream_jax.errors import UserError
 from dream_jax.files.picture import MASK, USUAL, Reading
 
 
@@ -97,6 +98,18 @@ def of_config(config, kind: str) -> Beside | None:
         span = tuple(c.condition_range) or None
         return found._replace(reading=Reading(c.condition_channels, c.condition_bits, span, c.clip))
     return found._replace(reading=MASK) if kind == "mask" else found._replace(reading=LABEL, classes=tuple(c.classes))
+
+
+def check_scale(config) -> None:
+    """Raises UserError where low-resolution pictures that are there cannot be of the scale that a config trains."""
+    scale, scales = config.task.scale, tuple(config.task.get("scales") or ())
+    if scales:
+        raise UserError(f"task.scales = {scales}: low-resolution pictures that are there are of one scale, task.scale")
+    if int(scale) != scale:
+        raise UserError(
+            f"task.scale = {scale}: low-resolution pictures that are there are of a whole scale (data.lr_key=none makes "
+            "them anew)"
+        )
 
 
 # Numbers of classes, as prepared datasets hold them.

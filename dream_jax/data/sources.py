@@ -151,6 +151,8 @@ def _of_catalog(config, split, lies):
     c = config.data
     chosen = c.train_split if split == "train" else c.eval_split
     source = tfds_source(c.tfds, chosen, c.tfds_dir, c.image_key, lies, reading_of(config))
+    if is_paired(source) and source.kind == "low":
+        beside.check_scale(config)
     if is_paired(source) and source.kind != "label" and c.resize is not None:
         kind = KINDS[source.kind]
         raise UserError(

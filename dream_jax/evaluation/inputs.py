@@ -9,6 +9,7 @@ import numpy as np
 
 from dream_jax.config.keys import flatten
 from dream_jax.data import held_out
+from dream_jax.data.beside import KINDS
 from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
@@ -54,9 +55,10 @@ class Inputs(NamedTuple):
 # What models that are measured side by side may differ by of the keys that say what their pictures are, and which keys
 # these are; of what their pictures are; and how files are read.
 _OWN = "task.residual", "task.gain", "task.scales", "task.drop_label"
-_ALIKE = "task.", "data.channels", "data.bits"
+_ALIKE = "task.", "data.channels", "data.bits", "data.condition_channels", "data.condition_bits"
 _DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize"
-_DATA = tuple(f"data.{name}" for name in (*_DATA, "lr_folder", "eval_lr_folder", "lr_key"))
+_BESIDE = (key for kind in KINDS.values() for key in (kind.folder, kind.eval_folder, kind.feature) if key)
+_DATA = tuple(f"data.{name}" for name in (*_DATA, *_BESIDE))
 _READ_BY = "data.range", "data.clip"
 
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"

@@ -43,7 +43,7 @@ class Reading(NamedTuple):
       span: (low, high), the numbers that mean black and white in files of more than 8 bits; see `numbers_of`.
       clip: numbers outside are cut off there, instead of being refused.
       classes: numbers are those of classes, read as they are: grey values, and the indices of palettes.
-      mask: levels are 0, or 255 from half of white on; what is transparent is black.
+      mask: levels are 0 or 255, see `as_mask`; what is transparent is 0.
     """
 
     channels: int | None = 3
@@ -69,9 +69,12 @@ def as_wanted(levels: np.ndarray, reading: Reading) -> np.ndarray:
 
 
 def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
-    """0 or 255 of grey levels uint8 [H, W, 1], which count as much as alpha, uint8 [H, W], lets them be seen."""
+    """0 or 255 of grey levels uint8 [H, W, 1], which count as much as alpha, uint8 [H, W], lets them be seen.
+
+    Half of white is white, and so is 1 where there is no other number but 0.
+    """
     seen = levels if alpha is None else (levels.astype(np.uint16) * alpha[..., None] + 127) // 255
-    return np.where(seen >= 128, np.uint8(255), np.uint8(0))
+    return np.where(seen >= (1 if seen.max() == 1 else 128), np.uint8(255), np.uint8(0))
 
 
 def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:

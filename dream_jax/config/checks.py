@@ -1,12 +1,13 @@
 """Whether a config makes sense: each key by itself, and keys that must fit each other."""
 
 import difflib
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dream_jax import objectives, tasks
+from dream_jax import objectives, samplers, tasks
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
@@ -141,6 +142,10 @@ def _check_families(config):
     straight = np.allclose(schedule.alpha + schedule.sigma, 1)
     fits = KINDS[c.kind].straight == straight
     _require(fits, config, "objective.kind", "the kind flow and the schedule flow go together")
+    # A division by zero is one by a tiny number there.
+    tells = schedule.alpha[-1] > 0 or KINDS[c.kind].x0_error_scale(schedule.alpha[-1], schedule.sigma[-1]) < 1e6
+    alone = f"the schedule {config.schedule.name} ends in noise alone, where this says nothing of the picture"
+    _require(tells, config, "objective.kind", f"{alone}; use x0 or v")
 
 
 def _check_sizes(config):
@@ -173,10 +178,25 @@ def _check_sampling(config):
     _require(task.project or not c.project, config, "sampling.project", "it is for super-resolution")
     alone = c.start_seed is None or task.paired
     _require(alone, config, "sampling.start_seed", "it is for super-resolution; all pictures would be the same one")
-    limit = config.schedule.num_steps
+    schedule = SCHEDULES[config.schedule.name](config.schedule)
+    limit, name = schedule.num_steps, config.schedule.name
+    said = "schedule.num_steps" if limit == config.schedule.num_steps else f"the steps of the schedule {name}"
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
         allowed = all(value <= limit for value in steps)
-        _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
+        _require(allowed, config, key, f"sampling steps run from 1 to {said} = {limit}")
+    _check_samplers(config, "samples.sampler", schedule, (config.samples.sampler,), (config.samples.steps,))
+    _check_samplers(config, "evaluation.samplers", schedule, config.evaluation.samplers, config.evaluation.steps)
+
+
+def _check_samplers(config, key, schedule, names, steps):
+    """Samplers that are not for this schedule are refused here, before training."""
+    c = config.sampling
+    for name, count in itertools.product(names, steps):
+        try:
+            levels = samplers.levels_of(schedule, count, c.spacing)
+            samplers.make_rows(name, levels, eta=c.eta, momentum=c.momentum)
+        except UserError as error:
+            _require(False, config, key, str(error))
 
 
 def _check_channels(config):

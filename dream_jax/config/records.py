@@ -21,6 +21,13 @@ CHANGEABLE = (
 
 # Keys of training that came later, and what runs without them did.
 _ADDED = {
+    "schedule.kappa": 2.0,
+    "schedule.sqrt_eta_start": 0.02,
+    "schedule.sqrt_eta_end": 0.99,
+    "schedule.power": 0.3,
+    "schedule.sum_scale": 1.0,
+    "schedule.max_sigma": 10.0,
+    "schedule.alpha_end": 0.005,
     "objective.start_step": 0,
     "objective.stop_step": None,
     "objective.estimate_every": 1,

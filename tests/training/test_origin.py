@@ -19,6 +19,9 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
     # Keys that came later.
     later = "start_step", "stop_step", "estimate_every", "noise", "estimate_noise", "perturbation", "rollout", "span"
     later_data = "crop", "limit", "channels", "bits", "range", "percentile", "clip", "lr_key"
+    of_processes = "kappa", "sqrt_eta_start", "sqrt_eta_end", "power", "sum_scale", "max_sigma", "alpha_end"
     objective = {key: value for key, value in config["objective"].items() if key not in later}
     data = {key: value for key, value in config["data"].items() if key not in later_data}
-    origin.check(about | {"config": config | {"objective": objective, "data": data}}, about, "here")
+    schedule = {key: value for key, value in config["schedule"].items() if key not in of_processes}
+    older = config | {"objective": objective, "data": data, "schedule": schedule}
+    origin.check(about | {"config": older}, about, "here")

@@ -114,25 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_measure(commands)
 
-    upscale = commands.add_parser(
-        "upscale", help="enlarge your own pictures with a trained model", epilog=SAMPLING_HELP
+    restore = _add_restore(commands, "restore", "restore your own pictures with a trained model, whatever its task")
+    restore.add_argument(
+        "--mask", metavar="PLACE", help="inpainting: a mask, white where there is to be painted, or a folder of them"
     )
-    _add_place(upscale)
-    upscale.add_argument("--input", required=True, nargs="+", help="a picture or a folder of pictures, or several")
-    upscale.add_argument("--output", required=True, help="a picture, or a folder")
-    upscale.add_argument("--format", choices=FORMATS, help="of results in a folder (default: that of each picture)")
-    upscale.add_argument("--sampler", default="ddim", help="one of docs/sampling.md (default: ddim)")
-    upscale.add_argument("--steps", type=int, default=10, help="network evaluations (default: 10)")
-    upscale.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    upscale.add_argument("--samples", type=int, default=1, help="results for each picture, of seeds --seed and up")
-    upscale.add_argument(
-        "--memory", type=float, metavar="GIB", help="most that the program may take (default: half of what is free)"
-    )
-    upscale.add_argument("--tile", type=int, metavar="PIXELS", help="side of tiles, instead of one found by --memory")
-    upscale.add_argument("--page", type=int, help="of files with several pages, from 1 (default: all)")
-    _add_range(upscale)
-    _add_checkpoint(upscale, "of the run (default: latest)")
-    upscale.add_argument("--overwrite", action="store_true", help="replace existing results")
+    _add_restore(commands, "upscale", "enlarge your own pictures with a trained model")
 
     generate = commands.add_parser("generate", help="make new pictures with a trained model", epilog=CONFIG_HELP)
     _add_place(generate)
@@ -142,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--steps", type=int, default=50, help="network evaluations (default: 50)")
     generate.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     generate.add_argument("--size", metavar="HxW", help="height and width in pixels (default: as in training)")
+    generate.add_argument(
+        "--class",
+        dest="wanted",
+        metavar="NAME",
+        help="names or numbers of classes: A,B (default: each in turn)",
+    )
     generate.add_argument("--batch_size", type=int, default=16, help="pictures at once (default: 16)")
     _add_checkpoint(generate, "of the run (default: latest)")
     generate.add_argument("--overwrite", action="store_true", help="make them again")
@@ -161,13 +153,37 @@ def _add_evaluate(commands) -> None:
         help="table, JSON, with others beside it (default: evaluation.json in the workdir, or gap.json or start.json)",
     )
     evaluate.add_argument("--pictures", metavar="FOLDER", help="measure on these whole pictures, of any size, instead")
-    evaluate.add_argument("--low", metavar="FOLDER", help="their low-resolution pictures, which are made otherwise")
+    evaluate.add_argument(
+        "--low", metavar="FOLDER", help="what lies beside them: low-resolution pictures, masks, conditions"
+    )
     _add_checkpoint(evaluate, "of the run (default: latest)")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     evaluate.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
     evaluate.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
     evaluate.add_argument("--gap", action="store_true", help="measure what sampling's inputs differ in from training's")
     evaluate.add_argument("--find_start", type=int, metavar="N", help="rank N starting noises shared by all pictures")
+
+
+def _add_restore(commands, name, what) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, epilog=SAMPLING_HELP)
+    _add_place(parser)
+    parser.add_argument("--input", required=True, nargs="+", help="a picture or a folder of pictures, or several")
+    parser.add_argument("--output", required=True, help="a picture, or a folder")
+    parser.add_argument("--format", choices=FORMATS, help="of results in a folder (default: that of each picture)")
+    parser.add_argument("--sampler", default="ddim", help="one of docs/sampling.md (default: ddim)")
+    parser.add_argument("--steps", type=int, default=10, help="network evaluations (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--samples", type=int, default=1, help="results for each picture, of seeds --seed and up")
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="most that the program may take (default: half of what is free)"
+    )
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of tiles, instead of one found by --memory")
+    parser.add_argument("--scale", type=float, help="super-resolution: how many times larger (default: as trained)")
+    parser.add_argument("--page", type=int, help="of files with several pages, from 1 (default: all)")
+    _add_range(parser)
+    _add_checkpoint(parser, "of the run (default: latest)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    return parser
 
 
 def _add_place(parser) -> None:
@@ -206,6 +222,9 @@ def _add_measure(commands) -> None:
     measure.add_argument("--output", help="table, JSON, with the values of each pair beside it as CSV")
     measure.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     _add_range(measure)
+    measure.add_argument(
+        "--as", dest="kind", choices=("picture", "depth", "classes"), default="picture", help="what they are"
+    )
     measure.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
     measure.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
 

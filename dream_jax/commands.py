@@ -15,10 +15,12 @@ def train(options, arguments, console: Console) -> None:
     """Trains from a config file, then evaluates."""
     from dream_jax.config import checks, command_line
     from dream_jax.runtime import processes
+    from dream_jax.training import workdir as workdirs
 
     given = {"path": options.init_from, "checkpoint": options.checkpoint, "partial": options.partial or None}
     named = [f"--config.init.{key}={value}" for key, value in given.items() if value is not None]
     config = command_line.override(command_line.load(options.config), [*named, *arguments])
+    config = workdirs.with_classes(config)
     checks.validate(config)
     processes.join(config)
     import jax
@@ -41,10 +43,10 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
     from dream_jax.config import checks
     from dream_jax.runtime import lock, sharding
     from dream_jax.training import mirror
-    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_range
+    from dream_jax.training.workdir import check_local, check_same, make_workdir, with_classes, with_range
 
     workdir = Path(workdir)
-    config = checks.validate(with_range(checks.validate(config), workdir))
+    config = checks.validate(with_range(checks.validate(with_classes(config)), workdir))
     sharding.check_batch(config.batch_size, config.accumulation, jax.device_count())
     directory = config.checkpoint.directory
     mirror.check(directory)
@@ -135,7 +137,7 @@ def evaluate(options, arguments, console: Console) -> None:
     if options.pictures and (options.gap or finding):
         raise UserError("--pictures is for the table, without --gap and --find_start")
     if options.low and not options.pictures:
-        raise UserError("--low is for the low-resolution pictures of --pictures")
+        raise UserError("--low is for what lies beside --pictures")
     if not places:
         raise UserError("give --workdir RUN or --model FOLDER, or several")
     if not options.output and (options.model or len(places) > 1):
@@ -171,7 +173,9 @@ def measure(options, arguments, console: Console) -> None:
     if output:
         names.check_output(output)
     reading = Reading(None, None, options.range, options.clip)
-    record = folders.measure(options.results, options.originals, config.evaluation, console, reading)
+    if options.kind != "picture" and config.evaluation.learned:
+        raise UserError(f"evaluation.learned: these networks take pictures, not {options.kind}")
+    record = folders.measure(options.results, options.originals, config.evaluation, console, reading, options.kind)
     folders.show(record, console)
     if output:
         if not options.overwrite:
@@ -233,7 +237,6 @@ def _check_pictures(model):
 
 
 def _measure(options, models, output, console):
-    from dream_jax import tasks
     from dream_jax.data import held_out, sources
     from dream_jax.evaluation import measuring, tables, whole
 
@@ -241,7 +244,7 @@ def _measure(options, models, output, console):
     journal = output.with_name(f"{output.stem}.partial.jsonl")
     if options.pictures or config.evaluation.whole:
         of_folder = options.pictures and whole.folder_source(
-            options.pictures, options.low, tasks.make(config).scale, sources.reading_of(config)
+            options.pictures, sources.beside_given(config, options.low), sources.reading_of(config)
         )
         source = of_folder or sources.open_source(config, "eval")
         record, columns = whole.evaluate(models, source, console, journal, given=bool(of_folder))
@@ -292,20 +295,33 @@ def _find_start(options, model, output, console):
     console.print(f"ranking: {output}", markup=False)
 
 
+def restore(options, arguments, console: Console) -> int:
+    """Restores pictures; 1 where some failed."""
+    from dream_jax.inference import restoring
+
+    return _restore(restoring.restore, options, arguments, console, mask=options.mask)
+
+
 def upscale(options, arguments, console: Console) -> int:
     """Enlarges pictures; 1 where some failed."""
-    from dream_jax.inference import upscaling
+    from dream_jax.inference import restoring
+
+    return _restore(restoring.upscale, options, arguments, console)
+
+
+def _restore(function, options, arguments, console, **more):
     from dream_jax.inference.groups import Wanted
 
-    choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite", "checkpoint")
+    choices = ("sampler", "steps", "seed", "samples", "memory", "tile", "overwrite", "checkpoint", "scale")
     if options.page is not None and options.page < 1:
         raise UserError(f"--page {options.page}: pages are counted from 1")
-    return upscaling.upscale(
+    return function(
         *(_place(options), options.input, options.output, console),
         wanted=Wanted(options.page, options.range, options.clip),
         suffix=options.format and f".{options.format}",
         overrides=arguments,
         **{name: getattr(options, name) for name in choices},
+        **more,
     )
 
 
@@ -313,7 +329,7 @@ def generate(options, arguments, console: Console) -> None:
     """Makes new pictures."""
     from dream_jax.inference import generation
 
-    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint")
+    choices = ("count", "sampler", "steps", "seed", "batch_size", "size", "overwrite", "checkpoint", "wanted")
     choices = {name: getattr(options, name) for name in choices}
     generation.generate(_place(options), options.output, console=console, overrides=arguments, **choices)
 

@@ -93,9 +93,9 @@ def known_planners():
 @pytest.fixture
 def planned_once(known_planners, monkeypatch):
     """Tests that upscale with one network compile each shape once; those of zero residuals and noisy ones share it."""
-    from dream_jax.inference import upscaling
+    from dream_jax.inference import restoring
 
-    planner = upscaling.Planner
+    planner = restoring.Planner
 
     def make_once(model, rows, limit, tile, tick, program):
         key = (model.experiment.config.to_json(), len(rows.alpha), limit, tile)
@@ -103,7 +103,7 @@ def planned_once(known_planners, monkeypatch):
         known_planners[key].model = model
         return known_planners[key]
 
-    monkeypatch.setattr(upscaling, "Planner", make_once)
+    monkeypatch.setattr(restoring, "Planner", make_once)
 
 
 # The files that take longest, begun first, so that no worker is left with one of them at the end.

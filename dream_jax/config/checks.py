@@ -1,19 +1,22 @@
 """Whether a config makes sense: each key by itself, and keys that must fit each other."""
 
 import difflib
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dream_jax import objectives, tasks
+from dream_jax import objectives, samplers, tasks
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
+from dream_jax.tasks import beside
 
+_NEVER_NULL = "its network never saw nothing observed ({}); it is for class_conditional with task.drop_label above 0"
 _KIND_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -25,14 +28,19 @@ _KIND_NAMES = {
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
     """Every check that needs no data and no device; raises UserError naming the key and what it allows."""
+    check_each(config)
+    for check in _CHECKS:
+        check(config)
+    return FrozenConfigDict(config)
+
+
+def check_each(config) -> None:
+    """The checks of each key by itself; errors as of `validate`."""
     try:
         check_types(config)
         _check_each(config)
-        for check in _CHECKS:
-            check(config)
     except RecursionError as error:
         raise UserError("the config holds a section within itself") from error
-    return FrozenConfigDict(config)
 
 
 def check_types(config) -> None:
@@ -109,37 +117,61 @@ def _check_data(config):
     _require(c.folder is None or c.tfds is None, config, "data.tfds", "give data.folder or it, not both")
     alone = c.eval_folder is None or c.folder is not None
     _require(alone, config, "data.eval_folder", "it goes with data.folder, the pictures to train on")
-    _check_low(config, c)
+    _check_beside(config, c)
     same = c.tfds is not None and c.eval_split == c.train_split
     _require(not same, config, "data.eval_split", "it must differ from data.train_split: it is never trained on")
 
 
-def _check_low(config, c):
-    """What low-resolution pictures that are there need."""
-    task, asked = tasks.make(config), c.lr_key not in (None, "none")
-    _require(not asked or c.tfds is not None, config, "data.lr_key", "it is a feature of a dataset: data.tfds")
-    for key, beside in (("lr_folder", "folder"), ("eval_lr_folder", "eval_folder")):
-        _require(c[key] is None or c[beside] is not None, config, f"data.{key}", f"it goes with data.{beside}")
-    both = c.eval_folder is None or (c.lr_folder is None) == (c.eval_lr_folder is None)
+def _check_beside(config, c):
+    """What lies beside pictures that are there."""
+    task, flat = tasks.make(config), flatten(config)
+    for kind, about in beside.BESIDE.items():
+        for key in about.keys if kind != task.beside else ():
+            usual = flat[f"data.{key}"] in (KEYS[f"data.{key}"].default, "none")
+            takes = beside.BESIDE[task.beside].nouns if task.beside else "no pictures that are there"
+            _require(usual, config, f"data.{key}", f"it is of {about.nouns}; {config.task.name} takes {takes}")
+    if not task.beside:
+        return
+    about = beside.BESIDE[task.beside]
+    feature = c[about.feature] if about.feature else None
+    asked = feature not in (None, "none")
     _require(
-        both, config, "data.eval_lr_folder", "data.folder and eval_folder both have low-resolution pictures, or none"
+        not asked or c.tfds is not None, config, f"data.{about.feature}", "it is a feature of a dataset: data.tfds"
     )
-    there = c.lr_folder is not None or asked
-    takes_none = f"{config.task.name} takes no pictures that are there"
-    _require(task.beside == "low" or not there, config, "data.lr_folder", takes_none)
-    fixed = "low-resolution pictures that are there do not fit resized originals"
-    _require(c.resize is None or not there, config, "data.resize", fixed)
+    if task.beside in ("low", "condition"):
+        _check_folders(config, c, about)
+        there = c[about.folder] is not None or asked
+        fixed = f"{about.nouns} that are there do not fit resized originals"
+        _require(c.resize is None or not there, config, "data.resize", fixed)
+        if task.beside == "low" and there:
+            beside.check_scale(config)
+
+
+def _check_folders(config, c, about):
+    """What folders of low-resolution pictures or conditions need."""
+    for key, other in ((about.folder, "folder"), (about.eval_folder, "eval_folder")):
+        _require(c[key] is None or c[other] is not None, config, f"data.{key}", f"it goes with data.{other}")
+    both = c.eval_folder is None or (c[about.folder] is None) == (c[about.eval_folder] is None)
+    said = f"data.folder and eval_folder both have {about.nouns}, or none"
+    _require(both, config, f"data.{about.eval_folder}", said)
 
 
 def _check_families(config):
     """What a schedule, a task and an objective say of their settings and of each other."""
     schedule, task = SCHEDULES[config.schedule.name](config.schedule), tasks.make(config)
+    counted, names = config.task.num_classes, config.data.classes
+    agree = counted is None or not names or counted == len(names)
+    _require(agree, config, "task.num_classes", f"data.classes names {len(names)}; leave it None")
     c = config.objective
     _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     objectives.chosen(c).check(config, task)
     straight = np.allclose(schedule.alpha + schedule.sigma, 1)
     fits = KINDS[c.kind].straight == straight
     _require(fits, config, "objective.kind", "the kind flow and the schedule flow go together")
+    # A division by zero is one by a tiny number there.
+    tells = schedule.alpha[-1] > 0 or KINDS[c.kind].x0_error_scale(schedule.alpha[-1], schedule.sigma[-1]) < 1e6
+    alone = f"the schedule {config.schedule.name} ends in noise alone, where this says nothing of the picture"
+    _require(tells, config, "objective.kind", f"{alone}; use x0 or v")
 
 
 def _check_sizes(config):
@@ -170,16 +202,35 @@ def _check_sampling(config):
     least = c.eps_scale + c.eps_scale_slope
     _require(least > 0, config, "sampling.eps_scale_slope", "eps_scale + eps_scale_slope must be greater than 0")
     _require(task.project or not c.project, config, "sampling.project", f"{config.task.name} has no exact projection")
+    guides = c.guidance == 1 or task.null is not None
+    _require(guides, config, "sampling.guidance", _NEVER_NULL.format(config.task.name))
     alone = c.start_seed is None or task.paired
     _require(alone, config, "sampling.start_seed", f"{config.task.name} would make the same picture every time")
-    limit = config.schedule.num_steps
+    schedule = SCHEDULES[config.schedule.name](config.schedule)
+    limit, name = schedule.num_steps, config.schedule.name
+    said = "schedule.num_steps" if limit == config.schedule.num_steps else f"the steps of the schedule {name}"
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
         allowed = all(value <= limit for value in steps)
-        _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
+        _require(allowed, config, key, f"sampling steps run from 1 to {said} = {limit}")
+    _check_samplers(config, "samples.sampler", schedule, (config.samples.sampler,), (config.samples.steps,))
+    _check_samplers(config, "evaluation.samplers", schedule, config.evaluation.samplers, config.evaluation.steps)
+
+
+def _check_samplers(config, key, schedule, names, steps):
+    """Samplers that are not for this schedule are refused here, before training."""
+    c = config.sampling
+    for name, count in itertools.product(names, steps):
+        try:
+            levels = samplers.levels_of(schedule, count, c.spacing)
+            samplers.make_rows(name, levels, eta=c.eta, momentum=c.momentum)
+        except UserError as error:
+            _require(False, config, key, str(error))
 
 
 def _check_channels(config):
-    c, channels = config.evaluation, config.data.channels
+    c, channels, kind = config.evaluation, config.data.channels, tasks.make(config).measured_as
+    of_pictures = kind == "picture" or not c.learned
+    _require(of_pictures, config, "evaluation.learned", f"these networks take pictures, not {kind}")
     of_photographs = channels in (1, 3) or not c.learned
     _require(of_photographs, config, "evaluation.learned", f"these networks take colours, not {channels} channels")
     luma = c.channel == "rgb" or channels == 3
@@ -193,7 +244,7 @@ def _check_evaluation(config):
     held_out = f"{config.task.name} is measured on pictures that it was not trained on"
     _require(c.against == "eval" or not task.paired, config, "evaluation.against", held_out)
     if not c.whole:
-        for name, metric in chosen(c.protocol, c.learned, task.paired).items():
+        for name, metric in chosen(c.protocol, c.learned, task.paired, task.measured_as).items():
             smallest = metric.smallest + (2 * c.border if metric.measures == "distortion" else 0)
             _require(side >= smallest, config, key, f"{name} needs pictures of at least {smallest} pixels")
     _require(task.paired or not c.whole, config, "evaluation.whole", f"{config.task.name} restores no pictures")

@@ -14,6 +14,7 @@ from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, 
 from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
 from dream_jax.tasks import TASKS, blur, masks, resize
+from dream_jax.tasks.paired import TARGETS
 from dream_jax.tasks.super_resolution import DEGRADATIONS
 
 # Whole numbers without a bound of their own end here; seeds use all 32 bits.
@@ -107,6 +108,12 @@ def interval(value):
     return None if good else "two rising numbers, like 0,4095"
 
 
+def class_names(value):
+    """Nothing, or different names, as many as labels of 16 bits can number."""
+    good = all(isinstance(name, str) and name for name in value) and len(value) != 1
+    return None if good and len(set(value)) == len(value) <= 2**16 else "at least two different names, like cat,dog"
+
+
 def betas(value):
     """Adam's two decay rates."""
     good = len(value) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in value)
@@ -186,12 +193,32 @@ KEYS = {
         False, "model the difference to what is observed (enlarged, masked, ...) instead of the picture"
     ),
     "task.gain": Key(1.0, "the difference is multiplied by this", POSITIVE),
+    "task.target": Key("picture", "paired: what is made of the condition", choices=TARGETS),
+    "task.num_classes": Key(
+        None,
+        "paired with target classes: how many; class_conditional: as many as data.classes",
+        whole(1, 65535),
+        int,
+    ),
+    "task.drop_label": Key(
+        0.1,
+        "class_conditional: the share of examples that are trained on without their class, which sampling.guidance "
+        "needs; 0 is none",
+        FRACTION,
+    ),
     "schedule.name": Key("linear", "the noise schedule", choices=noise_schedule.SCHEDULES),
-    "schedule.num_steps": Key(2000, "steps of the noise schedule", whole(1, LARGE_COUNT)),
+    "schedule.num_steps": Key(2000, "steps of the noise schedule, of resfusion before it ends", whole(1, LARGE_COUNT)),
     "schedule.beta_start": Key(1e-6, "linear"),
     "schedule.beta_end": Key(1e-2, "linear"),
     "schedule.beta_min": Key(1e-4, "cosine"),
     "schedule.beta_max": Key(0.9999, "cosine"),
+    "schedule.kappa": Key(2.0, "resshift: the noise's deviation over sqrt(eta), eta is 1 - alpha", POSITIVE),
+    "schedule.sqrt_eta_start": Key(0.02, "resshift: sqrt(eta) at t = 1"),
+    "schedule.sqrt_eta_end": Key(0.99, "resshift: at the end"),
+    "schedule.power": Key(0.3, "resshift: how early sqrt(eta) grows; below 1 early", POSITIVE),
+    "schedule.sum_scale": Key(1.0, "rddm: the variance of the noise at the end; its authors use 1 and 0.01", POSITIVE),
+    "schedule.max_sigma": Key(10.0, "ir_sde: the deviation of the noise at the end, in grey levels of 255", POSITIVE),
+    "schedule.alpha_end": Key(0.005, "ir_sde: alpha at the end"),
     "schedule.continuous": Key(True, "draw levels between table entries, not only at them"),
     "schedule.per_example": Key(True, "draw t for every example, not one for the batch"),
     "objective.name": Key("dream", "what is minimised, standard without DREAM", choices=objectives.OBJECTIVES),
@@ -282,7 +309,23 @@ KEYS = {
         None, "super_resolution: low-resolution pictures of folder by the same names; else they are made", optional=str
     ),
     "data.eval_lr_folder": Key(None, "super_resolution: those of eval_folder", optional=str),
+    "data.condition_folder": Key(
+        None, "paired: what pictures are made from, by the same names as folder", optional=str
+    ),
+    "data.eval_condition_folder": Key(None, "paired: that of eval_folder", optional=str),
+    "data.mask_folder": Key(
+        None,
+        "inpainting: masks by the names of folder's pictures, or any, of which each example gets one; else drawn ones",
+        optional=str,
+    ),
+    "data.eval_mask_folder": Key(None, "inpainting: those to evaluate with; mask_folder", optional=str),
     "data.eval_percent": Key(10, "that share", number(lambda share: 0 < share < 100, "it must lie between 0 and 100")),
+    "data.bundled": Key(
+        "photographs",
+        "without folder and tfds: the photographs within scikit-image, or made scenes of shapes, for the tasks paired "
+        "and class_conditional",
+        choices=("photographs", "scenes"),
+    ),
     "data.tfds": Key(None, "name of a prepared TensorFlow Datasets dataset", optional=str),
     "data.tfds_dir": Key(None, "where it lies; ~/tensorflow_datasets", optional=str),
     "data.image_key": Key(None, "the feature that holds the pictures", optional=str),
@@ -291,6 +334,13 @@ KEYS = {
         "super_resolution: the feature that holds low-resolution pictures, lr beside hr where there is one; none: they "
         "are made",
         optional=str,
+    ),
+    "data.condition_key": Key(None, "paired: the feature that holds what pictures are made from", optional=str),
+    "data.label_key": Key(None, "class_conditional: the feature that holds classes; label", optional=str),
+    "data.classes": Key(
+        (),
+        "class_conditional: their names in the order of their numbers; found in the data, and written into the run",
+        class_names,
     ),
     "data.train_split": Key("train", "tfds: the split to train on"),
     "data.eval_split": Key("test", "tfds: the split to evaluate on"),
@@ -318,6 +368,9 @@ KEYS = {
         float,
     ),
     "data.clip": Key(False, "cut off numbers outside the range, instead of refusing the picture"),
+    "data.condition_channels": Key(3, "paired: of conditions, as channels", whole(1, 2**10)),
+    "data.condition_bits": Key(8, "paired: of conditions, as bits", number(lambda bits: bits in (8, 16), "8 or 16")),
+    "data.condition_range": Key((), "paired: of conditions, as range", interval),
     "data.flip": Key(True, "mirror at random"),
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
     "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),
@@ -374,6 +427,12 @@ KEYS = {
     ),
     "sampling.shift_cutoff": Key(0.0, "time-shift: only at times above it", NOT_NEGATIVE),
     "sampling.project": Key(False, "super_resolution: pull predictions to what shrinks to the low-resolution picture"),
+    "sampling.guidance": Key(
+        1.0,
+        "class_conditional: how far predictions go from those without a class to those with it; 1 is none, and more "
+        "takes two network evaluations a step",
+        NOT_NEGATIVE,
+    ),
     "sampling.start_seed": Key(None, "one starting noise for all pictures, instead of one for each", seeds, int),
     "samples.every": Key(1000, "steps between the grids that are drawn during training", whole()),
     "samples.count": Key(4, "pictures in a grid", whole(1, 2**12)),

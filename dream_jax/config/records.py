@@ -14,6 +14,8 @@ from dream_jax.files import atomic
 # lie is among them, because a checkpoint knows them by their fingerprint.
 CHANGEABLE = (
     *("data.folder", "data.eval_folder", "data.tfds_dir", "data.lr_folder", "data.eval_lr_folder", "data.lr_key"),
+    *("data.condition_folder", "data.eval_condition_folder", "data.condition_key", "data.label_key"),
+    *("data.mask_folder", "data.eval_mask_folder"),
     "log_every",
     *("steps", "epochs", "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best", "samples.", "sampling."),
     *("evaluation.", "data.workers", "data.cache_dir", "supervision.", "watch.", "deterministic"),
@@ -21,6 +23,13 @@ CHANGEABLE = (
 
 # Keys of training that came later, and what runs without them did.
 _ADDED = {
+    "schedule.kappa": 2.0,
+    "schedule.sqrt_eta_start": 0.02,
+    "schedule.sqrt_eta_end": 0.99,
+    "schedule.power": 0.3,
+    "schedule.sum_scale": 1.0,
+    "schedule.max_sigma": 10.0,
+    "schedule.alpha_end": 0.005,
     "objective.start_step": 0,
     "objective.stop_step": None,
     "objective.estimate_every": 1,
@@ -54,6 +63,14 @@ _ADDED = {
     "data.percentile": None,
     "data.clip": False,
     "data.lr_key": "none",
+    "data.bundled": "photographs",
+    "data.classes": (),
+    "data.condition_channels": 3,
+    "data.condition_bits": 8,
+    "data.condition_range": (),
+    "task.target": "picture",
+    "task.num_classes": None,
+    "task.drop_label": 0.1,
 }
 
 # Keys that are gone, and their one value that this version still does.

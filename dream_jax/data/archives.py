@@ -16,7 +16,7 @@ import numpy as np
 
 from dream_jax.errors import UserError, shown, some
 from dream_jax.files import formats, images, limits, zips
-from dream_jax.files.numbers import levels_of
+from dream_jax.files.numbers import CLASSES, levels_of
 from dream_jax.files.picture import Reading, as_wanted
 
 # What is more than so many bytes must not be so many times larger than the file that it comes from.
@@ -244,10 +244,11 @@ def _pictures(path, key, array):
                     if not opened:
                         opened.append(array.open())
                 picture = np.array(opened[0][number])
-                if picture.dtype.kind == "f" and reading.span is None:
+                span = CLASSES if reading.classes else reading.span
+                if picture.dtype.kind == "f" and span is None:
                     # What one picture holds does not tell what the others mean.
                     raise ValueError("floats: say which mean black and white, data.range=LOW,HIGH")
-                levels, _ = levels_of(picture.reshape(*picture.shape[:2], -1), reading.span, reading.clip)
+                levels, _ = levels_of(picture.reshape(*picture.shape[:2], -1), span, reading.clip)
                 return as_wanted(levels, reading)
             except UserError:
                 raise

@@ -20,10 +20,20 @@ class Crop(grain.transforms.RandomMap):
         return indexed.square(picture, self.crop, top, left)
 
 
+class Mask(grain.transforms.RandomMap):
+    """Any mask of a source's beside a picture, at its size."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def random_map(self, picture, rng):
+        return indexed.masked(self.source, picture, int(rng.integers(len(self.source.masks))))
+
+
 def train_pictures(source, seed: int, crop: int, resize: int | None = None, place: str = "random") -> grain.MapDataset:
     """An endless sequence of uint8 [crop, crop, 3], a function of (seed, index): shuffled anew each epoch, cropped.
 
-    Of a source with low-resolution pictures of its own, a sequence of `indexed.Pair`.
+    Of a source with something beside its pictures, a sequence of `indexed.Pair`; a mask is drawn after the crop.
 
     With resize, the shorter side is first made that many pixels. Crops lie at random places, or in the middle, where
     those lie that are evaluated. A picture that is smaller than the crop is a UserError when it is reached.
@@ -32,8 +42,10 @@ def train_pictures(source, seed: int, crop: int, resize: int | None = None, plac
     # Seeds are derived in order, so another order would be other pictures.
     pictures = grain.MapDataset.source(large_enough).seed(seed).shuffle().repeat()
     if place == "centre":
-        return pictures.map(lambda picture: indexed.middle(picture, crop))
-    return pictures.random_map(Crop(crop))
+        pictures = pictures.map(lambda picture: indexed.middle(picture, crop))
+    else:
+        pictures = pictures.random_map(Crop(crop))
+    return pictures if getattr(source, "masks", None) is None else pictures.random_map(Mask(source))
 
 
 def batch_indices(source, seed: int, batch_size: int, k: int) -> list[int]:
@@ -55,7 +67,7 @@ def named(pictures: np.ndarray | indexed.Pair) -> dict[str, np.ndarray]:
 class Batches:
     """Global batches by step number: batches(k) -> {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded alike.
 
-    Batches of pairs have "beside", uint8 [G, h, w, C], too.
+    Batches of pairs have "beside", levels [G, h, w, .], too.
 
     Any k may be asked for at any time. This process reads only the rows that its own devices hold, in `workers`
     threads, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end

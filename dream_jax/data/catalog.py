@@ -1,5 +1,6 @@
 """Datasets of the TensorFlow Datasets catalog, read without TensorFlow; its own builders need it while they prepare."""
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dream_jax.data.beside import Beside
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.files.picture import USUAL, Reading
+from dream_jax.tasks.beside import BESIDE
 
 
 def tfds_source(
@@ -18,24 +21,59 @@ def tfds_source(
     split: str,
     data_dir: str | None = None,
     image_key: str | None = None,
-    low_key: str | None = "none",
-    scale: int = 1,
+    beside: Beside | None = None,
     reading: Reading = USUAL,
 ) -> Source:
     """A prepared dataset of the TensorFlow Datasets catalog, as "cifar10" or "div2k/bicubic_x4:2.0.0".
 
     split is in the notation of TensorFlow Datasets ("train", "test[:100]"), data_dir defaults to its own
     (~/tensorflow_datasets, or TFDS_DATA_DIR); image_key defaults to "hr", else "image", else the only picture there is.
-    low_key and scale as for `builder_source`; reading: how pictures are read.
+    beside: what is read with them; reading: how pictures are read.
 
     Raises UserError if there is no such dataset, split or picture, or if it is not prepared for random access.
     """
+    builder = _prepared(name, data_dir)
+    decode = functools.partial(images.read, reading=reading)
+    if beside is None:
+        return builder_source(builder, split, image_key, decode)
+    if beside.kind == "label":
+        found = beside._replace(key=_label_key(builder, beside.key) or "none"), _label
+    else:
+        found = beside, functools.partial(images.read, reading=beside.read_as(reading))
+    return builder_source(builder, split, image_key, decode, beside=found)
+
+
+def class_names(name: str, data_dir: str | None = None, label_key: str | None = None) -> tuple[str, ...]:
+    """The names of a catalog dataset's classes, in the order of their numbers; errors as of `tfds_source`."""
+    builder = _prepared(name, data_dir)
+    key = _label_key(builder, label_key)
+    if key is None:
+        raise UserError(f"data.label_key: {name} has no feature 'label' that holds classes; name another")
+    return tuple(builder.info.features[key].names)
+
+
+def _label_key(builder, key):
+    """The feature that holds the classes of a dataset, the one of this key; by default "label", if that does."""
+    found = [k for k, feature in builder.info.features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    if key is None:
+        return "label" if "label" in found else None
+    if key not in found:
+        raise UserError(
+            f"data.label_key: {builder.name} has the classes {', '.join(found) or '(none)'}; {key!r} is not one of them"
+        )
+    return key
+
+
+def _label(number):
+    return np.full((1, 1, 1), number, np.uint16)
+
+
+def _prepared(name, data_dir):
     builder = _catalog_builder(name, data_dir)
     if not builder.is_prepared():
         raise UserError(f"{name} is not prepared in {builder.data_dir}. {_how_to_prepare(name, data_dir)}")
     _need_random_access(builder, name, data_dir)
-    decode = functools.partial(images.read, reading=reading)
-    return builder_source(builder, split, image_key, decode, low_key=low_key, scale=scale)
+    return builder
 
 
 def prepare_tfds(name: str, data_dir: str | None = None) -> Path:
@@ -79,16 +117,14 @@ def _need_random_access(builder, name, data_dir):
         )
 
 
-def builder_source(
-    builder, split, image_key=None, decode=images.read, name_key=None, low_key="none", scale=1
-) -> Source:
+def builder_source(builder, split, image_key=None, decode=images.read, name_key=None, beside=None) -> Source:
     """The pictures of a prepared dataset.
 
     Args:
       decode: `bytes -> levels [H, W, C]` of a picture's file.
       name_key: the feature that holds their names, where one does.
-      low_key: the one with the low-resolution pictures, `scale` times smaller; None is "lr" beside "hr" where there are
-        such, "none" is none.
+      beside: (what lies beside them, `its feature's value -> levels [h, w, .]`). Without a key, low-resolution pictures
+        are "lr" beside "hr" where there are such, and others are none.
     """
     features = builder.info.features
     pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -105,12 +141,8 @@ def builder_source(
         raise UserError(
             f"data.image_key: {builder.name}/{image_key} holds {features[image_key].np_dtype}, not a picture"
         )
-    if low_key is None:
-        low_key = "lr" if image_key == "hr" and "lr" in pictures else "none"
-    if low_key != "none" and low_key not in pictures:
-        raise UserError(
-            f"data.lr_key: {builder.name} has the pictures {', '.join(pictures)}; {low_key!r} is not one of them"
-        )
+    lies, decode_beside = beside or (None, None)
+    key = _key_of(lies, builder, image_key, pictures) if lies else None
     # Decoded here: what TensorFlow Datasets decodes with depends on whether OpenCV is installed.
     encoded = {key: tfds.decode.SkipDecoding() for key in pictures}
     try:
@@ -122,8 +154,25 @@ def builder_source(
         ) from error
     name = None if name_key is None else lambda index: records[index][name_key].decode()
 
-    def reader(key):
+    def reader(key, decode):
         return lambda index: decode(records[index][key])
 
-    low = None if low_key == "none" else reader(low_key)
-    return Source(reader(image_key), len(records), name=name, beside=low, scale=scale)
+    found = Source(reader(image_key, decode), len(records), name=name)
+    if key is None:
+        return found
+    return dataclasses.replace(found, beside=reader(key, decode_beside), scale=lies.scale, kind=lies.kind)
+
+
+def _key_of(beside, builder, image_key, pictures):
+    """The feature that holds what lies beside the pictures of a dataset; None where there is none."""
+    key = beside.key
+    if beside.kind == "low" and key is None and image_key == "hr" and "lr" in pictures:
+        return "lr"
+    if key in (None, "none"):
+        return None
+    if key not in pictures and beside.kind != "label":
+        raise UserError(
+            f"data.{BESIDE[beside.kind].feature}: {builder.name} has pictures {', '.join(pictures)}; {key!r} is not "
+            "one of them"
+        )
+    return key

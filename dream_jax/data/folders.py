@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dream_jax.data import indexed, listing, packing, prepared_folders
+from dream_jax.data.beside import Beside
 from dream_jax.data.catalog import builder_source
 from dream_jax.data.indexed import Source
 from dream_jax.data.prepared_folders import Making
 from dream_jax.errors import UserError, shown
 from dream_jax.files import cache, images, limits
-from dream_jax.files.picture import USUAL, Reading
+from dream_jax.files.picture import MASK, USUAL, Reading
 
 # Pixels beyond which pictures are prepared one after the other.
 _LARGE = 2**24
@@ -36,22 +37,20 @@ _LARGE = 2**24
 class Pictures(tfds.core.GeneratorBasedBuilder):
     """The dataset that a folder becomes. examples: {split: iterator of (key, example)}, in the order to be kept.
 
-    paired: whether examples have low-resolution pictures, "low", beside "image"; packed: whether these are packed, see
-    `packing`; bits: of their levels.
+    making: how they were read; what lies beside "image" is called by its kind.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, examples, paired=False, packed=False, bits=8, **options):
-        self._examples, self._paired, self._packed, self._bits = examples, paired, packed, bits
+    def __init__(self, *, examples, making, **options):
+        self._examples, self._making = examples, making
         super().__init__(**options)
 
     def _info(self):
-        shape, dtype = (None, None, 1 if self._packed else 3), np.uint16 if self._bits == 16 else np.uint8
-        picture = tfds.features.Image(shape=shape, dtype=dtype, encoding_format="png")
+        beside, reading = self._making.beside, self._making.reading
         features = {
-            "image": picture,
-            **({"low": picture} if self._paired else {}),
+            "image": _feature(reading),
+            **({beside.kind: _feature(beside.read_as(reading))} if beside else {}),
             "name": tfds.features.Text(),
             "top": np.int64,
             "left": np.int64,
@@ -66,6 +65,11 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
         raise NotImplementedError("the splits are given to the constructor")
 
 
+def _feature(reading):
+    shape = None, None, 1 if packing.is_packed(reading) else 3
+    return tfds.features.Image(shape=shape, dtype=np.uint16 if reading.bits == 16 else np.uint8, encoding_format="png")
+
+
 def prepare_folder(
     folder,
     *,
@@ -76,10 +80,9 @@ def prepare_folder(
     skip_unreadable: bool = False,
     eval_percent: float = 10.0,
     whole: bool = False,
-    lr_folder=None,
-    eval_lr_folder=None,
-    scale: int = 1,
+    beside: Beside | None = None,
     reading: Reading = USUAL,
+    only: str | None = None,
 ) -> Path:
     """Makes pictures into an ArrayRecord dataset with the splits "train" and "eval"; returns its path.
 
@@ -96,18 +99,27 @@ def prepare_folder(
     Args:
       folder, eval_folder: folders, or files that hold many pictures; several with commas between, see
         `listing.pictures`.
-      lr_folder, eval_lr_folder: as many, of the low-resolution pictures; scale: how many times smaller these are.
+      beside: what lies beside each picture, as many folders, or classes.
       reading: how files are read.
+      only: the one split that is made.
 
     Raises UserError if no picture is left, the cache cannot be written, or, unless skip_unreadable, a picture cannot be
-    read, is smaller than the crop, or has no low-resolution picture that fits: all of them are named.
+    read, is smaller than the crop, or has nothing beside it that fits: all of them are named.
     """
-    splits = split_files(folder, eval_folder, eval_percent, lr_folder, eval_lr_folder, scale)
-    making = Making(crop, resize, skip_unreadable, whole, None if lr_folder is None else scale, reading)
+    splits = split_files(folder, eval_folder, eval_percent, beside)
+    making = Making(crop, resize, skip_unreadable, whole, beside, reading)
+    return _prepared(folder, splits, making, cache_dir, only)
+
+
+def _prepared(folder, splits, making, cache_dir, only=None):
+    """The folder in which these splits, or one of them only, are prepared, made where it is not there."""
+    everything, splits = splits, splits if only is None else {only: splits[only]}
     parent = Path(cache_dir).expanduser() if cache_dir else cache.root()
     place = prepared_folders.Place(parent, listing.title(folder), splits, making, str(Pictures.VERSION))
     prepared = place.find()
     if not prepared.exists():
+        if {"train", "eval"} <= set(everything) and only != "eval":
+            _warn_of_duplicates(everything)
         _prepare(splits, making, prepared, place)
         said = f"prepared pictures of {shown(folder)}: {cache.size_of(prepared) / 2**20:.1f} MiB in {prepared}"
         listed = "" if cache_dir else "; `python -m dream_jax cache` lists and removes such folders"
@@ -120,7 +132,6 @@ def _prepare(splits, making, prepared, place):
     try:
         parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
-        _warn_of_duplicates(splits)
         made, sides = _write(splits, unfinished, making)
         place.note(made, sides)
         try:
@@ -149,11 +160,11 @@ def tiles(size: int, crop: int) -> list[tuple[int, int]]:
     return [(a, b + crop - 1) for a, b in itertools.pairwise(edges)]
 
 
-def split_files(folder, eval_folder, eval_percent, lr_folder=None, eval_lr_folder=None, scale=1):
+def split_files(folder, eval_folder, eval_percent, beside: Beside | None = None):
     """{"train": {name: listing.Entry}, "eval": {...}}, in order."""
-    files = listing.pictures(folder, lr_folder, scale)
+    files = _listed(folder, beside, beside and beside.folder)
     if eval_folder is not None:
-        held_out = listing.pictures(eval_folder, eval_lr_folder, scale)
+        held_out = _listed(eval_folder, beside, beside and beside.eval_folder)
         # The one may lie inside the other.
         never_train = {listing.identity(entry.picture) for entry in held_out.values()}
         train = {name: entry for name, entry in files.items() if listing.identity(entry.picture) not in never_train}
@@ -173,6 +184,14 @@ def split_files(folder, eval_folder, eval_percent, lr_folder=None, eval_lr_folde
         "train": {name: entry for name, entry in files.items() if name not in chosen},
         "eval": {name: entry for name, entry in files.items() if name in chosen},
     }
+
+
+def _listed(folder, beside, its_folder):
+    if beside is None:
+        return listing.pictures(folder)
+    if beside.kind == "label":
+        return listing.labelled(folder, beside.classes)
+    return listing.pictures(folder, its_folder, beside.scale, beside.kind)
 
 
 def _warn_of_duplicates(splits):
@@ -222,15 +241,13 @@ def _write(splits, unfinished, making):
                     notes[note].append(name)
                 yield from made.examples
                 advance()
-            _check_left_out(split, some, left_out, total, making.skip_unreadable)
+            _check_left_out(split, some, left_out, total, making.skip_unreadable, split == list(splits)[-1])
 
         builder = Pictures(
             data_dir=unfinished,
             file_format="array_record",
             examples={split: examples(split) for split in splits},
-            paired=making.scale is not None,
-            packed=packing.is_packed(making.reading),
-            bits=making.reading.bits,
+            making=making,
         )
         tfds.display_progress_bar(False)
         try:
@@ -261,11 +278,15 @@ def _made_of(item, making):
         picture, notes = _picture(entry, making)
     except UserError as error:
         return Made([], [str(error)])
-    grid, step = (picture.beside, picture.scale) if isinstance(picture, indexed.Pair) else (picture, 1)
+    paired = isinstance(picture, indexed.Pair)
+    grid, step = (picture.grid, picture.scale) if paired else (picture, 1)
     rows, columns = ([(0, size)] if making.whole else tiles(size, making.crop // step) for size in grid.shape[:2])
     found = []
     for (top, bottom), (left, right) in itertools.product(rows, columns):
-        parts = {} if grid is picture else {"low": grid[top:bottom, left:right]}
+        parts = {}
+        if paired:
+            beside = picture.beside
+            parts[making.beside.kind] = beside if picture.of_whole else beside[top:bottom, left:right]
         top, bottom, left, right = (place * step for place in (top, bottom, left, right))
         parts["image"] = indexed.images_of(picture)[top:bottom, left:right]
         # A name may be any bytes, a text may not.
@@ -290,13 +311,22 @@ def _picture(entry, making):
     height, width = picture.shape[:2]
     if min(height, width) < making.crop:
         raise UserError(f"{name}: {width}x{height} is smaller than the crop of {making.crop}")
-    if making.scale is None:
-        return picture, [(note, name) for note in notes]
-    paired = indexed.pair(picture, listing.read(entry.beside, making.reading), making.scale, name)
+    notes = [(note, name) for note in notes]
+    if making.beside is None:
+        if making.reading.mask and not picture.any():
+            raise UserError(f"{name}: nothing of it is to be painted, for it is black")
+        return picture, notes
+    paired = indexed.pair(picture, _beside(entry, making), making.beside.scale, name, making.beside.kind)
     if paired.image.shape != picture.shape:
-        cut = f"are cut at the right and below, as task.scale = {making.scale} does not divide their sides"
-        return paired, [(cut, f"{name}: {width}x{height}"), *((note, name) for note in notes)]
-    return paired, [(note, name) for note in notes]
+        cut = f"are cut at the right and below, as task.scale = {making.beside.scale} does not divide their sides"
+        return paired, [(cut, f"{name}: {width}x{height}"), *notes]
+    return paired, notes
+
+
+def _beside(entry, making):
+    if making.beside.kind == "label":
+        return np.full((1, 1, 1), entry.beside, np.uint16)
+    return listing.read(entry.beside, making.beside.read_as(making.reading))
 
 
 def _is_large(item):
@@ -305,13 +335,13 @@ def _is_large(item):
     return images.claimed_pixels(picture) > _LARGE if isinstance(picture, Path) else picture.large
 
 
-def _check_left_out(split, some, left_out, total, skip_unreadable):
+def _check_left_out(split, some, left_out, total, skip_unreadable, last):
     if not some and skip_unreadable:
         raise UserError(
             f"no {split} picture can be used; add some, or set data.eval_folder or another data.eval_percent: "
             + listing.first(left_out)
         )
-    if left_out and not skip_unreadable and (split == "eval" or not some):
+    if left_out and not skip_unreadable and (last or not some):
         raise UserError(
             f"{len(left_out)} of {total} pictures cannot be used; set data.skip_unreadable=True to leave them "
             "out: " + listing.first(left_out)
@@ -352,8 +382,19 @@ def _warn(message):
 
 def folder_source(folder, *, split: str, **options) -> Source:
     """The split "train" or "eval" of a folder of pictures; options are those of `prepare_folder`, which prepares it."""
-    path, paired = prepare_folder(folder, **options), options.get("lr_folder") is not None
-    builder = tfds.builder_from_directory(path)
-    low_key, reading = "low" if paired else "none", options.get("reading", USUAL)
-    decode = packing.make_unpack(reading)
-    return builder_source(builder, split, "image", decode, "name", low_key, options.get("scale", 1))
+    beside, reading = options.get("beside"), options.get("reading", USUAL)
+    builder = tfds.builder_from_directory(prepare_folder(folder, **options))
+    found = beside and (beside._replace(key=beside.kind), packing.make_unpack(beside.read_as(reading)))
+    return builder_source(builder, split, "image", packing.make_unpack(reading), "name", found)
+
+
+def masks_source(folder, cache_dir=None, skip_unreadable: bool = False) -> Source:
+    """Masks of any number and size, uint8 [H, W, 1], from folders and files as `listing.pictures` names them.
+
+    They are prepared as pictures are. Raises UserError for those that cannot be read, and for black ones: nothing of
+    these is to be painted.
+    """
+    splits = {"masks": listing.pictures(folder)}
+    making = Making(1, None, skip_unreadable, True, None, MASK)
+    builder = tfds.builder_from_directory(_prepared(folder, splits, making, cache_dir))
+    return builder_source(builder, "masks", "image", packing.make_unpack(MASK), "name")

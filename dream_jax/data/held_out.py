@@ -6,9 +6,13 @@ from dream_jax.data import indexed, sources
 
 
 def middle_crops(source, crop: int, count: int, resize: int | None = None) -> np.ndarray | indexed.Pair:
-    """The middle crop of the first `count` pictures, in order: uint8 [N, crop, crop, 3], or such a pair."""
+    """The middle crop of the first `count` pictures, in order: uint8 [N, crop, crop, 3], or such a pair.
+
+    Of masks that are not of one picture each, picture i gets the one of its number.
+    """
     chosen = range(min(count, len(source)))
-    return indexed.stack(indexed.middle(indexed.fit(source, index, crop, resize), crop) for index in chosen)
+    crops = (indexed.middle(indexed.fit(source, index, crop, resize), crop) for index in chosen)
+    return indexed.stack(indexed.masked(source, picture, index) for index, picture in enumerate(crops))
 
 
 def side_of(config) -> int:
@@ -19,7 +23,7 @@ def side_of(config) -> int:
 def eval_pictures(config, split: str | None = None) -> np.ndarray | indexed.Pair:
     """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3], of a split; `evaluation.against` by default.
 
-    Of a source with low-resolution pictures of its own, a pair of arrays.
+    Of a source with something beside its pictures, a pair of arrays.
     """
     source = sources.open_source(config, split or config.evaluation.against)
     return middle_crops(source, side_of(config), config.evaluation.pictures, resize=config.data.resize)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images
+from dream_jax.tasks.beside import BESIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,10 @@ class Source:
       pictures: how many there are.
       copies: how often each is listed.
       name: `i -> what the picture is called`, where that is known.
-      beside: `i -> its low-resolution picture`, uint8 [h, w, C], where there are such.
-      scale: how many times larger pictures are than those.
+      beside: `i -> what lies beside it`, levels [h, w, C], where there is such.
+      scale: how many times larger pictures are than that.
+      kind: what lies beside pictures, of `tasks.beside.BESIDE`.
+      masks: instead, of which each example gets any one, at its own size.
     """
 
     read: Callable[[int], np.ndarray]
@@ -30,6 +33,8 @@ class Source:
     name: Callable[[int], str] | None = None
     beside: Callable[[int], np.ndarray] | None = None
     scale: int = 1
+    kind: str = "low"
+    masks: "Source | None" = None
 
     def __len__(self):
         return self.pictures * self.copies
@@ -43,35 +48,63 @@ class Source:
         return f"picture {number}" if self.name is None else self.name(number)
 
     def pair(self, index: int) -> "Pair":
-        """A picture with its low-resolution one; raises UserError where they do not fit."""
+        """A picture with what lies beside it; raises UserError where they do not fit."""
         number = range(len(self))[index] % self.pictures
-        return pair(self.read(number), self.beside(number), self.scale, self.label(number))
+        return pair(self.read(number), self.beside(number), self.scale, self.label(number), self.kind)
 
 
 class Pair(NamedTuple):
-    """A picture with its low-resolution one, or stacks of both: image [..., s h, s w, C], beside [..., h, w, C]."""
+    """A picture with what lies beside it, or stacks of both: image [..., s h, s w, C], beside [..., h, w, .].
+
+    What is beside may also be of the picture as a whole, as a class is: [..., 1, 1, 1].
+    """
 
     image: np.ndarray
     beside: np.ndarray
 
     @property
     def scale(self) -> int:
-        """How many times larger the picture is: s."""
-        return self.image.shape[-3] // self.beside.shape[-3]
+        """How many times larger the picture is: s; 1 of what is of the picture as a whole."""
+        return 1 if self.of_whole else self.image.shape[-3] // self.beside.shape[-3]
+
+    @property
+    def of_whole(self) -> bool:
+        """Whether what is beside is the same wherever the picture is cut."""
+        return self.beside.shape[-3:-1] == (1, 1)
+
+    @property
+    def grid(self) -> np.ndarray:
+        """The coarser of both, on whose pixels both can be cut."""
+        return self.image if self.of_whole else self.beside
 
 
-def pair(image: np.ndarray, low: np.ndarray, scale: int, name: str) -> Pair:
-    """A picture, cut at the right and below to whole low-resolution pixels, with its low-resolution one.
+def pair(image: np.ndarray, beside: np.ndarray, scale: int, name: str, kind: str = "low") -> Pair:
+    """A picture with what lies beside it, of this kind.
 
-    Raises UserError, which says `name`, unless each side of low is that of the picture divided by scale, rounded down.
+    It is cut at the right and below to whole low-resolution pixels. Raises UserError, which says `name`, unless each
+    side of those is that of the picture divided by scale, rounded down; conditions and masks have the picture's sides.
     """
-    (height, width), (low_height, low_width) = image.shape[:2], low.shape[:2]
+    if kind == "label":
+        return Pair(image, beside)
+    (height, width), (low_height, low_width) = image.shape[:2], beside.shape[:2]
+    if kind != "low" and (height, width) != (low_height, low_width):
+        raise UserError(
+            f"{shown(name)}: {width}x{height} pixels, and its {BESIDE[kind].noun} has {low_width}x{low_height}; both "
+            "must be of one size"
+        )
     if (height // scale, width // scale) != (low_height, low_width):
         raise UserError(
             f"{shown(name)}: {width}x{height} pixels, and its low-resolution picture has {low_width}x{low_height}; "
             f"task.scale = {scale} needs {width // scale}x{height // scale} (or data.lr_key=none: it is made anew)"
         )
-    return Pair(image[: low_height * scale, : low_width * scale], low)
+    return Pair(image[: low_height * scale, : low_width * scale], beside)
+
+
+def masked(source, picture: np.ndarray | Pair, number: int) -> np.ndarray | Pair:
+    """A picture with a mask of the source's, by this number and at the picture's size, where it has such."""
+    if getattr(source, "masks", None) is None:
+        return picture
+    return Pair(picture, images.resize_nearest(source.masks[number % len(source.masks)], *picture.shape[:2]))
 
 
 def images_of(pictures: np.ndarray | Pair) -> np.ndarray:
@@ -80,17 +113,22 @@ def images_of(pictures: np.ndarray | Pair) -> np.ndarray:
 
 
 def is_paired(source) -> bool:
-    """Whether a source has low-resolution pictures of its own."""
+    """Whether each picture of a source has its own beside it."""
     return getattr(source, "beside", None) is not None
+
+
+def has_beside(source) -> bool:
+    """Whether something lies beside the pictures of a source."""
+    return is_paired(source) or getattr(source, "masks", None) is not None
 
 
 def starts(picture: np.ndarray | Pair, crop: int) -> tuple[int, int]:
     """How many places there are, down and across, where a square of `crop` pixels can begin.
 
-    In pairs it begins, and ends, where a low-resolution pixel does.
+    In pairs it begins, and ends, where a pixel of both does.
     """
     if isinstance(picture, Pair):
-        return starts(picture.beside, crop // picture.scale)
+        return starts(picture.grid, crop // picture.scale)
     height, width = picture.shape[:2]
     return height - crop + 1, width - crop + 1
 
@@ -98,12 +136,10 @@ def starts(picture: np.ndarray | Pair, crop: int) -> tuple[int, int]:
 def square(picture: np.ndarray | Pair, crop: int, top: int, left: int) -> np.ndarray | Pair:
     """The square of `crop` pixels at a place of `starts`."""
     if isinstance(picture, Pair):
-        return Pair(*(square(part, side, top * step, left * step) for part, side, step in _grids(picture, crop)))
+        scale = picture.scale
+        image = square(picture.image, crop, top * scale, left * scale)
+        return Pair(image, picture.beside if picture.of_whole else square(picture.beside, crop // scale, top, left))
     return picture[top : top + crop, left : left + crop]
-
-
-def _grids(paired, crop):
-    return (paired.image, crop, paired.scale), (paired.beside, crop // paired.scale, 1)
 
 
 def middle(picture: np.ndarray | Pair, crop: int) -> np.ndarray | Pair:
@@ -130,7 +166,9 @@ def fingerprint(source) -> str:
         for picture in source.pair(index) if paired else (source[index],):
             picture = np.ascontiguousarray(picture)
             crc = zlib.crc32(picture, zlib.crc32(repr(picture.shape).encode(), crc))
-    return f"{len(source)} {'pairs' if paired else 'pictures'}, crc32 {crc:08x}"
+    masks = getattr(source, "masks", None)
+    more = "" if masks is None else f", with masks: {fingerprint(masks)}"
+    return f"{len(source)} {'pairs' if paired else 'pictures'}, crc32 {crc:08x}{more}"
 
 
 def _said(source, index):
@@ -154,4 +192,4 @@ def fit(source, index: int, crop: int, resize: int | None = None) -> np.ndarray 
             f"{_said(source, index)} is {width}x{height}, smaller than the crop of {crop}; lower image_size (or "
             "evaluation.crop), set data.resize, or leave the picture out"
         )
-    return picture if paired is None else paired
+    return picture if paired is None else paired._replace(image=picture)

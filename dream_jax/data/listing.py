@@ -1,4 +1,4 @@
-"""Pictures on the disk by name, with their low-resolution ones: of folders, and of files that hold many."""
+"""Pictures on the disk by name, with what lies beside them: of folders, and of files that hold many."""
 
 import collections
 import contextlib
@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.data import archives
-from dream_jax.errors import UserError, shown
+from dream_jax.errors import UserError, shown, some
 from dream_jax.files import formats, images, listings
 from dream_jax.files.picture import USUAL, Reading
+from dream_jax.tasks.beside import BESIDE
 
 # How names of low-resolution pictures end, with their scale, and names of originals.
 _LOW = re.compile(r"(?:[_-]?LR(?:BI)?|[_-]lr)(?:[_-]?x?(?P<a>\d+))?$|[_-]?[xX](?P<b>\d+)[mdw]?$")
@@ -24,12 +25,12 @@ class Entry(NamedTuple):
     """A picture: a file, or what lies in one.
 
     Attributes:
-      picture: the original; beside: its low-resolution picture, None where none is asked for.
+      picture: the original; beside: what lies beside it, None where nothing is asked for; of classes the number.
       problem: why there is none of those that are asked for.
     """
 
     picture: Path | archives.Member
-    beside: Path | archives.Member | None = None
+    beside: Path | archives.Member | int | None = None
     problem: str | None = None
 
 
@@ -40,24 +41,71 @@ def several(where) -> list:
     return [part.strip() for part in where.split(",") if part.strip()]
 
 
-def pictures(where, low=None, scale: int = 1) -> dict[str, Entry]:
-    """{name: picture} of folders and files, each with its low-resolution one where `low` names as many of them.
+def pictures(where, beside=None, scale: int = 1, kind: str = "low") -> dict[str, Entry]:
+    """{name: picture} of folders and files, each with its own of this kind where `beside` names as many of them.
 
     Names are paths within a folder, FILE/NAME within a file, and FOLDER/NAME where there are several. A picture that
     lies in two of the folders counts once.
 
     Raises UserError for what cannot be listed or has no pictures.
     """
-    places, lows = several(where), [None] if low is None else several(low)
-    if low is None:
-        lows *= len(places)
-    if len(lows) != len(places):
-        raise UserError(
-            f"data.lr_folder: name one for each of the {len(places)} folders of data.folder, in their order"
-        )
+    places, others = several(where), [None] if beside is None else several(beside)
+    if beside is None:
+        others *= len(places)
+    if len(others) != len(places):
+        key = BESIDE[kind].folder
+        raise UserError(f"data.{key}: name one for each of the {len(places)} folders of data.folder, in their order")
+    each = (None if other is None else _of_one(other) for other in others)
+    return _joined(
+        places, [_paired(_of_one(place), other, scale, kind) for place, other in zip(places, each, strict=True)]
+    )
+
+
+def labelled(where, classes: tuple[str, ...]) -> dict[str, Entry]:
+    """`pictures`, each with the number of its class, the first folder of its name below the one that is listed.
+
+    Raises UserError also for pictures of other classes, and of none: it names them.
+    """
+    places, numbers, without = several(where), {name: number for number, name in enumerate(classes)}, []
+
+    def entries(place):
+        named = {name: (item, class_of(name)) for name, item in _of_one(place).items()}
+        without.extend(f"{shown(item)}: {_class_problem(kind)}" for item, kind in named.values() if kind not in numbers)
+        return {name: Entry(item, numbers.get(kind)) for name, (item, kind) in named.items()}
+
+    found = _joined(places, [entries(place) for place in places])
+    if without:
+        raise UserError(f"{len(without)} of {len(found)} pictures have no class: {first(without)}")
+    return found
+
+
+def class_of(name: str) -> str:
+    """The class of a picture by its name within a folder: its first folder's; empty where it lies in none."""
+    return shown(name.partition("/")[0]) if "/" in name else ""
+
+
+def classes(where) -> tuple[str, ...]:
+    """The classes of the pictures of folders and files, sorted.
+
+    Raises UserError for pictures that lie in no folder of a class, which are named, and for fewer than two classes.
+    """
+    named = [(item, class_of(name)) for place in several(where) for name, item in _of_one(place).items()]
+    if without := [f"{shown(item)}: {_class_problem(kind)}" for item, kind in named if not kind]:
+        raise UserError(f"{len(without)} of {len(named)} pictures have no class: {first(without)}")
+    found = tuple(sorted({kind for _, kind in named}))
+    if len(found) < 2:
+        raise UserError(f"data.folder: {shown(where)} has one class, {some(found)}; classes are the folders in it")
+    return found
+
+
+def _class_problem(kind):
+    return f"{kind} is none of data.classes" if kind else "it lies in no folder of a class"
+
+
+def _joined(places, each):
+    """One {name: Entry} of those of each place, with the names of the places before their own."""
     found, seen = {}, set()
-    for prefix, place, beside in zip(_prefixes(places), places, lows, strict=True):
-        entries = _paired(_of_one(place), None if beside is None else _of_one(beside), scale)
+    for prefix, entries in zip(_prefixes(places), each, strict=True):
         new = {
             f"{prefix}{name}": e for name, e in entries.items() if len(places) == 1 or identity(e.picture) not in seen
         }
@@ -134,16 +182,18 @@ def _of_one(place) -> dict:
     return {path.relative_to(folder).as_posix(): path for path in listings.list_pictures(folder)}
 
 
-def _paired(originals, lows, scale):
-    if lows is None:
+def _paired(originals, others, scale, kind):
+    if others is None:
         return {name: Entry(item) for name, item in originals.items()}
-    by_name, by_stem = {_without_suffix(name): item for name, item in lows.items()}, collections.defaultdict(list)
+    by_name, by_stem = {_without_suffix(name): item for name, item in others.items()}, collections.defaultdict(list)
     for name, item in by_name.items():
         by_stem[_LOW.sub("", name)].append((_scale_of(name), item))
-    return {name: _entry(item, _without_suffix(name), by_name, by_stem, scale) for name, item in originals.items()}
+    return {
+        name: _entry(item, _without_suffix(name), by_name, by_stem, scale, kind) for name, item in originals.items()
+    }
 
 
-def _entry(item, name, by_name, by_stem, scale):
+def _entry(item, name, by_name, by_stem, scale, kind):
     if name in by_name:
         return Entry(item, by_name[name])
     found = by_stem.get(_HIGH.sub("", name), [])
@@ -152,7 +202,7 @@ def _entry(item, name, by_name, by_stem, scale):
         found = [(number, low) for number, low in found if number == scale]
     if len(found) == 1:
         return Entry(item, found[0][1])
-    why = "several low-resolution pictures" if found else "no low-resolution picture"
+    why = f"several {BESIDE[kind].nouns}" if found else f"no {BESIDE[kind].noun}"
     return Entry(item, problem=f"{shown(item)}: {why} of its name")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dream_jax.data import listing
+from dream_jax.data.beside import Beside
 from dream_jax.files import atomic
 from dream_jax.files.picture import USUAL, Reading
 
@@ -19,13 +20,13 @@ _NOTE = "prepared.json"
 
 
 class Making(NamedTuple):
-    """How pictures are read and prepared, see `folders.prepare_folder`; scale is that of pairs, else None."""
+    """How pictures are read and prepared, see `folders.prepare_folder`; beside: what lies beside each."""
 
     crop: int
     resize: int | None
     skip_unreadable: bool
     whole: bool
-    scale: int | None
+    beside: Beside | None
     reading: Reading
 
 
@@ -66,12 +67,25 @@ class Place(NamedTuple):
         # What is appended came later: it leaves what was prepared before where it is.
         m = self.making
         settings = crop, m.resize, m.skip_unreadable, self.version
-        more = *(["whole"] if m.whole else []), *(["pairs", m.scale] if m.scale is not None else [])
-        more = *more, *(["read", *m.reading] if m.reading != USUAL else [])
+        more = *(["whole"] if m.whole else []), *(_about_beside(m.beside) if m.beside else [])
+        more = *more, *(["read", *_about_reading(m.reading)] if m.reading != USUAL else [])
         digest = hashlib.sha256(repr((*settings, *more)).encode())
         for split, entries in self.splits.items():
             for name, entry in entries.items():
                 digest.update(repr((split, name, *listing.state(entry.picture))).encode())
-                if entry.beside is not None:
+                if isinstance(entry.beside, int):
+                    digest.update(repr(entry.beside).encode())
+                elif entry.beside is not None:
                     digest.update(repr((Path(str(entry.beside)).name, *listing.state(entry.beside))).encode())
         return digest.hexdigest()[:16]
+
+
+def _about_beside(beside):
+    if beside.kind == "low":
+        return ["pairs", beside.scale]
+    return ["beside", beside.kind, *_about_reading(beside.reading or USUAL), *beside.classes]
+
+
+def _about_reading(reading):
+    *first, classes, mask = reading
+    return [*first, *(["classes"] if classes else []), *(["mask"] if mask else [])]

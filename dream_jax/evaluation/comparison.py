@@ -25,7 +25,7 @@ from dream_jax.experiment import build
 from dream_jax.files import atomic
 from dream_jax.inference import drawing, trained
 from dream_jax.training import run_log
-from dream_jax.training.workdir import check_same, checkpoint_folder, with_range
+from dream_jax.training.workdir import check_same, checkpoint_folder, with_classes, with_range
 
 # Pictures of each variant that the report shows.
 SHOWN = 8
@@ -115,7 +115,8 @@ def members(comparison: Comparison, workdir: Path) -> list[Member]:
             ours = {"seed": seed} | ending
             config = keys.nest(keys.flatten(comparison.base) | changes | ours)
             try:
-                found.append(Member(name, seed, checks.validate(config), workdir / "runs" / f"{name}-{seed}"))
+                config = checks.validate(with_classes(config))
+                found.append(Member(name, seed, config, workdir / "runs" / f"{name}-{seed}"))
             except UserError as error:
                 raise UserError(f"variant {name}: {error}") from error
             if config.evaluation.whole:

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import diffusion, sampling
+from dream_jax import diffusion, samplers, sampling
 from dream_jax.data.indexed import Pair
 from dream_jax.evaluation import plots, two_sample
 from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
@@ -30,7 +30,6 @@ from dream_jax.inference.drawing import Model
 from dream_jax.metrics import lpips, weights
 from dream_jax.metrics.perceptual import NETS
 from dream_jax.runtime import compiler
-from dream_jax.tasks import value_range
 from dream_jax.training import integrity
 
 PANELS = (
@@ -125,7 +124,7 @@ def _facts(
 
     @functools.partial(jax.jit, compiler_options=compiler.options(built.config.deterministic))
     def facts_of(params, networks, picture, given, index):
-        original = value_range.to_float(picture)
+        original = built.task.to_float(picture)
         x0 = built.task.encode(original, given["cond"])
         denoise = drawing.make_denoise(built, params, given)
         directions = two_sample.directions(x0[0].size, _DIRECTIONS)
@@ -206,7 +205,8 @@ def _rows(model: Model, facts: dict[str, np.ndarray], sampler: str, steps: int) 
     rows = []
     for number in range(steps):
         alpha, sigma = float(levels.alpha[number]), float(levels.sigma[number])
-        row = {"evaluation": number + 1, "alpha": alpha, "sigma": sigma, "logsnr": 2 * float(np.log(alpha / sigma))}
+        lam = float(np.log(alpha / sigma)) if alpha > 0 else samplers.LOWEST
+        row = {"evaluation": number + 1, "alpha": alpha, "sigma": sigma, "logsnr": 2 * lam}
         for name in of_pictures:
             row[name] = float(np.mean(facts[name][number]))
             if name.startswith(("x0_error", "x0_lpips")):

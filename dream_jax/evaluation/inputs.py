@@ -14,6 +14,7 @@ from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
+from dream_jax.tasks.beside import BESIDE
 
 
 class Inputs(NamedTuple):
@@ -54,9 +55,10 @@ class Inputs(NamedTuple):
 # What models that are measured side by side may differ by of the keys that say what their pictures are, and which keys
 # these are; of what their pictures are; and how files are read.
 _OWN = "task.residual", "task.gain", "task.scales", "task.drop_label"
-_ALIKE = "task.", "data.channels", "data.bits"
+_ALIKE = "task.", "data.channels", "data.bits", "data.condition_channels", "data.condition_bits"
 _DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize"
-_DATA = tuple(f"data.{name}" for name in (*_DATA, "lr_folder", "eval_lr_folder", "lr_key"))
+_BESIDE = (key for kind in BESIDE.values() for key in (kind.folder, kind.eval_folder, kind.feature) if key)
+_DATA = tuple(f"data.{name}" for name in (*_DATA, *_BESIDE))
 _READ_BY = "data.range", "data.clip"
 
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
@@ -68,7 +70,7 @@ def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool 
     classical: the baselines are also those of a classical method, which takes its time.
     """
     pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
-    if not built.task.paired:
+    if not built.task.paired and beside is None:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
     observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
     baselines = {} if baseline is None else {built.task.baseline_name: baseline}
@@ -77,7 +79,7 @@ def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool 
         baselines[name] = np.stack([restore(each) for each in observed])
     # Some models project and others do not: all are given what projecting takes.
     found = beside is not None and built.task.beside == "low"
-    return Inputs(pictures, {"cond": cond, "low": observed}, observed, baselines, found)
+    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baselines, found)
 
 
 def consistency_of(built: Experiment, inputs: Inputs):

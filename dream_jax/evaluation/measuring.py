@@ -118,17 +118,19 @@ def about_models(models: dict[str, Model], digests: dict[str, str]) -> dict[str,
     }
 
 
-def load_metrics(settings, paired: bool) -> tuple[dict[str, Metric], dict[str, dict], dict[str, dict]]:
+def load_metrics(
+    settings, paired: bool, of: str = "picture"
+) -> tuple[dict[str, Metric], dict[str, dict], dict[str, dict]]:
     """What `config.evaluation` asks for: (metrics, what is known of their networks' files, these networks' weights).
 
-    paired: whether results have originals.
+    paired: whether results have originals; of: what they are, see `Task.measured_as`.
 
     Raises UserError for weights that cannot be had.
     """
     loaded = {name: weights.load(name, settings.weights) for name in settings.learned}
     about = {name: about for name, (_, about) in loaded.items()}
     learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
-    return chosen(settings.protocol, settings.learned, paired), about, learned
+    return chosen(settings.protocol, settings.learned, paired, of), about, learned
 
 
 def of_pair(asked: dict[str, Metric], compared: Compared) -> dict[str, float]:
@@ -137,9 +139,14 @@ def of_pair(asked: dict[str, Metric], compared: Compared) -> dict[str, float]:
     fitting = {
         name: metric
         for name, metric in asked.items()
-        if metric.paired and side - cut * (metric.measures == "distortion") >= metric.smallest
+        if metric.paired and not metric.of_set and side - cut * (metric.measures == "distortion") >= metric.smallest
     }
     return _values(fitting, compared)
+
+
+def span_of(config) -> tuple[float, float]:
+    """The numbers that black and white mean in the files of a config's pictures; 0 and 1 where it does not say."""
+    return tuple(config.data.range) or (0.0, 1.0)
 
 
 def load_measures(built: Experiment, inputs: Inputs) -> Measures:
@@ -148,7 +155,7 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     Raises UserError for weights that cannot be had, and for fewer pictures than a metric takes.
     """
     settings = built.config.evaluation
-    asked = chosen(settings.protocol, settings.learned, built.task.paired)
+    asked = chosen(settings.protocol, settings.learned, built.task.paired, built.task.measured_as)
     fitting = {name for name, metric in asked.items() if len(inputs.pictures) >= metric.fewest}
     for network in settings.learned:
         names = [name for name, metric in asked.items() if metric.weights == network]
@@ -158,14 +165,14 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
             raise UserError(
                 f"evaluation.learned: {network} compares sets of at least {fewest} pictures, and {held_out}"
             )
-    asked, about, learned = load_metrics(settings, built.task.paired)
+    asked, about, learned = load_metrics(settings, built.task.paired, built.task.measured_as)
     asked = {name: metric for name, metric in asked.items() if name in fitting}
     originals = picture_set(inputs.pictures, learned)
     consistency = consistency_of(built, inputs)
 
     def compare(results, samples):
         sets = picture_set(results, learned), originals
-        kept = settings.batch_size, samples, settings.channel, settings.border
+        kept = settings.batch_size, samples, settings.channel, settings.border, span_of(built.config)
         return Compared(*sets, inputs.observed, consistency, learned, *kept)
 
     identity = {

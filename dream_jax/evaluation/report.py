@@ -228,7 +228,7 @@ def _pictures(members):
         if member.variant not in columns:
             columns[member.variant] = np.load(member.workdir / "shown.npy")
     columns["original" if experiment.task.paired else "held out"] = inputs.pictures
-    return {name: [_url(picture) for picture in pictures] for name, pictures in columns.items()}
+    return {name: [_url(experiment.task.shown(picture)) for picture in pictures] for name, pictures in columns.items()}
 
 
 def _url(picture):

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dream_jax.data.indexed import Pair
+from dream_jax.data.indexed import Pair, images_of
 from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.evaluation.tables import label, picture_columns
 from dream_jax.experiment import Experiment
 from dream_jax.files import grids, images
-from dream_jax.inference import drawing
+from dream_jax.inference import classes, drawing
 
 
 def make_sampler(
@@ -20,7 +20,7 @@ def make_sampler(
     """`sampler(params) -> grid` uint8 [H, W, 3], always of the same inputs and noise.
 
     held_out: pictures uint8 [N, H, W, 3], or an `indexed.Pair` of such, of which the first `samples.count` are shown;
-    an unconditional model draws as many pictures of their size.
+    a model that restores none draws as many of their size, one of each class in turn.
     """
     config = built.config
     draw, key = drawing.make_draw(built, mesh), drawing.make_key(config.evaluation.seeds[0])
@@ -30,7 +30,8 @@ def make_sampler(
         inputs = make_inputs(built, jax.tree.map(lambda array: array[: config.samples.count], held_out))
         given = inputs.given
     else:
-        given = drawing.no_inputs(config.samples.count, *held_out.shape[1:3])
+        numbers = np.arange(config.samples.count)
+        given = classes.inputs_of(built.task, numbers, images_of(held_out).shape[1:3])
 
     def sampler(params):
         drawn = drawing.draw_pictures(draw, params, given, rows, key, mesh, size)
@@ -39,7 +40,9 @@ def make_sampler(
                 picture_columns(built, inputs, {label(built, config.samples.sampler, config.samples.steps): drawn})
             )
         across = min(4, len(drawn))
-        return grids.grid({f"sample {i + 1}": drawn[i::across][: len(drawn) // across] for i in range(across)})
+        down = len(drawn) // across
+        columns = {f"sample {i + 1}": drawn[i::across][:down] for i in range(across)}
+        return grids.grid(columns, [classes.listed(built, range(i * across, (i + 1) * across)) for i in range(down)])
 
     return sampler
 

@@ -12,7 +12,6 @@ from dream_jax.evaluation.inputs import make_inputs
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import compiler
-from dream_jax.tasks import value_range
 
 
 def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Console) -> list[dict]:
@@ -26,8 +25,8 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     Raises UserError for unconditional models.
     """
     built, settings = model.experiment, model.experiment.config.evaluation
-    if not built.task.paired:
-        raise UserError("a good starting noise is found for super-resolution, and this model is unconditional")
+    if not built.task.paired or built.task.measured_as != "picture":
+        raise UserError("a good starting noise is found for models that restore pictures, and this one does not")
     inputs = make_inputs(built, pictures)
     given, levels = inputs.given, inputs.pictures.dtype
     rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])
@@ -38,7 +37,7 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
         shape = (*inputs["cond"].shape[:3], built.task.x0_channels)
         key, shows = drawing.make_key(settings.seeds[0]), built.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, start_key=start_key, shows=shows)
-        return value_range.to_levels(built.task.to_picture(x0, inputs["cond"]), levels)
+        return built.task.to_levels(built.task.to_picture(x0, inputs["cond"]), levels)
 
     ranking = []
     with drawing.progress_bar(console) as bar:

@@ -106,7 +106,8 @@ def picture_columns(built: Experiment, inputs: Inputs, drawn: dict[str, np.ndarr
     last = "original" if built.task.paired else "held out"
     first = built.task.columns(inputs.observed, inputs.baseline)
     # The first baseline is among the task's own columns.
-    return first | dict(list(inputs.baselines.items())[1:]) | drawn | {last: inputs.pictures}
+    others = dict(list(inputs.baselines.items())[1:]) | drawn | {last: inputs.pictures}
+    return first | {name: built.task.shown(pictures) for name, pictures in others.items()}
 
 
 def label(built: Experiment, sampler: str, steps: int) -> str:

@@ -1,5 +1,6 @@
-"""Measures over whole pictures of any size, which are drawn as upscaling draws them, in tiles where they are large."""
+"""Measures over whole pictures of any size, which are drawn as restoring draws them, in tiles where they are large."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,20 +10,22 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dream_jax.data import indexed, listing
-from dream_jax.data.indexed import Pair, Source, is_paired, middle
+from dream_jax.data import indexed, listing, masks
+from dream_jax.data.beside import Beside
+from dream_jax.data.indexed import Pair, Source, has_beside, is_paired, middle
 from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring, tables
 from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.evaluation.measuring import Method
-from dream_jax.files.picture import USUAL, Reading
+from dream_jax.files.picture import MASK, USUAL, Reading
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.inference.memory import free_bytes
-from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows, shape_of
+from dream_jax.inference.tile_plans import Planner, check_tiles, draw_observed, shape_of
 from dream_jax.metrics import METRICS, Compared, Metric, picture_set
 from dream_jax.runtime import consensus
+from dream_jax.tasks.beside import BESIDE
 from dream_jax.training import integrity
 
 # Pixels a side of what a grid shows of each picture, its middle.
@@ -31,21 +34,42 @@ _SHOWN = 256
 _WORST = 3
 
 
-def folder_source(folder, low=None, scale: int = 1, reading: Reading = USUAL) -> Source:
+def folder_source(folder, beside: Beside | None = None, reading: Reading = USUAL) -> Source:
     """The pictures of folders and files, as `listing.pictures` names them, read when they are asked for.
 
     Args:
-      low: the places of their low-resolution pictures, `scale` times smaller.
+      beside: what lies beside them, in its folder; masks that do not all have the names of pictures are any.
       reading: how files are read.
 
-    Raises UserError where there are none, or an original has no low-resolution picture of its name.
+    Raises UserError where there are none, or a picture has nothing of its name beside it.
     """
-    listed = listing.pictures(folder, low, scale)
+    if beside is not None and beside.kind == "mask":
+        return _with_masks(folder, beside, reading)
+    if beside is None:
+        return _listed(listing.pictures(folder), reading)
+    return _listed(listing.pictures(folder, beside.folder, beside.scale, beside.kind), reading, beside)
+
+
+def _with_masks(folder, beside, reading):
+    fit = masks.as_many(folder, beside.folder)
+    entries = listing.pictures(folder, beside.folder, kind="mask") if fit else None
+    if masks.are_by_name(entries, beside.folder, reading, "the pictures"):
+        return _listed(entries, reading, beside)
+    drawn = _listed(listing.pictures(beside.folder), MASK)
+    return dataclasses.replace(_listed(listing.pictures(folder), reading), kind="mask", masks=drawn)
+
+
+def _listed(listed, reading, beside=None):
     names, entries = [shown(name) for name in listed], list(listed.values())
     if missing := [entry.problem for entry in entries if entry.problem]:
         raise UserError(f"{len(missing)} of {len(entries)} pictures cannot be used: {listing.first(missing)}")
-    lows = None if low is None else lambda i: listing.read(entries[i].beside, reading)
-    return Source(lambda i: listing.read(entries[i].picture, reading), len(entries), 1, names.__getitem__, lows, scale)
+    source = Source(lambda i: listing.read(entries[i].picture, reading), len(entries), name=names.__getitem__)
+    if beside is None:
+        return source
+    how = beside.read_as(reading)
+    return dataclasses.replace(
+        source, beside=lambda i: listing.read(entries[i].beside, how), scale=beside.scale, kind=beside.kind
+    )
 
 
 def evaluate(
@@ -71,13 +95,15 @@ def evaluate(
     built, settings = first.experiment, first.experiment.config.evaluation
     if not built.task.paired:
         raise UserError("whole pictures are for models that restore them, not for those that make new ones")
-    if is_paired(source) and built.task.beside != "low":
-        raise UserError(f"{built.config.task.name} takes no low-resolution pictures that are there")
+    if has_beside(source) and built.task.beside != source.kind:
+        raise UserError(f"{built.config.task.name} takes no {BESIDE[source.kind].nouns} that are there")
     data_note = check_models(models, given)
     for model in models.values():
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
-    asked, about, learned = measuring.load_metrics(settings, paired=True)
-    asked = {name: metric for name, metric in asked.items() if metric.paired and not metric.over_seeds}
+    asked, about, learned = measuring.load_metrics(settings, True, built.task.measured_as)
+    asked = {
+        name: metric for name, metric in asked.items() if metric.paired and not (metric.over_seeds or metric.of_set)
+    }
     digests = {name: integrity.digest(model.params) for name, model in models.items()}
     identity = {"settings": settings.to_dict(), "learned": about, "metrics": list(asked), "scale": built.task.scale}
     measured, columns, notes = _measure(
@@ -155,9 +181,11 @@ def _observe(built, source, number) -> Inputs:
     if min(height, width) < least:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
-    picture = picture[None, :height, :width]
-    beside = None if paired is None else paired.beside[None]
-    return make_inputs(built, picture if beside is None else Pair(picture, beside), classical=True)
+    picture = picture[:height, :width]
+    if paired is not None:
+        cut = paired.beside if paired.scale > 1 else paired.beside[:height, :width]
+        picture = Pair(picture, cut)
+    return make_inputs(built, indexed.stack([indexed.masked(source, picture, number)]), classical=True)
 
 
 def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, np.ndarray], dict[str, float]]:
@@ -173,6 +201,7 @@ def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, 
             batch_size=1,
             channel=settings.channel,
             border=settings.border,
+            span=measuring.span_of(built.config),
         )
         return measuring.of_pair(asked, compared)
 
@@ -191,7 +220,7 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
         low = inputs.observed[0]
         shape = shape_of(experiment, low.shape[:2], low.dtype)
         key = drawing.make_key(seed)
-        return draw_lows(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
+        return draw_observed(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
 
     return draw
 

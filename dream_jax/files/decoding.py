@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dream_jax.files import formats, limits, metadata
-from dream_jax.files.numbers import OWN, Numbers, extremes, numbers_of, to_levels
+from dream_jax.files.numbers import CLASSES, RAW, Numbers, extremes, numbers_of, to_levels
 from dream_jax.files.picture import Picture
 
 # What is read, by Pillow's names; its other formats are old, or programs. WebP's decoder takes four times the picture.
@@ -23,6 +23,8 @@ _MOST_SCANS = 100
 _MOST_TEXT = 2**22
 # Pixels of a picture in which the nearest of each is looked for.
 _LARGE = 2**24
+# What is written so is not read again to the bit.
+_LOSSY = "JPEG", "MPO", "AVIF", "HEIF"
 _PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 
 
@@ -123,12 +125,24 @@ def _read_values(picture, span, clip):
     parts = list(_bands(picture))
     ends = [extremes(np.asarray(band)) for _, band in parts]
     # Pillow has no mode for the 16 bits of some formats but this.
-    dtype = np.float32 if picture.mode == "F" else np.uint16
+    dtype = np.float32 if picture.mode == "F" else np.int32 if span == CLASSES else np.uint16
     numbers = numbers_of(dtype, min(low for low, _ in ends), max(high for _, high in ends), span, clip)
-    levels = np.empty((*picture.size[::-1], 1), dtype if span == OWN else numbers.levels)
+    levels = np.empty((*picture.size[::-1], 1), dtype if span in RAW else numbers.levels)
     for part, band in parts:
-        levels[part] = (np.asarray(band) if span == OWN else to_levels(np.asarray(band), numbers))[..., None]
+        levels[part] = (np.asarray(band) if span in RAW else to_levels(np.asarray(band), numbers))[..., None]
     return levels, numbers
+
+
+def _read_classes(picture, raw):
+    """A loaded Pillow picture's own numbers [H, W, 1 or 3] uint8; raw: Pillow's name of how the file holds them."""
+    if picture.format in _LOSSY:
+        raise ValueError(f"{picture.format} does not keep the numbers of classes; save it as PNG")
+    if picture.mode in ("PA", "LA", "La"):
+        picture = picture.getchannel(0)
+    picture = picture if picture.mode in ("1", "L", "P") else picture.convert("RGB")
+    numbers = np.atleast_3d(np.asarray(picture)).astype(np.uint8)
+    # Pillow spreads grey of few bits over 0..255.
+    return numbers // {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
 def _read_colours(picture, space, profile):
@@ -153,6 +167,7 @@ def _read_colours(picture, space, profile):
 def _of_pillow(picture, file, managed, span, clip, among_others):
     """The Picture of an opened Pillow picture, or of the page that it stands at, which is left as it is."""
     found = _read_deep(picture, file, span, clip)
+    raw = next(iter(_tile_arguments(picture)), "")
     original, orientation = picture, 1 if found is None else metadata.orientation_of(picture)
     if found is None:
         picture.load()
@@ -169,6 +184,8 @@ def _of_pillow(picture, file, managed, span, clip, among_others):
         numbers = found.numbers
     elif picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         (colours, numbers), alpha = _read_values(picture, span, clip), None
+    elif span == CLASSES:
+        colours, alpha = _read_classes(picture, raw), None
     else:
         colours, alpha = _read_colours(picture, space, profile)
     grey = colours.shape[2] == 1

@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 
 from dream_jax.files import limits, tiff_pages
-from dream_jax.files.numbers import OWN, Numbers, levels_of, to_levels
+from dream_jax.files.numbers import RAW, Numbers, levels_of, to_levels
 
 # Those whose decoders make no more bytes than they are asked for, by TIFF's numbers.
 _COMPRESSIONS = (1, 5, 8, 32773, 32946, 34925, 50000)
@@ -51,7 +51,7 @@ def read_tiff(page, span=None, clip: bool = False) -> Deep:
     found = from_values(
         values, tiff_pages.alphas(page), span or _packed_span(page), clip, page.photometric == _MINISWHITE
     )
-    return _divided_by_alpha(found) if tiff_pages.MULTIPLIED in page.extrasamples and span != OWN else found
+    return _divided_by_alpha(found) if tiff_pages.MULTIPLIED in page.extrasamples and span not in RAW else found
 
 
 def _divided_by_alpha(deep: Deep) -> Deep:
@@ -71,7 +71,7 @@ def _packed_span(page):
 def from_values(values: np.ndarray, alphas: int = 0, span=None, clip: bool = False, inverted: bool = False) -> Deep:
     """Of numbers [H, W, C], the last of which may be alpha; inverted where the least is white."""
     levels, numbers = levels_of(np.ascontiguousarray(values[..., : values.shape[-1] - alphas]), span, clip)
-    if inverted and span != OWN:
+    if inverted and span not in RAW:
         levels = np.iinfo(levels.dtype).max - levels
     alpha = None
     if alphas:

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import atomic, decoding, encoding, formats, limits, quiet
-from dream_jax.files.numbers import SIXTEEN, Numbers, of_bits
-from dream_jax.files.picture import USUAL, Picture, Reading, as_wanted
+from dream_jax.files.numbers import CLASSES, SIXTEEN, Numbers, of_bits
+from dream_jax.files.picture import USUAL, Picture, Reading, as_mask, as_wanted
 
 quiet.silence()
 
@@ -35,6 +35,14 @@ def resize_shorter_side(picture, size):
         return np.array(Image.fromarray(picture).resize(target, Image.Resampling.BICUBIC))
     bands = [resize_band(np.ascontiguousarray(picture[..., band]), target) for band in range(picture.shape[2])]
     return np.stack(bands, -1)
+
+
+def resize_nearest(levels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Levels [H, W, C] brought to other sides, each pixel that of the nearest place: no levels arise between."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), levels.shape[:2], strict=True)
+    )
+    return levels[rows[:, None], columns]
 
 
 def resize_band(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -125,9 +133,11 @@ def read_with_alpha(path, reading: Reading = USUAL):
 
 
 def _read_as_wanted(path, reading):
-    (picture,) = _read(path, False, 0, reading.span, reading.clip)
+    (picture,) = _read(path, False, 0, CLASSES if reading.classes else reading.span, reading.clip)
     try:
-        return as_wanted(picture.colours, reading), picture
+        colours = as_wanted(picture.colours, reading._replace(mask=False))
+        alpha = None if picture.alpha is None else of_bits(picture.alpha, 8)
+        return as_mask(colours, alpha) if reading.mask else colours, picture
     except ValueError as error:
         name = "picture" if isinstance(path, bytes) else shown(path)
         raise UserError(f"{name}: {error}") from None
@@ -138,9 +148,10 @@ def read_noting(path, reading: Reading = USUAL) -> tuple[np.ndarray, list[str]]:
     colours, picture = _read_as_wanted(path, reading)
     notes = {
         "have several pages or frames, of which the first is used": picture.pages > 1,
-        "have transparency, which is not used": picture.alpha is not None,
+        "have transparency, which is not used": picture.alpha is not None and not reading.mask,
         "have more than 8 bits, and are rounded (data.bits=16 keeps them)": picture.colours.dtype != colours.dtype
-        and reading.bits == 8,
+        and reading.bits == 8
+        and not (reading.classes or reading.mask),
     }
     return colours, [note for note, applies in notes.items() if applies]
 
@@ -150,14 +161,16 @@ def read(path, reading: Reading = USUAL):
     return read_with_alpha(path, reading)[0]
 
 
-def check_result(path, pages: list[Picture], scale: int = 1) -> list[str]:
-    """What is lost of pictures `scale` times as large in a file whose suffix names the format, for a person.
+def check_result(path, pages: list[Picture], sides=tuple) -> list[str]:
+    """What is lost of pictures in a file whose suffix names the format, for a person.
+
+    sides: `(H, W) of a picture -> (H, W)` of what is to be written of it.
 
     Raises UserError where the format cannot hold them at all.
     """
     kind, name = formats.of(path), formats.name_of(path)
     for page in pages:
-        height, width = (side * scale for side in page.colours.shape[:2])
+        height, width = sides(page.colours.shape[:2])
         if max(height, width) > kind.longest:
             raise UserError(f"{shown(path)}: {width} x {height} pixels; {name} holds at most {kind.longest} a side")
         if page.colours.shape[2] > kind.bands:

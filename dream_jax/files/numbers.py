@@ -28,6 +28,9 @@ SIXTEEN = Numbers("uint16", 0.0, 65535.0)
 
 # Instead of a span: the numbers themselves are wanted, not levels.
 OWN = "own"
+# Of palettes their indices, too: numbers of classes.
+CLASSES = "classes"
+RAW = OWN, CLASSES
 
 
 def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = False) -> Numbers:
@@ -35,7 +38,7 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
 
     Args:
       span: (low, high), black and white of files of more than 8 bits; by default 0..65535 of 16 bits, and 0..1 or
-        0..255 of floats, whichever holds them; OWN leaves the numbers as they are.
+        0..255 of floats, whichever holds them; OWN and CLASSES leave the numbers as they are.
       clip: numbers outside are taken for black or white, instead of being refused.
 
     Raises ValueError for numbers outside, and for a type that has no usual span.
@@ -47,7 +50,7 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
         raise ValueError(f"its numbers are of the type {dtype}, which no picture has")
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError("it holds values that are not finite")
-    if span == OWN:
+    if span in RAW:
         span = lowest, max(highest, np.nextafter(lowest, math.inf))
     elif span is None:
         span, said = _usual_span(dtype, highest)
@@ -82,7 +85,7 @@ def extremes(values: np.ndarray) -> tuple[float, float]:
 def levels_of(values: np.ndarray, span=None, clip: bool = False) -> tuple[np.ndarray, Numbers]:
     """(grey levels of a file's numbers, what they mean); arguments and errors as for `numbers_of`."""
     numbers = numbers_of(values.dtype, *extremes(values), span, clip)
-    if span == OWN:
+    if span in RAW:
         return values, numbers
     return to_levels(values, numbers), numbers
 
@@ -112,6 +115,24 @@ def from_levels(levels: np.ndarray, numbers: Numbers) -> np.ndarray:
             scaled = np.clip(np.floor(scaled + 0.5), kind.min, kind.max)
         values[rows] = scaled
     return values
+
+
+def numbers_of_classes(values: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers of classes [H, W, 1], uint8 or uint16, of a file's own [H, W, 1], or of three equal ones.
+
+    Raises ValueError for colours, for numbers that are not whole, and for those that need more bits.
+    """
+    first = values[..., :1]
+    if not np.array_equal(values, np.broadcast_to(first, values.shape)):
+        raise ValueError(f"a map of classes has one number a pixel, and this has {values.shape[2]} different ones")
+    least, most = extremes(first)
+    if first.dtype.kind == "f" and not np.array_equal(first, np.floor(first)):
+        raise ValueError("a map of classes holds whole numbers, and this has others")
+    if not 0 <= least <= most < 2**bits:
+        raise ValueError(
+            f"its classes are numbered {least:g} to {most:g}, and data.bits = {bits} holds 0 to {2**bits - 1}"
+        )
+    return first.astype(np.uint16 if bits == 16 else np.uint8)
 
 
 def of_bits(levels: np.ndarray, bits: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.files.numbers import Numbers, of_bits
+from dream_jax.files.numbers import Numbers, numbers_of_classes, of_bits
 
 
 class Picture(NamedTuple):
@@ -42,21 +42,39 @@ class Reading(NamedTuple):
       bits: 8 or 16; None are the file's own.
       span: (low, high), the numbers that mean black and white in files of more than 8 bits; see `numbers_of`.
       clip: numbers outside are cut off there, instead of being refused.
+      classes: numbers are those of classes, read as they are: grey values, and the indices of palettes.
+      mask: levels are 0 or 255, see `as_mask`; what is transparent is 0.
     """
 
     channels: int | None = 3
     bits: int | None = 8
     span: tuple[float, float] | None = None
     clip: bool = False
+    classes: bool = False
+    mask: bool = False
 
 
 USUAL = Reading()
+MASK = Reading(1, 8, mask=True)
 
 
 def as_wanted(levels: np.ndarray, reading: Reading) -> np.ndarray:
     """Levels [H, W, C] with the channels and bits of a reading; errors as in `of_channels`."""
+    if reading.classes:
+        return numbers_of_classes(levels, reading.bits or 16)
+    if reading.mask:
+        return as_mask(of_channels(of_bits(levels, 8), 1))
     bits, channels = reading.bits or 8 * levels.dtype.itemsize, reading.channels or levels.shape[2]
     return of_channels(of_bits(levels, bits), channels)
+
+
+def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
+    """0 or 255 of grey levels uint8 [H, W, 1], which count as much as alpha, uint8 [H, W], lets them be seen.
+
+    Half of white is white, and so is 1 where there is no other number but 0.
+    """
+    seen = levels if alpha is None else (levels.astype(np.uint16) * alpha[..., None] + 127) // 255
+    return np.where(seen >= (1 if seen.max() == 1 else 128), np.uint8(255), np.uint8(0))
 
 
 def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:

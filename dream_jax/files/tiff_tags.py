@@ -43,23 +43,26 @@ def _are_numbers(value):
     return isinstance(value, tuple) and all(isinstance(number, int | float) for number in value)
 
 
-def enlarged(tags: dict, scale: int) -> dict:
-    """The tags of a picture enlarged `scale` times: its pixels are smaller on Earth."""
+def enlarged(tags: dict, scale: float, down: float | None = None) -> dict:
+    """The tags of a picture enlarged `scale` times, and `down` times in height: its pixels are smaller on Earth."""
+    across, down = scale, scale if down is None else down
     keys = tags.get(_KEYS, ())
     types = [keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i] == _RASTER_TYPE]
     # Where places are those of centres of pixels, (0, 0) is half a pixel from the corner.
     corner = 0.5 if types == [_IS_POINT] else 0.0
     made = dict(tags)
     if len(values := tags.get(_SCALE, ())) == 3:
-        made[_SCALE] = values[0] / scale, values[1] / scale, values[2]
+        made[_SCALE] = values[0] / across, values[1] / down, values[2]
     if _TIEPOINTS in tags:
+        scales = across, down
         made[_TIEPOINTS] = tuple(
-            (value + corner) * scale - corner if i % 6 < 2 else value for i, value in enumerate(tags[_TIEPOINTS])
+            (value + corner) * scales[i % 6] - corner if i % 6 < 2 else value
+            for i, value in enumerate(tags[_TIEPOINTS])
         )
     if len(values := tags.get(_TRANSFORMATION, ())) == 16:
         rows = [values[i : i + 4] for i in range(0, 16, 4)]
-        shift = corner / scale - corner
-        rows = [(a / scale, b / scale, c, d + shift * (a + b)) for a, b, c, d in rows]
+        right, lower = corner / across - corner, corner / down - corner
+        rows = [(a / across, b / down, c, d + right * a + lower * b) for a, b, c, d in rows]
         made[_TRANSFORMATION] = tuple(value for row in rows for value in row)
     return made
 

@@ -1,1 +1,1 @@
-"""Using a trained model: drawing pictures, upscaling files, generating new ones."""
+"""Using a trained model: drawing pictures, restoring files, generating new ones."""

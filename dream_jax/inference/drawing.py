@@ -1,4 +1,4 @@
-"""Drawing pictures from a trained model: what training's samples, evaluation, upscaling and generation share."""
+"""Drawing pictures from a trained model: what training's samples, evaluation, restoring and generation share."""
 
 import functools
 import math
@@ -17,7 +17,6 @@ from dream_jax import sampling
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
-from dream_jax.tasks import value_range
 
 
 class Model(NamedTuple):
@@ -41,7 +40,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def divisor(experiment: Experiment) -> int:
-    """What sides of pictures and places of tiles divide by: the network's patches and the low-resolution pixels."""
+    """What sides of pictures and places of tiles divide by: the network's patches and pixels of what is observed."""
     return math.lcm(experiment.network.divisor, experiment.task.divisor)
 
 
@@ -79,13 +78,13 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     """`denoise(x, alpha, sigma, previous=None) -> x0_hat` of a network, with the modifiers of `config.sampling`.
 
     Args:
-      inputs: cond [B, H, W, Cc], and low [B, h, w, C] where `sampling.project` is on. Pictures that are filled up to
-        the network's sides are larger than low enlarged; what is filled up is left alone.
-      wrap: `predict -> predict`, of the network's `(x_t, cond, alpha [B]) -> output`.
+      inputs: cond [B, H, W, Cc], and observed [B, h, w, .] where `sampling.project` is on. Pictures that are filled up
+        to the network's sides are larger than what was observed says; what is filled up is left alone.
+      wrap: `predict -> predict`, of the network's `(x_t, cond, alpha [B]) -> output`, guided where that is asked for.
     """
     task, schedule, options = experiment.task, experiment.schedule, experiment.config.sampling
     cond = inputs["cond"]
-    network = wrap(functools.partial(experiment.predict, params))
+    network = wrap(_guided(experiment, functools.partial(experiment.predict, params)))
 
     def predict(x, alpha, sigma, previous=None):
         del sigma
@@ -95,9 +94,9 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
         picture = sampling.LIMITS[options.clip](picture, options.percentile)
         if not options.project:
             return picture
-        low = inputs["low"]
-        height, width = (side * task.scale for side in low.shape[1:3])
-        return picture.at[:, :height, :width].set(task.project(picture[:, :height, :width], low))
+        observed = inputs["observed"]
+        height, width = task.sides(observed.shape[1:3])
+        return picture.at[:, :height, :width].set(task.project(picture[:, :height, :width], observed))
 
     scaled = options.eps_scale != 1 or options.eps_scale_slope != 0
     return sampling.make_denoise(
@@ -108,6 +107,26 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
         sampling.epsilon_scale(schedule, options.eps_scale, options.eps_scale_slope) if scaled else None,
         sampling.time_shift(schedule, options.shift_window, options.shift_cutoff) if options.shift_window else None,
     )
+
+
+def _guided(experiment, predict):
+    """`predict` with classifier-free guidance w: `uncond + w (cond - uncond)`, two evaluations; at w = 1 itself.
+
+    Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, whose w is one less. Outputs of every kind are linear in x0_hat at an
+    x_t, and the weights sum to 1, so that guiding outputs is guiding x0_hat.
+    """
+    weight, task = experiment.config.sampling.guidance, experiment.task
+    if weight == 1:
+        return predict
+
+    def guided(x_t, cond, alpha):
+        # What a network is shown of its own estimate comes after the task's channels.
+        nothing = task.null(cond[..., : task.cond_channels])
+        nothing = jnp.concatenate([nothing, cond[..., task.cond_channels :]], -1)
+        free = predict(x_t, nothing, alpha)
+        return free + weight * (predict(x_t, cond, alpha) - free)
+
+    return guided
 
 
 def make_draw(experiment: Experiment, mesh, wrap=None, levels=None):
@@ -142,7 +161,7 @@ def make_plain_draw(experiment: Experiment, wrap=None, levels=None):
         shape = (*inputs["cond"].shape[:3], experiment.task.x0_channels)
         shows = experiment.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, index, start_key, shows=shows)
-        return value_range.to_levels(experiment.task.to_picture(x0, inputs["cond"]), levels)
+        return experiment.task.to_levels(experiment.task.to_picture(x0, inputs["cond"]), levels)
 
     return draw
 
@@ -157,9 +176,9 @@ def make_key(seed: int):
     return jax.random.key(seed, impl="threefry2x32")
 
 
-def inputs_of(experiment: Experiment, cond, low=None) -> dict:
-    """What `draw` needs of host arrays cond [N, H, W, Cc] and low [N, h, w, C], levels."""
-    return {"cond": cond, "low": low} if experiment.config.sampling.project else {"cond": cond}
+def inputs_of(experiment: Experiment, cond, observed=None) -> dict:
+    """What `draw` needs of host arrays cond [N, H, W, Cc] and observed [N, h, w, .], levels."""
+    return {"cond": cond, "observed": observed} if experiment.config.sampling.project else {"cond": cond}
 
 
 def no_inputs(count: int, height: int, width: int) -> dict:
@@ -221,5 +240,5 @@ def observe(experiment: Experiment, pictures, numbers=None, beside=None):
 def _observe(task, keys, pictures, beside):
     observed = task.observe(keys, pictures) if beside is None else task.given_beside(pictures, beside)
     observed = observed.astype(pictures.dtype if beside is None or task.beside == "mask" else beside.dtype)
-    baseline = None if task.baseline is None else value_range.to_levels(task.baseline(observed), pictures.dtype)
+    baseline = None if task.baseline is None else task.to_levels(task.baseline(observed), pictures.dtype)
     return observed, task.condition(observed, pictures.shape[1:3]), baseline

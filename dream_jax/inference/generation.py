@@ -1,4 +1,4 @@
-"""New pictures from a trained unconditional model."""
+"""New pictures from a trained model that makes them from noise, of a class where it knows classes."""
 
 import functools
 import json
@@ -9,12 +9,13 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax import __version__
+from dream_jax.config.keys import KEYS
 from dream_jax.errors import UserError
 from dream_jax.files import atomic, grids, images
 from dream_jax.files.names import check_folder
 from dream_jax.files.numbers import SIXTEEN, Numbers
 from dream_jax.files.picture import Picture, Reading
-from dream_jax.inference import drawing, trained
+from dream_jax.inference import classes, drawing, trained
 from dream_jax.training import integrity
 
 # What the grid shows.
@@ -35,6 +36,7 @@ def generate(
     overrides=(),
     checkpoint: str = "latest",
     size: str | None = None,
+    wanted: str | None = None,
 ) -> None:
     """Draws pictures 0 .. count-1 of a seed into OUTPUT/pictures/NUMBER.png, with OUTPUT/grid.png of the first.
 
@@ -50,15 +52,18 @@ def generate(
       overrides: `--config.KEY=VALUE` arguments, of `config.sampling` above all.
       checkpoint: latest, best or a step.
       size: HEIGHTxWIDTH in pixels, by default the side that was trained on.
+      wanted: the classes of pictures, see `classes.parse`: picture i is of the i-th of these, which are gone through
+        again and again; by default of every class in turn.
 
-    Raises UserError, before anything is compiled, for a super-resolution model, impossible values, an output that
+    Raises UserError, before anything is compiled, for a model that restores, impossible values, an output that
     cannot be written, or one that holds pictures of other weights, sampling or seed (unless overwrite).
     """
     output = Path(output)
     experiment = trained.open_experiment(workdir, overrides)
     if experiment.task.paired:
-        raise UserError(f"{workdir}: this model enlarges pictures and makes none from nothing; use upscale")
+        raise UserError(f"{workdir}: this model restores pictures and makes none from nothing; use restore")
     _check_options(count, batch_size, seed)
+    kinds = classes.parse(experiment, wanted)
     sides = drawing.sides_of(experiment, size)
     rows = drawing.make_rows(experiment, sampler, steps)
     pictures = output / "pictures"
@@ -69,11 +74,13 @@ def generate(
     asked = {"sampler": sampler, "steps": steps, "seed": seed, "count": count}
     # One number for a square, as records always had it.
     asked["size"] = sides[0] if len(set(sides)) == 1 else list(sides)
+    if kinds:
+        asked["classes"] = "all" if kinds == classes.parse(experiment) else kinds
     _claim(output, _about(model, asked), overwrite)
     missing = [i for i in range(count) if overwrite or not path_of(i).exists()]
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("generating", total=count, completed=count - len(missing))
-        for numbers, drawn in _draw(model, rows, seed, missing, batch_size, sides):
+        for numbers, drawn in _draw(model, rows, seed, missing, batch_size, sides, kinds):
             for number, picture in zip(numbers, drawn, strict=True):
                 _write(path_of(number), picture, overwrite)
             bar.advance(job, len(numbers))
@@ -108,12 +115,12 @@ def _about(model, asked) -> dict:
     }
 
 
-def _draw(model, rows, seed, numbers, batch_size, sides):
+def _draw(model, rows, seed, numbers, batch_size, sides, kinds):
     """Batches of pictures with these numbers: (numbers, uint8 [n, H, W, C])."""
     draw, key = drawing.make_draw(model.experiment, model.mesh), drawing.make_key(seed)
     for start in range(0, len(numbers), batch_size):
         chosen = np.array(numbers[start : start + batch_size])
-        inputs = drawing.no_inputs(len(chosen), *sides)
+        inputs = classes.inputs_of(model.experiment.task, chosen, sides, kinds)
         try:
             drawn = drawing.draw_pictures(draw, model.params, inputs, rows, key, model.mesh, batch_size, numbers=chosen)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -141,6 +148,10 @@ def _claim(output, about, overwrite):
         before = {}
     if before is None and any(pictures.iterdir()) and not overwrite:
         raise UserError(f"{pictures} holds pictures already, of unknown origin; choose another --output")
+    if before and isinstance(before.get("sampling"), dict):
+        # Of options that came later, what was done before.
+        defaults = {name: KEYS[f"sampling.{name}"].default for name in about.get("sampling", {})}
+        before["sampling"] = defaults | before["sampling"]
     changed = [
         f"{name}: {before.get(name)} -> {value}"
         for name, value in about.items()

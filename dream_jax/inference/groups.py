@@ -9,8 +9,10 @@ import numpy as np
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import images
-from dream_jax.files.picture import Picture, of_channels
+from dream_jax.files.picture import Picture
+from dream_jax.inference import observation
 from dream_jax.inference.jobs import Job
+from dream_jax.inference.masks import Masks, mask_of
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Plan, Planner, Shape, shape_of
 
@@ -18,20 +20,22 @@ from dream_jax.inference.tile_plans import Plan, Planner, Shape, shape_of
 class Wanted(NamedTuple):
     """What is wanted of a person's files.
 
-    page: of those with several, counted from 1; all by default. span and clip: see `numbers_of`.
+    page: of those with several, counted from 1; all by default. span and clip: see `numbers_of`. masks: of tasks that
+    take them.
     """
 
     page: int | None = None
     span: tuple[float, float] | None = None
     clip: bool = False
+    masks: Masks | None = None
 
 
 class Item(NamedTuple):
-    """A page of a result to make: that of `page`, counted from 0, of `pages`; low is what the model is given of it."""
+    """A page of a result to make: that of `page`, counted from 0, of `pages`, and what is observed of it."""
 
     job: Job
     picture: Picture
-    low: np.ndarray
+    observed: np.ndarray
     result: Path
     page: int = 0
     pages: int = 1
@@ -56,45 +60,45 @@ def groups_of(
     waiting = {}
     for job in jobs:
         try:
-            pages = _read(job, experiment.task, wanted)
+            pages = _read(job, experiment.task, wanted, report)
         except UserError as error:
             report.failed(job, error, len(job.results))
             continue
         report.say("preparing")
         report.expect((len(pages) - 1) * len(job.results))
-        plan_of, shapes = planner(), [shape_of(experiment, low.shape[:2], low.dtype) for _, low in pages]
+        plan_of = planner()
+        shapes = [
+            shape_of(experiment, seen.shape[:2], observation.result_levels(experiment, seen.dtype)) for _, seen in pages
+        ]
         try:
             plans = {shape: plan_of(shape) for shape in shapes}
         except UserError as error:
             report.failed(job, f"{shown(job.picture)}: {error}", len(pages) * len(job.results))
             continue
         for seed, result in job.results:
-            for number, ((picture, low), shape) in enumerate(zip(pages, shapes, strict=True)):
+            for number, ((picture, observed), shape) in enumerate(zip(pages, shapes, strict=True)):
                 group = waiting.setdefault((shape, seed), Group(plans[shape], shape, seed, []))
-                group.items.append(Item(job, picture, low, result, number, len(pages)))
+                group.items.append(Item(job, picture, observed, result, number, len(pages)))
                 if len(group.items) == plans[shape].batch:
                     yield waiting.pop((shape, seed))
     while waiting:
         yield waiting.pop(next(iter(waiting)))
 
 
-def _read(job, task, wanted):
-    """[(page, levels [h, w, C] for the model)] of a picture, all of whose results can be written."""
+def _read(job, task, wanted, report):
+    """[(page, what is observed of it [h, w, .], levels)] of a picture, all of whose results can be written."""
     page = None if wanted.page is None else wanted.page - 1
     pages = images.read_pages(job.picture, page, wanted.span, wanted.clip)
     for _, result in job.results:
-        images.check_result(result, pages, task.scale)
-    return [(picture, _for_model(job, picture, task.given_channels)) for picture in pages]
+        images.check_result(result, pages, task.sides)
+    if observation.has_colours_unused(task, pages[0].colours.shape[2]):
+        report.note(observation.COLOURS_UNUSED)
+    return [(picture, _observed(job, picture, task, wanted.masks, report)) for picture in pages]
 
 
-def _for_model(job, picture, channels):
-    check_bands(job.picture, picture.colours.shape[2], channels)
-    return of_channels(picture.colours, channels)
-
-
-def check_bands(path, has: int, channels: int) -> None:
-    """Raises UserError for a file with bands of colour that a model of `channels` cannot be given."""
-    if has == 1 and channels not in (1, 3):
-        raise UserError(f"{shown(path)}: it is grey, and the model was trained on {channels} bands")
-    if has not in (1, channels):
-        raise UserError(f"{shown(path)}: it has {has} bands of colour, and the model was trained on {channels}")
+def _observed(job, picture, task, found, report):
+    levels = observation.for_model(job.picture, picture, task.given_channels)
+    mask = None if found is None else mask_of(found, job, levels.shape[:2])
+    if mask is not None and not mask.any():
+        report.note(f"{shown(job.picture)}: {observation.NOTHING_PAINTED}")
+    return observation.observed_of(task, levels, mask)

@@ -15,18 +15,18 @@ from dream_jax.errors import UserError, shown, some
 from dream_jax.experiment import Experiment
 from dream_jax.files import limits, tiff_tags, windows
 from dream_jax.files.names import check_folder
-from dream_jax.inference import bands, drawing, out_of_core
-from dream_jax.inference.groups import Wanted, check_bands
+from dream_jax.inference import bands, drawing, masks, observation, out_of_core
+from dream_jax.inference.groups import Wanted
 from dream_jax.inference.jobs import Job
 from dream_jax.inference.report import Report
 from dream_jax.inference.tile_plans import Planner, shape_of
-from dream_jax.tasks import resize, value_range
+from dream_jax.tasks import resize
 
 _SUFFIXES = (".tif", ".tiff")
 
 
 def is_large(job: Job, experiment: Experiment, planner: Callable[[], Planner], page: int | None = None) -> bool:
-    """Whether a picture is a TIFF that is to be enlarged in windows: it has more pixels than are read whole, or its
+    """Whether a picture is a TIFF that is to be done in windows: it has more pixels than are read whole, or its
     result does not fit into memory even in tiles. Of a later page, counted from 1, that is not asked: windows have the
     first one.
     """
@@ -47,17 +47,17 @@ def is_large(job: Job, experiment: Experiment, planner: Callable[[], Planner], p
     return False
 
 
-def enlarge_and_write(
+def restore_and_write(
     job: Job, planner: Planner, wanted: Wanted, overwrite: bool, report: Report, console: Console
 ) -> None:
     """Makes the results of a picture, one after the other; what fails is told to the report."""
     for seed, result in job.results:
         before = report.completed
         try:
-            notes = _enlarge(job, seed, result, planner, wanted, overwrite, report, console)
+            notes = _restore(job, seed, result, planner, wanted, overwrite, report, console)
         except (OSError, UserError, jax.errors.JaxRuntimeError, MemoryError) as error:
             said = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            reason = error if isinstance(error, UserError) else f"{shown(job.picture)}: cannot be enlarged ({said})"
+            reason = error if isinstance(error, UserError) else f"{shown(job.picture)}: cannot be {report.was} ({said})"
             report.go_back(before)
             report.failed(job, reason)
         else:
@@ -65,59 +65,84 @@ def enlarge_and_write(
             report.written(notes)
 
 
-def _enlarge(job, seed, result, planner, wanted, overwrite, report, console):
+def _restore(job, seed, result, planner, wanted, overwrite, report, console):
     if result.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{shown(result)}: a picture too large for memory becomes a TIFF; use .tif, or --format tif")
-    model, name = planner.model, shown(job.picture)
-    try:
-        out_of_core.check_sampling(model.experiment.config.sampling)
-    except UserError as error:
-        raise UserError(f"{name}: too large for memory; {error}") from error
-    with windows.open_tiff(job.picture) as source:
+    model, task, name = planner.model, planner.model.experiment.task, shown(job.picture)
+    _check_options(model.experiment, name)
+    with (
+        windows.open_tiff(job.picture) as source,
+        masks.opened(wanted.masks, job, source.shape[:2]) as mask_rows,
+    ):
         if wanted.span is not None and source.dtype != np.uint8:
             # 8 bits are levels whatever the range is.
             options = "--range (or the data.range of the run)"
             raise UserError(f"{name}: too large for memory, and in windows there is no {options}")
-        check_bands(job.picture, source.shape[2] - source.alpha, model.experiment.task.given_channels)
+        colours = source.shape[2] - source.alpha
+        observation.check_bands(job.picture, colours, task.given_channels)
+        shape = (*task.sides(source.shape[:2]), observation.result_bands(task, colours) + source.alpha)
         try:
-            plan = _find_plan(planner, source)
+            plan = _find_plan(planner, source, mask_rows, shape)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         check_folder(result.parent)
-        shape = (*(side * model.experiment.task.scale for side in source.shape[:2]), source.shape[2])
-        _check_disk(result, model, planner.rows, plan, math.prod(shape) * source.dtype.itemsize, name, console)
+        _check_disk(result, planner, plan, math.prod(shape) * source.dtype.itemsize, name, report, console)
         tick = _ticker(report, len(planner.rows.alpha), math.prod(shape[:2]))
         key = drawing.make_key(seed)
-        made = enlarge_in_windows(model, planner.rows, source, plan, job.number, key, result.parent, tick)
-        extras = {**source.extras, "tags": tiff_tags.enlarged(source.extras["tags"], model.experiment.task.scale)}
+        made = restore_in_windows(model, planner.rows, source, plan, job.number, key, result.parent, tick, mask_rows)
+        extras = {**source.extras, "tags": tiff_tags.enlarged(source.extras["tags"], task.scale)}
+        if shape[2] != source.shape[2]:
+            # It is of other colours.
+            extras.pop("icc_profile", None)
         windows.write_tiff(result, shape, source.dtype, made, extras, source.alpha, overwrite)
-        notes = []
-        if source.alpha:
-            notes.append(f"{name}: colours that nobody sees were enlarged as they are in the file")
-        if source.left_out:
-            notes.append(f"{shown(result)}: without the picture's tags {some(source.left_out)}")
-        if source.more_pages:
-            notes.append(f"{name}: only its first page was enlarged; save the others as files of their own")
-        return notes
+        if observation.has_colours_unused(task, colours):
+            report.note(observation.COLOURS_UNUSED)
+        return _notes(source, mask_rows, name, result, report)
 
 
-def _find_plan(planner, source):
-    written = 4 * windows.TILE * source.shape[1] * planner.model.experiment.task.scale * source.shape[2]
-    beside = planner.program + source.held_bytes + written * source.dtype.itemsize
+def _notes(source, mask_rows, name, result, report):
+    """What else is to be told of a result."""
+    notes = {
+        f"{name}: {observation.NOTHING_PAINTED}": mask_rows is not None and mask_rows.is_black,
+        f"{name}: colours that nobody sees were {report.was} as they are in the file": source.alpha,
+        f"{shown(result)}: without the picture's tags {some(source.left_out)}": source.left_out,
+        f"{name}: only its first page was {report.was}; save the others as files of their own": source.more_pages,
+    }
+    return [note for note, applies in notes.items() if applies]
+
+
+def _check_options(experiment, name):
+    """Raises UserError for what needs the picture as a whole."""
+    try:
+        out_of_core.check_sampling(experiment.config.sampling)
+        if observation.is_map(experiment.task):
+            raise UserError("maps are not made in windows; give more --memory, or cut the picture")
+        if experiment.task.scale % 1:
+            raise UserError(
+                f"in windows the scale is a whole number, not {experiment.task.scale:g}; use another --scale"
+            )
+    except UserError as error:
+        raise UserError(f"{name}: too large for memory; {error}") from error
+
+
+def _find_plan(planner, source, mask_rows, shape):
+    written = 4 * windows.TILE * shape[1] * shape[2] * source.dtype.itemsize
+    held = source.held_bytes + (0 if mask_rows is None else mask_rows.held_bytes)
+    beside = planner.program + held + written
     return out_of_core.find_plan(planner.model, source.shape[:2], planner.limit, planner.tile, beside)
 
 
-def _check_disk(result: Path, model, rows, plan, result_bytes, name, console):
+def _check_disk(result: Path, planner, plan, result_bytes, name, report, console):
     """Says what lies on the disk meanwhile; raises UserError where it is more than what is free."""
-    taken = out_of_core.scratch_bytes(model, rows, plan)
+    taken = out_of_core.scratch_bytes(planner.model, planner.rows, plan)
     free = shutil.disk_usage(result.parent).free
     said = f"a temporary file of {taken / 2**30:.3g} GiB in {shown(result.parent)}" if taken else "no temporary file"
     if taken + result_bytes > free:
         raise UserError(
-            f"{name}: enlarging it takes {said}, and the result up to {result_bytes / 2**30:.3g} GiB; "
+            f"{name}: {report.doing} it takes {said}, and the result up to {result_bytes / 2**30:.3g} GiB; "
             f"{free / 2**30:.3g} GiB are free there"
         )
-    console.print(f"{name}: enlarged in windows, in tiles of {plan.tile}, with {said}", markup=False)
+    console.print(f"{name}: {report.was} in windows, in tiles of {plan.tile}, with {said}", markup=False)
 
 
 def _ticker(report, evaluations, pixels):
@@ -128,12 +153,12 @@ def _ticker(report, evaluations, pixels):
         done += share / evaluations
         report.advance(share / evaluations)
         rate = done * pixels / (time.monotonic() - start) / 1e6
-        report.say(f"enlarging in windows, {rate:.2g} Mpixel/s")
+        report.say(f"{report.doing} in windows, {rate:.2g} Mpixel/s")
 
     return tick
 
 
-def enlarge_in_windows(
+def restore_in_windows(
     model: drawing.Model,
     rows: sampling.Rows,
     source: windows.Tiff,
@@ -142,38 +167,38 @@ def enlarge_in_windows(
     key,
     folder,
     tick: Callable[[float], None] = lambda share: None,
+    mask_rows: masks.Rows | None = None,
 ):
-    """Yields the rows of a picture enlarged, from the top: [some rows, W * scale, C] of the source's dtype and C.
+    """Yields the rows of a picture's result, from the top: [some rows, W, C] of the source's dtype, see `result_bands`.
 
-    A grey picture is given to the network as equal channels, and the mean of these is what it becomes; transparency is
-    enlarged bicubically. The other arguments as for `out_of_core.draw`.
+    A grey picture is given to the network as equal channels; transparency is enlarged bicubically. mask_rows are of a
+    task that takes masks; the other arguments as for `out_of_core.draw`.
 
     Raises UserError where the source is damaged, or has other bands than the model takes.
     """
-    task, scale = model.experiment.task, model.experiment.task.scale
-    low, colours = source.shape[:2], source.shape[2] - source.alpha
-    check_bands(source.path, colours, task.given_channels)
+    task, scale = model.experiment.task, int(model.experiment.task.scale)
+    has, colours = source.shape[:2], source.shape[2] - source.alpha
+    observation.check_bands(source.path, colours, task.given_channels)
 
-    def low_colours(start, stop):
+    def observed_rows(start, stop):
         found = source.rows(start, stop)[..., :colours]
-        return np.repeat(found, task.given_channels, -1) if colours == 1 else found
+        found = np.repeat(found, task.given_channels, -1) if colours == 1 else found
+        return observation.observed_of(task, found, None if mask_rows is None else mask_rows(start, stop))
 
-    def low_alpha(start, stop):
+    def alpha_of(start, stop):
         return source.rows(start, stop)[..., colours:]
 
     def enlarge_alpha(levels):
-        return np.asarray(resize.resize(levels, *(side * scale for side in levels.shape[1:3])))
+        return np.asarray(resize.resize(levels, *task.sides(levels.shape[1:3])))
 
-    sides = tuple(side * scale for side in low)
-    cond_rows = bands.enlarged(low_colours, low, scale, task.condition)
-    cond_rows = bands.filled(cond_rows, sides, plan.sides)
-    alpha_rows = bands.enlarged(low_alpha, low, scale, enlarge_alpha) if source.alpha else None
+    sides, made_of = task.sides(has), observation.result_bands(task, colours)
+    cond_rows = bands.filled(bands.enlarged(observed_rows, has, scale, task.condition), sides, plan.sides)
+    alpha_rows = bands.enlarged(alpha_of, has, scale, enlarge_alpha) if source.alpha else None
     top = 0
     for strip in out_of_core.draw(model, rows, plan, cond_rows, number, key, folder, tick):
         bottom = min(top + len(strip), sides[0])
         if top < bottom:
-            picture = np.asarray(value_range.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
-            if colours == 1:
-                picture = np.floor(picture.mean(-1, keepdims=True) + 0.5).astype(source.dtype)
+            picture = np.asarray(task.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
+            picture = observation.with_bands(picture, made_of)
             yield picture if alpha_rows is None else np.concatenate([picture, alpha_rows(top, bottom)], -1)
         top = bottom

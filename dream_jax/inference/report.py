@@ -7,16 +7,20 @@ from rich.progress import Progress
 
 from dream_jax.inference.jobs import Job
 
+# What is done with pictures, and what they then are.
+ENLARGING, RESTORING = ("enlarging", "enlarged"), ("restoring", "restored")
+
 
 class Report:
     """What became of the pictures, and the bar that shows it meanwhile.
 
-    done: results written; failures: {picture: why}; notes: what else is to be told.
+    done: results written; failures: {picture: why}; notes: what else is to be told, in order.
     """
 
-    def __init__(self, bar: Progress, total: int):
-        self.done, self.failures, self.notes = 0, {}, []
-        self._bar, self._task = bar, bar.add_task("enlarging", total=total)
+    def __init__(self, bar: Progress, total: int, words: tuple[str, str] = ENLARGING):
+        self.done, self.failures, self.notes = 0, {}, {}
+        self.doing, self.was = words
+        self._bar, self._task = bar, bar.add_task(self.doing, total=total)
         self._pixels = self._seconds = 0.0
 
     def expect(self, more: float) -> None:
@@ -40,11 +44,16 @@ class Report:
 
     def drawn(self, pixels: int, seconds: float) -> None:
         self._pixels, self._seconds = self._pixels + pixels, self._seconds + seconds
-        self.say(f"enlarging, {self._pixels / self._seconds / 1e6:.2g} Mpixel/s")
+        self.say(f"{self.doing}, {self._pixels / self._seconds / 1e6:.2g} Mpixel/s")
 
     def written(self, notes: list[str]) -> None:
         self.done += 1
-        self.notes.extend(notes)
+        for note in notes:
+            self.note(note)
+
+    def note(self, note: str) -> None:
+        """Tells something at the end, once."""
+        self.notes[note] = None
 
     def failed(self, job: Job, reason, count: int = 1) -> None:
         """Counts `count` results of a picture as failed."""
@@ -55,7 +64,7 @@ class Report:
         """Says what was done, failures on stderr; returns the exit status."""
         for note in self.notes:
             print(note, file=sys.stderr)
-        said = f"{self.done} {what}"
+        said = f"{self.done} {self.was} {what}"
         if not self.failures:
             console.print(said, markup=False)
             return 0

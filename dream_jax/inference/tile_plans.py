@@ -30,12 +30,12 @@ _SLACK, _SLACK_PICTURES = 1.1, 8
 class Shape(NamedTuple):
     """What pictures have in common that one program draws.
 
-    sides: (H, W) that they are filled up to; low: (h, w) of the low-resolution pictures where results are projected
-    on them, None otherwise; bits: 8 or 16, of their levels and those of the results.
+    sides: (H, W) that they are filled up to; observed: (h, w) of what is observed of them where results are projected
+    on it, None otherwise; bits: 8 or 16, of their levels and those of the results.
     """
 
     sides: tuple[int, int]
-    low: tuple[int, int] | None = None
+    observed: tuple[int, int] | None = None
     bits: int = 8
 
     @property
@@ -81,7 +81,7 @@ class Planner:
         self.limit, self.program, self.tile, self._tick = limit, program, tile, tick
         self._overlap = overlap
         self._divisor = drawing.divisor(model.experiment)
-        # Tiles begin where low-resolution pixels do, as crops do in training.
+        # Tiles begin where pixels of what is observed do, as crops do in training.
         self._align = self._divisor if overlap is None else model.experiment.task.divisor
         self._estimate = make_estimate(model, rows)
         self._correction = None
@@ -166,38 +166,40 @@ class Planner:
         return tiles.tiled(predict_and_tell, side, self._overlap_of(side), self._align, each * mesh.size, spread)
 
 
-def shape_of(experiment: Experiment, low: tuple[int, int], levels=np.uint8) -> Shape:
-    """The shape of a picture from the sides of its low-resolution one, and the type of its levels."""
+def shape_of(experiment: Experiment, observed: tuple[int, int], levels=np.uint8) -> Shape:
+    """The shape of a picture from the sides of what is observed of it, and the type of its levels."""
     divisor = drawing.divisor(experiment)
-    sides = tuple(network_side(side * experiment.task.scale, divisor) for side in low)
-    # What is projected on a low-resolution picture is compiled for its own shape.
-    return Shape(sides, tuple(low) if experiment.config.sampling.project else None, 8 * np.dtype(levels).itemsize)
+    sides = tuple(network_side(side, divisor) for side in experiment.task.sides(observed))
+    # What is projected on what was observed is compiled for its own shape.
+    return Shape(sides, tuple(observed) if experiment.config.sampling.project else None, 8 * np.dtype(levels).itemsize)
 
 
-def draw_lows(model: drawing.Model, rows: Rows, plan: Plan, shape: Shape, lows, numbers, key) -> list[np.ndarray]:
-    """Results [h, w, C], levels, of low-resolution pictures of one shape, at most `plan.batch` of them.
+def draw_observed(
+    model: drawing.Model, rows: Rows, plan: Plan, shape: Shape, observed, numbers, key
+) -> list[np.ndarray]:
+    """Results [h, w, C], levels, of pictures of one shape of which so much is observed, at most `plan.batch` of them.
 
     Args:
-      lows: levels [h, w, C] each; numbers: int, what each one's noise depends on, besides the key.
+      observed: levels [h, w, .] each; numbers: int, what each one's noise depends on, besides the key.
     """
-    experiment, scale = model.experiment, model.experiment.task.scale
+    experiment = model.experiment
     # Filled up with the last one.
-    chosen = [min(i, len(lows) - 1) for i in range(plan.batch)]
-    inputs = _inputs_of(experiment, [lows[i] for i in chosen], shape.sides)
+    chosen = [min(i, len(observed) - 1) for i in range(plan.batch)]
+    inputs = _inputs_of(experiment, [observed[i] for i in chosen], shape.sides)
     numbers = np.array([numbers[i] for i in chosen], np.int32)
     drawn = np.asarray(plan.draw(model.params, jax.device_put(inputs, plan.layout), numbers, rows, key))
-    ends = ([side * scale for side in low.shape[:2]] for low in lows)
+    ends = (experiment.task.sides(levels.shape[:2]) for levels in observed)
     return [picture[:height, :width] for picture, (height, width) in zip(drawn, ends, strict=False)]
 
 
-def _inputs_of(experiment, lows, sides):
-    # Filled up after enlarging, so that up to the picture's edges cond is what training makes of a low-resolution one.
+def _inputs_of(experiment, observed, sides):
+    # Filled up after enlarging, so that up to the picture's edges cond is what training makes of what is observed.
     def filled(cond):
         missing = [(0, side - has) for side, has in zip(sides, cond.shape, strict=False)]
         return np.pad(cond, [*missing, (0, 0)], mode="reflect")
 
-    cond = np.stack([filled(np.asarray(experiment.task.condition(low[None]))[0]) for low in lows])
-    return drawing.inputs_of(experiment, cond, np.stack(lows) if experiment.config.sampling.project else None)
+    cond = np.stack([filled(np.asarray(experiment.task.condition(levels[None]))[0]) for levels in observed])
+    return drawing.inputs_of(experiment, cond, np.stack(observed) if experiment.config.sampling.project else None)
 
 
 def make_estimate(model: drawing.Model, rows: Rows):
@@ -237,8 +239,8 @@ def _arguments(model, rows, shape, batch, layout):
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=layout)
 
     task = model.experiment.task
-    low = None if shape.low is None else shaped(*shape.low, task.observed_channels, dtype=shape.levels)
-    inputs = drawing.inputs_of(model.experiment, shaped(*shape.sides, task.cond_channels), low)
+    observed = shape.observed and shaped(*shape.observed, task.observed_channels, dtype=shape.levels)
+    inputs = drawing.inputs_of(model.experiment, shaped(*shape.sides, task.cond_channels), observed)
     return model.params, inputs, np.zeros(batch, np.int32), rows, drawing.make_key(0)
 
 
@@ -258,7 +260,7 @@ def smallest_tile(experiment: Experiment) -> int:
 
 
 def check_tiles(experiment: Experiment, tile: int | None, overlap: int | None = None, key: str = "--tile") -> None:
-    """Raises UserError for tiles that the network does not take, or that begin within low-resolution pixels.
+    """Raises UserError for tiles that the network does not take, or that begin within a pixel of what is observed.
 
     key: what the person calls the side; the overlap has its name with "overlap" in the place of "tile".
     """

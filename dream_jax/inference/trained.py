@@ -16,12 +16,15 @@ from dream_jax.training.workdir import checkpoint_folder
 
 # Keys without which weights mean nothing; others may be given for a use of them. A network for one scale can be used
 # at another, as in the paper's Table 4.
-_TRAINED_AS = ("task.name", "task.kernel", "task.residual", "task.gain")
-_TRAINED_AS = (*_TRAINED_AS, "schedule.", "objective.", "network.", "image_size", "data.channels")
+_TRAINED_AS = ("task.name", "task.kernel", "task.residual", "task.gain", "task.target")
+_TRAINED_AS = (*_TRAINED_AS, "schedule.", "objective.", "network.", "image_size", "data.channels", "task.num_classes")
+_TRAINED_AS = (*_TRAINED_AS, "data.condition_channels")
 
 
-def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Experiment:
+def open_experiment(workdir, overrides=(), only_sampling: bool = False, scale: float | None = None) -> Experiment:
     """What was trained in a workdir, without its weights; overrides are `--config.KEY=VALUE` arguments.
+
+    scale: how many times super-resolution is to enlarge, instead of as many as it was trained to.
 
     Everywhere in this file a workdir may also be a model's folder, or its address on the Hub: see `model_folder`.
 
@@ -32,12 +35,31 @@ def open_experiment(workdir, overrides=(), only_sampling: bool = False) -> Exper
     chosen = command_line.override(saved, list(overrides))
     if only_sampling:
         _check_only_sampling(saved, chosen)
+    if scale is not None:
+        chosen = _at_scale(workdir, chosen, scale)
     chosen = checks.validate(chosen)
     changed = [line for line in records.differences(saved, chosen) if line.startswith(_TRAINED_AS)]
     if changed:
         listed = "\n  ".join(changed)
         raise UserError(f"{workdir}: its weights were trained as they are, and these keys are theirs:\n  {listed}")
     return build(chosen)
+
+
+def scales_of(workdir) -> tuple[float, float]:
+    """The smallest and the largest number of times that the super-resolution of a workdir was trained to enlarge."""
+    settings = model_folder.read_config(model_folder.find(workdir)).task
+    return tuple(settings.get("scales", ())) or (settings.scale,) * 2
+
+
+def _at_scale(workdir, config, scale):
+    if config.task.name != "super_resolution":
+        raise UserError(f"--scale {scale:g}: {config.task.name} makes pictures of the size that they have")
+    low, high = scales_of(workdir)
+    if low < high and not low <= scale <= high:
+        raise UserError(f"--scale {scale:g}: {workdir} was trained to enlarge {low:g} to {high:g} times")
+    scale = int(scale) if scale % 1 == 0 else scale
+    # Crops of training need not divide by it.
+    return command_line.override(config, [f"--config.task.scale={scale}", "--config.evaluation.whole=True"])
 
 
 def _check_only_sampling(saved, chosen):

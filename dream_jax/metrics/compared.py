@@ -44,6 +44,7 @@ class Compared(NamedTuple):
       batch_size: pictures that are compared at once.
       samples: the results of every seed, each levels [N, H, W, C].
       channel, border: of PSNR and SSIM, as `pixels.psnr` has them.
+      span: the numbers that black and white mean, of depth.
     """
 
     results: PictureSet
@@ -55,6 +56,7 @@ class Compared(NamedTuple):
     samples: Sequence[np.ndarray] = ()
     channel: str = "rgb"
     border: int = 0
+    span: tuple[float, float] = (0.0, 1.0)
 
 
 def picture_set(pictures: np.ndarray, weights: Mapping[str, Mapping[str, Array]]) -> PictureSet:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dream_jax.metrics import distributions, efficientnet, perceptual, pixels
+from dream_jax.metrics import dense, distributions, efficientnet, perceptual, pixels
 from dream_jax.metrics.compared import SEEN_AT_ONCE, Array, Compared, each, in_batches, rgb8
 
 
@@ -35,6 +35,8 @@ class Metric(NamedTuple):
       comparable_above: values from so many pictures or fewer compare only with values from as many.
       logarithmic: its axis is logarithmic.
       over_seeds: it compares the samples of several seeds, and says nothing of one.
+      of: what it measures, of `Task.measured_as`.
+      of_set: it compares each result with its own original, and says nothing of one pair.
     """
 
     title: str
@@ -51,14 +53,21 @@ class Metric(NamedTuple):
     comparable_above: int = 0
     logarithmic: bool = False
     over_seeds: bool = False
+    of: Literal["picture", "depth", "classes"] = "picture"
+    of_set: bool = False
 
 
-def chosen(protocol: str, learned: Collection[str], paired: bool) -> dict[str, Metric]:
-    """The metrics of a protocol for results with originals or without, that need no other networks than the learned."""
+def chosen(protocol: str, learned: Collection[str], paired: bool, of: str = "picture") -> dict[str, Metric]:
+    """The metrics of a protocol for results with originals or without, that need no other networks than the learned.
+
+    of: what the results are, "picture", "depth" or "classes".
+    """
     return {
         name: metric
         for name, metric in PROTOCOLS[protocol].items()
-        if (metric.weights is None or metric.weights in learned) and not (metric.unpaired if paired else metric.paired)
+        if metric.of == of
+        and (metric.weights is None or metric.weights in learned)
+        and not (metric.unpaired if paired else metric.paired)
     }
 
 
@@ -72,6 +81,18 @@ def _of_channel(measure):
         return each(functools.partial(measure, channel=compared.channel, crop=compared.border))(compared)
 
     return function
+
+
+def _of_depth(measure):
+    return lambda compared: measure(*_pictures(compared), compared.span)
+
+
+def _of_classes(measure):
+    return lambda compared: measure(*_pictures(compared))
+
+
+def _pictures(compared):
+    return compared.results.pictures, compared.originals.pictures
 
 
 def _consistency(compared):
@@ -193,6 +214,8 @@ def _pairs_metric(net):
 
 _ABOUT_INCEPTION = "Inception of pytorch-fid; 8-bit pictures against the held-out ones"
 _ABOUT_EFFICIENTNET = "features of EfficientNet-lite0, neither FID's nor LPIPS's network"
+_ABOUT_DEPTH = "where the true one is above 0, in the numbers of data.range, else 0..1; mean over pictures"
+_ABOUT_VOID = "without void pixels"
 _FEATURES = 2048
 # Pictures whose pairs the diversity of a set is taken from; all go through the network at once.
 _PAIRED = 100
@@ -315,6 +338,64 @@ METRICS = {
     ),
     **{f"lpips_{net}_diversity": _diversity_metric(net) for net in perceptual.NETS},
     **{f"lpips_{net}_pairs": _pairs_metric(net) for net in perceptual.NETS},
+    "abs_rel": Metric(
+        title="abs-rel",
+        digits=".4f",
+        higher_is_better=False,
+        about=f"absolute difference over the true depth, {_ABOUT_DEPTH}",
+        function=_of_depth(dense.abs_rel),
+        paired=True,
+        measures="distortion",
+        of="depth",
+    ),
+    "rmse": Metric(
+        title="RMSE",
+        digits=".4g",
+        higher_is_better=False,
+        about=f"root of the mean squared difference, {_ABOUT_DEPTH}",
+        function=_of_depth(dense.rmse),
+        paired=True,
+        of="depth",
+    ),
+    "miou": Metric(
+        title="mIoU",
+        digits=".4f",
+        higher_is_better=True,
+        about=f"intersection over union, both summed over all pictures, mean over classes; {_ABOUT_VOID}",
+        function=_of_classes(dense.mean_iou),
+        paired=True,
+        measures="distortion",
+        of="classes",
+        of_set=True,
+    ),
+    "picture_miou": Metric(
+        title="mIoU of pictures",
+        digits=".4f",
+        higher_is_better=True,
+        about=f"intersection over union, mean over the classes of a picture, then over pictures; {_ABOUT_VOID}",
+        function=_of_classes(dense.picture_iou),
+        paired=True,
+        measures="distortion",
+        of="classes",
+    ),
+    "boundary_f": Metric(
+        title="boundary F",
+        digits=".4f",
+        higher_is_better=True,
+        about=f"F-measure of classes' boundaries within 0.75% of the diagonal, as of picture_miou; {_ABOUT_VOID}",
+        function=_of_classes(dense.boundary_f),
+        paired=True,
+        of="classes",
+    ),
+    "pixel_accuracy": Metric(
+        title="pixel accuracy",
+        digits=".4f",
+        higher_is_better=True,
+        about=f"share of pixels of the right class, mean over pictures; {_ABOUT_VOID}",
+        function=_of_classes(dense.pixel_accuracy),
+        paired=True,
+        of="classes",
+    ),
 }
 
 _CONSISTENCY, _FID = METRICS["consistency"], METRICS["fid"]

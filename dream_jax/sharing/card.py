@@ -6,6 +6,17 @@ from dream_jax.evaluation import tables
 from dream_jax.experiment import Experiment
 from dream_jax.metrics import METRICS
 
+# What models of each task do; others restore pictures.
+_DOES = {
+    "unconditional": "makes pictures from noise",
+    "class_conditional": "makes pictures of a class from noise",
+    "inpainting": "paints the masked part of pictures",
+    "deblurring": "makes blurred pictures sharp",
+    "denoising": "takes noise out of pictures",
+    "jpeg": "takes the traces of JPEG compression out of pictures",
+    "colourisation": "gives colours to grey pictures",
+}
+
 # Settings of the objective that are told even where they are the usual ones.
 _TOLD = "name", "kind", "distance"
 
@@ -69,12 +80,9 @@ def _front_matter(experiment):
 
 def _summary(experiment):
     task, title = experiment.task, experiment.objective.title
-    if not task.paired:
-        does = "makes pictures from noise"
-    elif task.scale == 1:
-        does = "restores pictures"
-    else:
-        does = f"enlarges pictures {task.scale} times"
+    does = _DOES.get(experiment.config.task.name, "restores pictures")
+    if task.scale != 1:
+        does = f"enlarges pictures {task.scale:g} times"
     return f"A diffusion model that {does}, trained with dream_jax. Its objective: {title}."
 
 
@@ -89,6 +97,10 @@ def _facts(experiment, about):
     task = [("task", config.task.name)]
     if experiment.task.scale > 1:
         task += [("scale", experiment.task.scale), ("kernel of the low-resolution pictures", config.task.kernel)]
+    # What keys are of is said at the beginning of what they are.
+    own = [name for name, key in keys.KEYS.items() if key.about.startswith(f"{config.task.name}:")]
+    flat = keys.flatten(config)
+    task += [(name, flat[name]) for name in own if name not in ("task.scale", "task.kernel")]
     network = [f"{key} = {value}" for key, value in config.network.to_dict().items() if key in ("name", "channels")]
     network.append("channel_multipliers = " + ",".join(map(str, config.network.channel_multipliers)))
     trained_on = f"{_plain(data['name'])} ({data['fingerprint'] or 'no fingerprint'})"
@@ -96,7 +108,7 @@ def _facts(experiment, about):
     rows = [
         *task,
         ("objective", ", ".join(objective)),
-        ("noise schedule", f"{config.schedule.name}, {config.schedule.num_steps} steps"),
+        ("noise schedule", f"{config.schedule.name}, {experiment.schedule.num_steps} steps"),
         ("network", ", ".join(network)),
         ("parameters", f"{about['parameters']:,}"),
         ("training crop", f"{config.image_size} x {config.image_size} pixels"),
@@ -118,10 +130,10 @@ def _measures(record):
 
 
 def _usage(experiment):
+    command = "generate --model FOLDER --output PICTURES --count 64"
     if experiment.task.paired:
-        command = "upscale --model FOLDER --input SMALL.png --output LARGE.png"
-    else:
-        command = "generate --model FOLDER --output PICTURES --count 64"
+        mask = " --mask MASK.png" if experiment.task.beside == "mask" else ""
+        command = f"restore --model FOLDER --input PICTURE.png --output RESULT.png{mask}"
     return (
         f"```sh\npython -m dream_jax {command}\npython -m dream_jax train --config CONFIG --workdir RUN "
         "--init_from FOLDER\n```\n\nFOLDER is where these files are, or their address on the Hub: `hf://OWNER/NAME`. "

@@ -57,9 +57,10 @@ def write(model: Model, output: Path, options: dict, console) -> None:
 def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int]):
     """(program, the shapes of its arguments): `(picture [1, h, w, C], seed uint32, number int32)`.
 
-    The program makes [1, H, W, C], levels as trained on, uint8 or uint16; that of a model which makes pictures
-    from nothing takes no picture. Its noise depends on seed and number as everywhere: on (threefry key of the seed,
-    number).
+    The program makes [1, H, W, C], levels as trained on, uint8 or uint16. That of a model which makes pictures from
+    nothing takes no picture, but the number of a class, int32, where it knows classes; that of a task with masks takes
+    one after the picture, uint8 [1, h, w, 1], 255 where there is to be painted. Its noise depends on seed and number as
+    everywhere: on (threefry key of the seed, number).
 
     Args:
       sides: (h, w) of what it takes, or else makes.
@@ -72,27 +73,37 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     # Made outside of the program, as conditions are elsewhere: within one, the division rounds otherwise.
     grey_levels = np.asarray(value_range.to_float(np.arange(256, dtype=np.uint8)))
 
-    def condition(picture):
-        cond = task.condition(picture)
+    def condition(observed):
+        cond = task.condition(observed)
         level = jnp.asarray(grey_levels)[value_range.to_uint8(cond)]
         return jnp.where(jnp.abs(level - cond) < 1e-5, level, cond)
 
-    def enlarge(picture, seed, number):
-        cond = condition(picture)
+    def restore(picture, *others):
+        *mask, seed, number = others
+        observed = task.given(picture, *mask).astype(picture.dtype)
+        cond = condition(observed)
         filled_up = tile_plans.shape_of(experiment, sides).sides
         missing = [(0, side - has) for side, has in zip(filled_up, cond.shape[1:3], strict=True)]
-        inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), picture)
-        height, width = (side * task.scale for side in sides)
+        inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), observed)
+        height, width = task.sides(sides)
         return draw(inputs, seed, number)[:, :height, :width]
 
-    def generate(seed, number):
-        return draw(drawing.no_inputs(1, *sides), seed, number)
+    def generate(*arguments):
+        *label, seed, number = arguments
+        inputs = (
+            {"cond": task.condition(label[0].reshape(1, 1, 1, 1), sides)} if label else drawing.no_inputs(1, *sides)
+        )
+        return draw(inputs, seed, number)
 
     numbers = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
     if task.paired:
-        levels = np.uint16 if experiment.config.data.bits == 16 else np.uint8
-        return enlarge, (jax.ShapeDtypeStruct((1, *sides, task.given_channels), levels), *numbers)
-    return generate, numbers
+        data = experiment.config.data
+        bits = data.condition_bits if task.beside == "condition" else data.bits
+        levels = np.uint16 if bits == 16 else np.uint8
+        mask = [jax.ShapeDtypeStruct((1, *sides, 1), np.uint8)] if task.beside == "mask" else []
+        return restore, (jax.ShapeDtypeStruct((1, *sides, task.given_channels), levels), *mask, *numbers)
+    label = [jax.ShapeDtypeStruct((), np.int32)] if task.classes else []
+    return generate, (*label, *numbers)
 
 
 def _choose(experiment, sampler="ddim", steps=10, size=None):
@@ -102,7 +113,7 @@ def _choose(experiment, sampler="ddim", steps=10, size=None):
         return rows, drawing.sides_of(experiment, size)
     if size is not None:
         return rows, drawing.parse_size(size)
-    return rows, (experiment.config.image_size // experiment.task.scale,) * 2
+    return rows, (round(experiment.config.image_size / experiment.task.scale),) * 2
 
 
 def _lower(program, arguments):
@@ -129,13 +140,15 @@ def _lowers(program, arguments, platform):
 
 def _about(model, options, exported) -> dict:
     config = model.experiment.config
-    names = ("picture", "seed", "number")[-len(exported.in_avals) :]
+    first = ("picture", "mask") if model.experiment.task.paired else ("class",)
+    names = *first[: len(exported.in_avals) - 2], "seed", "number"
     return {
         "format": "jax.export",
         "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},
         "result": str(exported.out_avals[0]),
         "bits": config.data.bits,
         "range": list(config.data.range) or None,
+        "classes": list(config.data.classes) or None,
         "platforms": list(exported.platforms),
         "sampler": options.get("sampler", "ddim"),
         "steps": options.get("steps", 10),

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
+from dream_jax.files import grids
 from dream_jax.tasks import value_range
 
 
@@ -40,6 +42,12 @@ class Task:
       beside: what may lie beside each picture in the data: "low", "condition" or "label", which is what `given` takes,
         or "mask", which it takes with the picture. Empty where there is no such thing.
       needs_beside: whether there is nothing to be observed without it.
+      to_float, to_levels: `levels -> picture` and `(picture, dtype) -> levels`, inverses.
+      shown: `levels -> uint8 [..., 3]`, a picture for the eye.
+      measured_as: what pictures are, "picture", "depth" or "classes", which says by what metrics: see `Metric.of`.
+      null: `cond -> cond` of nothing observed; None where the network is never shown that.
+      dropped: in training, the share of examples that are given `null(cond)`.
+      classes: how many there are, where levels are numbers of classes, of pixels or of what lies beside.
       scale: how many times larger a picture is than what was observed of it.
       divisor: what the sides of pictures must divide by.
       channels, x0_channels, observed_channels, given_channels, cond_channels: of pictures; of x0, of what is observed
@@ -62,6 +70,13 @@ class Task:
     given: Callable = lambda picture, mask=None: picture
     beside: str = ""
     needs_beside: bool = False
+    to_float: Callable = value_range.to_float
+    to_levels: Callable = value_range.to_levels
+    shown: Callable = grids.shown
+    measured_as: str = "picture"
+    null: Callable | None = None
+    dropped: float = 0.0
+    classes: int = 0
     scale: float = 1
     divisor: int = 1
     channels: int = 3
@@ -88,7 +103,10 @@ class Task:
         else:
             observed = self.observe(keys, levels) if beside is None else self.given_beside(levels, _as_floats(beside))
             cond = self.condition(observed, picture.shape[-3:-1])
-        return self.encode(value_range.to_float(picture), cond), cond
+        if self.dropped:
+            gone = jax.vmap(lambda key: jax.random.bernoulli(key, self.dropped))(keys)
+            cond = jnp.where(gone[:, None, None, None], self.null(cond), cond)
+        return self.encode(self.to_float(picture), cond), cond
 
     def given_beside(self, picture, beside):
         """What is observed of pictures [B, H, W, C] with what lies beside them [B, h, w, .], levels."""

@@ -7,9 +7,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dream_jax.data.indexed import images_of, is_paired
+from dream_jax.data.indexed import has_beside, images_of
 from dream_jax.experiment import compute_dtype
 from dream_jax.training.run import Run
+
+# What is said of what lies beside pictures, of `tasks.beside.BESIDE`.
+_FROM = {
+    "low": "restored from the low-resolution pictures that are there, not from ones made of the originals",
+    "condition": "made from the conditions beside them",
+    "mask": "with the masks that are there, instead of drawn ones",
+    "label": "of {} classes",
+}
 
 
 def introduce(console: Console, run: Run, held_out, mesh) -> None:
@@ -27,8 +35,8 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
     )
     counts = f"{run.source.pictures} training pictures (or tiles of large ones), {len(images_of(held_out))} held out"
     console.print(f"{counts}; {run.total} steps of {config.batch_size}")
-    if is_paired(run.source):
-        console.print("restored from the low-resolution pictures that are there, not from ones made of the originals")
+    if has_beside(run.source):
+        console.print(_FROM[run.source.kind].format(len(config.data.classes)))
     begun = f"going on from the checkpoint of step {run.step}" if run.resumed else "a new run"
     console.print(f"workdir {run.workdir}: {begun}")
     if run.skipped:

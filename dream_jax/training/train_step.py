@@ -48,13 +48,14 @@ def _draw(experiment, step_key, batch):
     """(objectives.Draw, cond) of a batch: each row's from its own key."""
     config, schedule = experiment.config, experiment.schedule
     # No row ever has this number; with one t for the whole batch, every row draws it from here.
+    shape = *batch["image"].shape[1:3], experiment.task.x0_channels
     shared_key = None if config.schedule.per_example else jax.random.fold_in(step_key, 2**31 - 1)
 
     def draw_row(row):
         key = jax.random.fold_in(step_key, row)
         flip, task_key, level, noise, dropout = jax.random.split(key, 5)
         levels = noise_schedule.draw(level, schedule, config.schedule.continuous, shared_key)
-        eps = jax.random.normal(noise, batch["image"].shape[1:], jnp.float32)
+        eps = jax.random.normal(noise, shape, jnp.float32)
         # The sixth of a split: it leaves the others as they are.
         more = jax.random.fold_in(key, 5)
         return jax.random.bernoulli(flip), task_key, levels, eps, jax.random.split(dropout, 2), more
@@ -80,9 +81,8 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
       steps_per_epoch: pictures // batch size, for what a config counts in epochs.
 
     batch is {"image": uint8 [G, H, W, C], "row": int32 [G]}, sharded by `sharding.BATCH`; row is the place in the
-    global batch. Batches of pairs have "beside", uint8 [G, h, w, C], from which pictures are restored. rectify is
-    static: see `make_losses`. A step whose loss, gradient or update is not finite changes nothing but the step's
-    number.
+    global batch. Batches of pairs have "beside", levels [G, h, w, .]: what lies beside pictures. rectify is static: see
+    `make_losses`. A step whose loss, gradient or update is not finite changes nothing but the step's number.
     """
     config = experiment.config
     local_gradient = _make_local_gradient(experiment, mesh, specs, steps_per_epoch)

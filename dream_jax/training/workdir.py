@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from dream_jax.config import keys, records
-from dream_jax.errors import UserError
+from dream_jax import tasks
+from dream_jax.config import checks, keys, records
+from dream_jax.errors import UserError, some
 from dream_jax.files.names import check_folder, is_bucket
 from dream_jax.runtime import consensus
 
@@ -51,10 +52,44 @@ def with_range(config, workdir: Path):
     return FrozenConfigDict(keys.nest(keys.flatten(config) | {"data.range": tuple(span)}))
 
 
+def with_classes(config):
+    """A config with the names of its data's classes, where its task takes classes and `data.classes` names none.
+
+    It needs no more than right values of each key: how many classes there are is part of whether a config makes sense.
+    Raises UserError where the data has none, or not as many as the config says.
+    """
+    has_some = config.data.folder is not None or config.data.tfds is not None or config.data.bundled == "scenes"
+    if config.data.classes or not has_some:
+        return config
+    checks.check_each(config)
+    flat, some_classes = keys.flatten(config), ("one", "other")
+    if tasks.make(keys.nest(flat | {"data.classes": some_classes})).beside != "label":
+        return config
+    # Here, as who uses what was trained needs no training pictures.
+    from dream_jax.data import sources
+
+    found, number = sources.class_names(config), config.task.get("num_classes")
+    if number not in (None, len(found)):
+        raise UserError(f"task.num_classes = {number}: the data has {len(found)} classes: {some(found)}")
+    return keys.nest(flat | {"data.classes": found})
+
+
+def _check_classes(folder, before, now):
+    if before and now and before != now:
+        more, missing = set(now) - set(before), set(before) - set(now)
+        said = [f"{what} {some(names)}" for what, names in (("also", more), ("not", missing)) if names]
+        other = " and ".join(said) or "the same in another order"
+        raise UserError(f"{folder} holds a run with other classes; the data has {other}; choose another --workdir")
+
+
 def check_same(folder, config) -> None:
     """Raises UserError where a folder holds the files of a run with another config."""
     path = folder / "config.json"
-    if path.exists() and (changed := records.differences(records.read(path), config)):
+    if not path.exists():
+        return
+    saved = records.read(path)
+    _check_classes(folder, tuple(saved.data.classes), tuple(config.data.classes))
+    if changed := records.differences(saved, config):
         listed = "\n  ".join(changed)
         raise UserError(
             f"{folder} holds a run with another config; choose another --workdir (and checkpoint.directory), or undo "

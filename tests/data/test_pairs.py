@@ -18,6 +18,7 @@ from benchmarks import agreement
 from dream_jax import experiment, tasks
 from dream_jax.config import records
 from dream_jax.data import batches, catalog, folders, held_out, indexed, listing, sources
+from dream_jax.data.beside import Beside
 from dream_jax.errors import UserError
 from dream_jax.evaluation import gap, measuring, whole
 from dream_jax.evaluation.inputs import make_inputs
@@ -66,8 +67,12 @@ def test_tiles_of_a_prepared_pair_hold_each_place_once(tmp_path):
     for folder, pictures in (("train", (image, low)), ("eval", (noise(200, 16, 3), noise(100, 8, 3)))):
         for kind, picture in zip(("high", "low"), pictures, strict=True):
             write(tmp_path / folder / kind, {"a.png": picture})
-    options = {"crop": 16, "cache_dir": tmp_path / "cache", "lr_folder": tmp_path / "train/low", "scale": 2}
-    options |= {"eval_folder": tmp_path / "eval/high", "eval_lr_folder": tmp_path / "eval/low"}
+    options = {
+        "crop": 16,
+        "cache_dir": tmp_path / "cache",
+        "beside": Beside("low", tmp_path / "train/low", tmp_path / "eval/low", scale=2),
+    }
+    options |= {"eval_folder": tmp_path / "eval/high"}
     source, evaluated = (
         folders.folder_source(tmp_path / "train/high", split=split, **options) for split in ("train", "eval")
     )
@@ -114,7 +119,7 @@ def test_pairs_that_do_not_fit_are_all_named_and_left_out_only_on_request(tmp_pa
     write(tmp_path / "high", {name: noise(16, 16, 3) for name in names} | {"odd.png": noise(19, 17, 3)})
     low = {name: noise(8, 8, 3) for name in names[2:]} | {"0.png": noise(4, 4, 3), "odd.png": noise(9, 8, 3)}
     write(tmp_path / "low", low)
-    options = {"crop": 16, "cache_dir": tmp_path / "cache", "lr_folder": tmp_path / "low", "scale": 2}
+    options = {"crop": 16, "cache_dir": tmp_path / "cache", "beside": Beside("low", tmp_path / "low", scale=2)}
     with pytest.raises(UserError, match=r"2 of 7 pictures cannot(?s:.)*skip_unreadable") as error:
         folders.prepare_folder(tmp_path / "high", **options)
     assert "16x16 pixels, and its low-resolution picture has 4x4; task.scale = 2 needs 8x8" in str(error.value)
@@ -137,8 +142,12 @@ def test_low_resolution_pictures_that_are_none_are_named(tmp_path):
     (tmp_path / "low" / "empty.png").touch()
     os.mkfifo(tmp_path / "low" / "pipe.png")
     os.symlink("loop.png", tmp_path / "low" / "loop.png")
-    options = {"crop": 16, "cache_dir": tmp_path / "cache", "lr_folder": tmp_path / "low", "scale": 2}
-    options |= {"eval_folder": tmp_path / "eval", "eval_lr_folder": tmp_path / "low"}
+    options = {
+        "crop": 16,
+        "cache_dir": tmp_path / "cache",
+        "beside": Beside("low", tmp_path / "low", tmp_path / "low", scale=2),
+    }
+    options |= {"eval_folder": tmp_path / "eval"}
     with pytest.raises(UserError, match="4 of 6 pictures cannot be used") as error:
         folders.prepare_folder(tmp_path / "high", **options)
     assert all(f"{tmp_path / 'low' / name}: cannot be read" in str(error.value) for name in bad)
@@ -150,7 +159,7 @@ def test_pairs_have_a_preparation_and_a_fingerprint_of_their_own(tmp_path):
     write(tmp_path / "high", {f"{i}.png": noise(16, 16, 3) for i in range(3)})
     write(tmp_path / "low", {f"{i}.png": noise(8, 8, 3) for i in range(3)})
     options = {"crop": 16, "cache_dir": tmp_path / "cache"}
-    paired = options | {"lr_folder": tmp_path / "low", "scale": 2}
+    paired = options | {"beside": Beside("low", tmp_path / "low", scale=2)}
     alone, both = (folders.prepare_folder(tmp_path / "high", **o) for o in (options, paired))
     images.write(tmp_path / "low" / "1.png", noise(8, 8, 3) ^ 1, overwrite=True)
     assert len({alone, both, folders.prepare_folder(tmp_path / "high", **paired)}) == 3
@@ -218,7 +227,7 @@ def test_everything_that_is_measured_begins_with_the_pictures_that_are_there(tmp
     np.testing.assert_array_equal(pictures.beside, lighter(pictures.image))
     made = make_inputs(model.experiment, pictures)
     np.testing.assert_array_equal(made.observed, pictures.beside)
-    np.testing.assert_array_equal(made.given["low"], pictures.beside)
+    np.testing.assert_array_equal(made.given["observed"], pictures.beside)
     low = drawing.observe(model.experiment, pictures.image, beside=pictures.beside)
     np.testing.assert_array_equal(made.baseline, low[2])
     assert made.first(1).found and len(made.first(1).observed) == 1
@@ -261,16 +270,18 @@ def test_any_folders_of_pairs_are_measured(tmp_path):
     write(tmp_path / "high", {f"{i}.png": picture for i, picture in enumerate(high)})
     write(tmp_path / "low", {f"{i}_LR2.png": lighter(p[None, : len(p) // 2 * 2, :32])[0] for i, p in enumerate(high)})
     with pytest.raises(UserError, match=r"48x32 pixels, and its low-resolution picture has 16x16"):
-        whole.evaluate({"run": model}, whole.folder_source(tmp_path / "high", tmp_path / "low", 2), QUIET)
+        whole.evaluate(
+            {"run": model}, whole.folder_source(tmp_path / "high", Beside("low", tmp_path / "low", scale=2)), QUIET
+        )
     images.write(tmp_path / "low" / "1_LR2.png", lighter(high[1][None])[0], overwrite=True)
-    source = whole.folder_source(tmp_path / "high", tmp_path / "low", 2)
+    source = whole.folder_source(tmp_path / "high", Beside("low", tmp_path / "low", scale=2))
     record, columns = whole.evaluate({"run": model}, source, QUIET)
     assert columns["low resolution"].shape == (2, 16, 16, 3) and columns["original"].shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(columns["low resolution"], lighter(columns["original"]))
     assert "psnr_spread" in record["rows"][1] and "psnr_spread" not in record["rows"][0]
     (tmp_path / "low" / "0_LR2.png").unlink()
     with pytest.raises(UserError, match=r"1 of 2 pictures cannot be used(?s:.)*high/0\.png: no low-resolution"):
-        whole.folder_source(tmp_path / "high", tmp_path / "low", 2)
+        whole.folder_source(tmp_path / "high", Beside("low", tmp_path / "low", scale=2))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +342,7 @@ def test_a_dataset_with_both_is_read_with_both(catalog_pairs):
     with pytest.raises(UserError, match=r"data\.resize"):
         sources.open_source(tiny.tiny_config(*changes, "data.resize=40"), "train")
     with pytest.raises(UserError, match=r"data\.lr_key.*lr, hr.*'low'"):
-        catalog.tfds_source("div2k/unknown_x4", "train", catalog_pairs, low_key="low")
+        catalog.tfds_source("div2k/unknown_x4", "train", catalog_pairs, beside=Beside("low", key="low"))
 
 
 def test_a_run_of_before_goes_on_with_pictures_that_are_made(tmp_path, catalog_pairs):

@@ -116,7 +116,7 @@ def test_impossible_options_are_refused(unconditional_workdir, tmp_path, capsys,
 
 def test_other_models_and_places_are_refused(tiny_workdir, unconditional_workdir, tmp_path, capsys):
     assert run(tiny_workdir, tmp_path / "out") == 2
-    assert "upscale" in capsys.readouterr().err
+    assert "use restore" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert run(unconditional_workdir, tmp_path / "file") == 2
     assert "nothing can be written" in capsys.readouterr().err

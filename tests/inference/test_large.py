@@ -11,7 +11,7 @@ from dream_jax import tasks
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
 from dream_jax.files import images, windows
-from dream_jax.inference import groups, large, trained
+from dream_jax.inference import large, observation, trained
 from dream_jax.inference.jobs import Job
 
 SCALE = 2
@@ -116,13 +116,13 @@ def test_bands_are_those_of_the_model_or_grey_for_three(has, takes, fits, tmp_pa
     tifffile.imwrite(tmp_path / "a.tif", picture, **kind)
     experiment = SimpleNamespace(task=tasks.super_resolution(SCALE, channels=takes))
     with windows.open_tiff(tmp_path / "a.tif") as source:
-        rows = large.enlarge_in_windows(SimpleNamespace(experiment=experiment), None, source, None, 0, None, tmp_path)
+        rows = large.restore_in_windows(SimpleNamespace(experiment=experiment), None, source, None, 0, None, tmp_path)
         # No plan is looked at before.
         with pytest.raises(AttributeError if fits else UserError, match="sides" if fits else "the model was trained"):
             next(rows)
     pages = images.read_pages(tmp_path / "a.tif")
     with contextlib.nullcontext() if fits else pytest.raises(UserError, match="the model was trained"):
-        assert groups._for_model(Job(tmp_path / "a.tif", "a.tif", ()), pages[0], takes).shape == (4, 4, takes)
+        assert observation.for_model(tmp_path / "a.tif", pages[0], takes).shape == (4, 4, takes)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dream_jax.__main__ import main
 from dream_jax.config import records
 from dream_jax.errors import UserError
 from dream_jax.files import images, listings
-from dream_jax.inference import drawing, jobs, trained, upscaling
+from dream_jax.inference import drawing, jobs, restoring, trained
 from dream_jax.inference.tile_plans import Shape
 from dream_jax.tasks import resize
 
@@ -223,9 +223,9 @@ def test_no_seam_shows(tiny_workdir, tmp_path):
 
 def test_too_little_memory_says_how_much_is_needed(tiny_workdir, tmp_path, capsys, monkeypatch):
     model = trained.load(tiny_workdir)
-    least = upscaling.Planner(model, drawing.make_rows(model.experiment, "ddpm", 2), 0, 32, None, 0)(Shape((256, 192)))
+    least = restoring.Planner(model, drawing.make_rows(model.experiment, "ddpm", 2), 0, 32, None, 0)(Shape((256, 192)))
     images.write(tmp_path / "low.png", picture_of(0, 128, 96))
-    monkeypatch.setattr(upscaling, "program_bytes", lambda: 2**26)
+    monkeypatch.setattr(restoring, "program_bytes", lambda: 2**26)
     assert run(tiny_workdir, tmp_path / "low.png", tmp_path / "high.png", "--memory", 1e-4) == 1
     error = capsys.readouterr().err
     needed = float(re.search(r"low.png: .* take (.*) GiB even in the smallest tiles", error)[1])
@@ -307,14 +307,14 @@ def test_every_failure_is_named_with_its_reason(tiny_workdir, tmp_path, capsys):
 def test_a_picture_that_fails_does_not_stop_the_others(tiny_workdir, tmp_path, monkeypatch, capsys):
     for name in "a.png", "b.png":
         images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
-    draw_group = upscaling.draw_group
+    draw_group = restoring.draw_group
 
     def fail_once(model, rows, group):
         if group.items[0].job.name == "a.png":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return draw_group(model, rows, group)
 
-    monkeypatch.setattr(upscaling, "draw_group", fail_once)
+    monkeypatch.setattr(restoring, "draw_group", fail_once)
     assert run(tiny_workdir, tmp_path / "low", tmp_path / "high") == 1
     assert "a.png: cannot be drawn (RESOURCE_EXHAUSTED" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "high").iterdir()] == ["b.png"]

@@ -1,4 +1,4 @@
-"""A trained super-resolution model on a person's own pictures."""
+"""A trained model on a person's own pictures."""
 
 import functools
 import math
@@ -9,22 +9,33 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax.errors import UserError, shown
+from dream_jax.experiment import Experiment
 from dream_jax.files import images, tiff_tags
 from dream_jax.files.picture import Picture
-from dream_jax.inference import drawing, large, trained
+from dream_jax.inference import drawing, large, masks, observation, trained
 from dream_jax.inference.groups import Group, Item, Wanted, groups_of
 from dream_jax.inference.jobs import count_results, list_jobs, list_passed_over
 from dream_jax.inference.memory import free_bytes, program_bytes
-from dream_jax.inference.report import Report
-from dream_jax.inference.tile_plans import Planner, check_tiles, draw_lows
+from dream_jax.inference.report import ENLARGING, RESTORING, Report
+from dream_jax.inference.tile_plans import Planner, check_tiles, draw_observed
 
 # Of every file, as it is.
 ALL_PAGES = Wanted()
 # Files that a message names.
 _NAMED = 10
+_KEEP_NUMBERS = ".png", ".tif", ".tiff"
 
 
-def upscale(
+def upscale(workdir, *arguments, **options) -> int:
+    """`restore` with a super-resolution model; raises UserError for one of another task."""
+    experiment = trained.open_experiment(workdir)
+    name = experiment.config.task.name
+    if experiment.task.paired and name != "super_resolution":
+        raise UserError(f"{workdir}: this model enlarges nothing, its task is {name}; use restore")
+    return restore(workdir, *arguments, **options)
+
+
+def restore(
     workdir,
     sources,
     output,
@@ -40,8 +51,10 @@ def upscale(
     overrides=(),
     checkpoint: str = "latest",
     wanted: Wanted = ALL_PAGES,
+    mask=None,
+    scale: float | None = None,
 ) -> int:
-    """Enlarges low-resolution pictures of any size by the scale of a trained model, with its EMA weights.
+    """Makes of pictures of any size what a trained model makes of what is observed, with its EMA weights.
 
     Args:
       sources, output, suffix: see `jobs.list_jobs`.
@@ -56,28 +69,64 @@ def upscale(
       overrides: `--config.sampling.KEY=VALUE` arguments.
       checkpoint: latest, best or a step.
       wanted: of files: their pages, and what their numbers mean.
+      mask: a file or a folder, see `masks.find`, of a task that takes masks.
+      scale: how many times super-resolution enlarges, instead of as many as it was trained to.
 
     Returns the exit status: 0, or 1 where a picture could not be read, drawn or written; each is named on stderr at
     the end with its reason, and the others are done. Raises UserError, before anything is loaded or compiled, where
     nothing can be done at all.
     """
-    experiment = trained.open_experiment(workdir, overrides, only_sampling=True)
+    experiment = trained.open_experiment(workdir, overrides, only_sampling=True, scale=scale)
     if not experiment.task.paired:
-        raise UserError(f"{workdir}: this model is unconditional, it makes pictures from nothing; choose another")
+        made = f"it makes pictures from nothing ({experiment.config.task.name})"
+        raise UserError(f"{workdir}: this model restores none, {made}; choose another, or use generate")
+    wanted = wanted._replace(masks=_find_masks(workdir, experiment, mask))
     rows = drawing.make_rows(experiment, sampler, steps)
     _check_options(experiment, seed, samples, memory, tile)
     step = trained.step_of(workdir, experiment, checkpoint)
     jobs, there = list_jobs(sources, output, suffix, range(seed, seed + samples), overwrite)
+    if observation.is_map(experiment.task):
+        _check_maps(jobs)
+    if wanted.masks is not None:
+        masks.check_results(wanted.masks, jobs)
     _tell_passed_over(sources, console)
+    if scale is not None:
+        _tell_scale(workdir, scale, console)
     already = f", {there} already there, however made" if there else ""
     if not jobs:
         console.print(f"nothing to do{already}; --overwrite makes them again", markup=False)
         return 0
     with drawing.progress_bar(console) as bar:
-        report = Report(bar, count_results(jobs))
+        enlarges = experiment.task.scale != 1
+        report = Report(bar, count_results(jobs), ENLARGING if enlarges else RESTORING)
         planner = _make_planner(workdir, experiment, step, rows, memory, tile, report)
-        _enlarge(jobs, experiment, planner, rows, wanted, overwrite, report, console)
-    return report.tell(console, len(jobs), f"enlarged {experiment.task.scale}x into {shown(output)}{already}")
+        _restore(jobs, experiment, planner, rows, wanted, overwrite, report, console)
+    times = f"{experiment.task.scale:g}x " if enlarges else ""
+    return report.tell(console, len(jobs), f"{times}into {shown(output)}{already}")
+
+
+def _find_masks(workdir, experiment, place):
+    takes, name = experiment.task.beside == "mask", experiment.config.task.name
+    if takes and place is None:
+        raise UserError(f"{workdir}: {name} needs --mask FILE_OR_FOLDER, white where there is to be painted")
+    if not takes and place is not None:
+        raise UserError(f"--mask {shown(place)}: {name} takes no masks")
+    return masks.find(place) if takes else None
+
+
+def _check_maps(jobs):
+    """Raises UserError for results in files that change their numbers."""
+    for result in (result for job in jobs for _, result in job.results):
+        if result.suffix.lower() not in _KEEP_NUMBERS:
+            raise UserError(
+                f"{shown(result)}: a map's numbers are kept by {' '.join(_KEEP_NUMBERS)}; use one, or --format png"
+            )
+
+
+def _tell_scale(workdir, scale, console):
+    low, high = trained.scales_of(workdir)
+    if low == high != scale:
+        console.print(f"{workdir}: trained to enlarge {low:g} times, used for {scale:g} times", markup=False)
 
 
 def _make_planner(workdir, experiment, step, rows, memory, tile, report):
@@ -93,10 +142,12 @@ def _make_planner(workdir, experiment, step, rows, memory, tile, report):
     return planner
 
 
-def _enlarge(jobs, experiment, planner, rows, wanted, overwrite, report, console):
+def _restore(jobs, experiment, planner, rows, wanted, overwrite, report, console):
     """Makes the results of pictures that fit into memory, then of the others in windows."""
-    data, writer, too_large = experiment.config.data, Writer(overwrite, report), []
-    wanted = wanted._replace(span=wanted.span or tuple(data.range) or None, clip=wanted.clip or data.clip)
+    data, too_large = experiment.config.data, []
+    span = data.condition_range if experiment.task.beside == "condition" else data.range
+    writer = Writer(experiment, overwrite, report)
+    wanted = wanted._replace(span=wanted.span or tuple(span) or None, clip=wanted.clip or data.clip)
 
     def fits(job):
         if is_too_large := large.is_large(job, experiment, planner, wanted.page):
@@ -106,7 +157,7 @@ def _enlarge(jobs, experiment, planner, rows, wanted, overwrite, report, console
     for group in groups_of(filter(fits, jobs), experiment, planner, report, wanted):
         draw_and_write(group, planner().model, rows, writer, report)
     for job in too_large:
-        large.enlarge_and_write(job, planner(), wanted, overwrite, report, console)
+        large.restore_and_write(job, planner(), wanted, overwrite, report, console)
 
 
 def _tell_passed_over(sources, console):
@@ -128,13 +179,13 @@ def _check_options(experiment, seed, samples, memory, tile):
 class Writer:
     """Writes results as soon as all their pages are drawn."""
 
-    def __init__(self, overwrite: bool, report: Report):
-        self._overwrite, self._report, self._waiting = overwrite, report, {}
+    def __init__(self, experiment: Experiment, overwrite: bool, report: Report):
+        self._experiment, self._overwrite, self._report, self._waiting = experiment, overwrite, report, {}
 
     def add(self, item: Item, levels: np.ndarray) -> None:
         """A page's levels [h, w, C] as the model drew them."""
         drawn = self._waiting.setdefault(item.result, {})
-        drawn[item.page] = _as_its_picture(item, levels)
+        drawn[item.page] = _as_its_picture(item, self._experiment, levels)
         self._report.advance(1)
         if len(drawn) < item.pages:
             return
@@ -155,7 +206,7 @@ class Writer:
 def draw_and_write(group: Group, model: drawing.Model, rows, writer: Writer, report: Report) -> None:
     """Draws a group and gives its pages to the writer."""
     before, start = report.completed, time.monotonic()
-    report.say("enlarging" + (f" in tiles of {group.plan.tile}" if group.plan.tile else ""))
+    report.say(report.doing + (f" in tiles of {group.plan.tile}" if group.plan.tile else ""))
     try:
         drawn = draw_group(model, rows, group)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -176,20 +227,26 @@ def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
 
     All pages of a file have one noise: an animation's then flickers no more than the network does.
     """
-    lows = [item.low for item in group.items]
+    observed = [item.observed for item in group.items]
     numbers = [item.job.number for item in group.items]
-    return draw_lows(model, rows, group.plan, group.shape, lows, numbers, drawing.make_key(group.seed))
+    return draw_observed(model, rows, group.plan, group.shape, observed, numbers, drawing.make_key(group.seed))
 
 
-def _as_its_picture(item: Item, levels) -> Picture:
+def _as_its_picture(item: Item, experiment: Experiment, levels) -> Picture:
     """A result with what is kept of its picture."""
+    task, has = experiment.task, item.picture.colours.shape[2]
+    levels = observation.with_bands(levels, observation.result_bands(task, has))
     alpha = item.picture.alpha
-    if item.picture.grey and levels.shape[2] > 1:
-        # A network of three channels may tint it by a level or two.
-        levels = np.floor(levels.mean(-1, keepdims=True) + 0.5).astype(levels.dtype)
-    if alpha is not None:
+    if alpha is not None and alpha.shape != levels.shape[:2]:
         alpha = images.resize_band(alpha, levels.shape[1::-1])
     extras = dict(item.picture.extras)
+    if levels.shape[2] != has:
+        # It is of other colours.
+        extras.pop("icc_profile", None)
     if "tags" in extras:
-        extras["tags"] = tiff_tags.enlarged(extras["tags"], levels.shape[0] // item.low.shape[0])
+        down, across = (made / has for made, has in zip(levels.shape, item.observed.shape[:2], strict=False))
+        extras["tags"] = tiff_tags.enlarged(extras["tags"], across, down)
+    if observation.is_map(task):
+        levels, numbers = observation.with_numbers(experiment, levels)
+        return item.picture._replace(colours=levels, alpha=None, extras=extras, numbers=numbers)
     return item.picture._replace(colours=levels, alpha=alpha, extras=extras)

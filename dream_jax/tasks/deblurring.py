@@ -84,9 +84,9 @@ def mean_kernel(blurs, width, length):
         line = np.asarray(blur.gaussian_weights(np.float32(np.mean(width)), reach), np.float64)
         made.append(np.outer(line, line) / 4**blur.GAUSSIAN_BITS)
     if "motion" in blurs:
-        angles = np.pi * np.arange(_ANGLES) / _ANGLES
-        lines = [blur.motion_weights(np.float32(np.mean(length)), np.float32(a), 2 * reach - 2) for a in angles]
-        made.append(np.mean([np.asarray(line, np.float64) for line in lines], 0) / 2**blur.MOTION_BITS)
+        angles = np.float32(np.pi * np.arange(_ANGLES) / _ANGLES)
+        line = jax.vmap(lambda angle: blur.motion_weights(np.float32(np.mean(length)), angle, 2 * reach - 2))
+        made.append(np.mean(np.asarray(jax.jit(line)(angles), np.float64), 0) / 2**blur.MOTION_BITS)
     return np.mean(made, 0)
 
 

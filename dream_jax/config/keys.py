@@ -15,6 +15,7 @@ from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
 from dream_jax.tasks import TASKS, blur, masks, resize
 from dream_jax.tasks.paired import TARGETS
+from dream_jax.tasks.super_resolution import DEGRADATIONS
 
 # Whole numbers without a bound of their own end here; seeds use all 32 bits.
 MOST = 2**31 - 1
@@ -131,6 +132,13 @@ def drawn(least: float, most: float, kind: type = float):
     return allowed
 
 
+def scales(value):
+    """Nothing, or the smallest and the largest scale."""
+    good = not value or (len(value) == 2 and all(isinstance(n, int | float) and 1 <= n <= LARGE_SIDE for n in value))
+    good = good and (not value or value[0] <= value[1])
+    return None if good else "two rising numbers from 1 on, like 2,4"
+
+
 POSITIVE = number(lambda value: math.isfinite(value) and value > 0, "it must be greater than 0")
 NOT_NEGATIVE = number(lambda value: math.isfinite(value) and value >= 0, "it must be finite and not negative")
 FRACTION = number(lambda value: 0 <= value <= 1, "it must lie between 0 and 1")
@@ -150,8 +158,26 @@ KEYS = {
     "deterministic": Key(False, "on GPU: the same bits in every run, which CPUs give anyway; slower"),
     "ema_decay": Key(0.9999, "of the averaged weights that are used", FRACTION),
     "task.name": Key("super_resolution", "what is trained", choices=TASKS),
-    "task.scale": Key(4, "super_resolution: how many times pictures are enlarged", whole(1, LARGE_SIDE)),
+    "task.scale": Key(
+        4.0,
+        "super_resolution: how many times pictures are enlarged",
+        number(lambda scale: 1 <= scale <= LARGE_SIDE, f"a number from 1 to {LARGE_SIDE}"),
+    ),
+    "task.scales": Key(
+        (), "super_resolution: LOW,HIGH, instead, a scale drawn for each picture that is trained on", scales
+    ),
     "task.kernel": Key("pil_bicubic", "super_resolution: the kernel that shrinks and enlarges", choices=resize.KERNELS),
+    "task.blur": Key(
+        0.0,
+        "super_resolution: the width in pixels of a Gaussian before shrinking",
+        number(lambda width: 0 <= width <= 32, "a number from 0 to 32"),
+    ),
+    "task.degradation": Key(
+        "kernel",
+        "super_resolution: by the kernel, or with blur (task.width), noise (task.deviation) and JPEG (task.quality) in "
+        "random order and strength",
+        choices=DEGRADATIONS,
+    ),
     "task.masks": Key(
         tuple(masks.MASKS), "inpainting: the random masks, each as likely", at_least_one, choices=masks.MASKS
     ),

@@ -92,7 +92,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "notes": [*([data_note] if data_note else []), *few, *inputs.notes],
     }
     if built.task.beside == "low":
-        record |= {"scale": built.config.task.scale, "kernel": built.config.task.kernel}
+        record |= {"scale": built.task.scale, "kernel": built.config.task.kernel}
     return record, _pictures_to_look_at(models, measures, inputs, draw, rows, looked_at)
 
 

@@ -132,7 +132,7 @@ def evaluate(
         ],
     }
     if built.task.beside == "low":
-        record |= {"scale": built.config.task.scale, "kernel": built.config.task.kernel}
+        record |= {"scale": built.task.scale, "kernel": built.config.task.kernel}
     return record, _picture_columns(built, columns)
 
 

@@ -96,7 +96,7 @@ def _facts(experiment, about):
     ]
     task = [("task", config.task.name)]
     if experiment.task.scale > 1:
-        task += [("scale", config.task.scale), ("kernel of the low-resolution pictures", config.task.kernel)]
+        task += [("scale", experiment.task.scale), ("kernel of the low-resolution pictures", config.task.kernel)]
     # What keys are of is said at the beginning of what they are.
     own = [name for name, key in keys.KEYS.items() if key.about.startswith(f"{config.task.name}:")]
     flat = keys.flatten(config)

@@ -9,16 +9,23 @@ from dream_jax.tasks.deblurring import deblurring
 from dream_jax.tasks.denoising import denoising
 from dream_jax.tasks.inpainting import inpainting
 from dream_jax.tasks.jpeg import jpeg
+from dream_jax.tasks.mixture import Strengths
 from dream_jax.tasks.paired import paired
 from dream_jax.tasks.super_resolution import super_resolution
 from dream_jax.tasks.task import Task, restoration
 from dream_jax.tasks.unconditional import unconditional
 
+
+def _super_resolution(settings, data):
+    strengths = Strengths(settings.width[-1], settings.deviation[-1], settings.quality)
+    strengths = strengths if settings.degradation == "mixed" else None
+    more = settings.blur, strengths, settings.scales
+    return super_resolution(settings.scale, settings.kernel, settings.residual, settings.gain, data.channels, *more)
+
+
 # By name in `task.name`: from the settings `config.task`, and `config.data`, which says what pictures are.
 TASKS = {
-    "super_resolution": lambda settings, data: super_resolution(
-        settings.scale, settings.kernel, settings.residual, settings.gain, data.channels
-    ),
+    "super_resolution": _super_resolution,
     "inpainting": lambda settings, data: inpainting(
         settings.masks, settings.unknown, settings.residual, settings.gain, data.channels
     ),

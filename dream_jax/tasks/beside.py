@@ -53,7 +53,10 @@ BESIDE = {
 
 def check_scale(config) -> None:
     """Raises UserError where low-resolution pictures that are there cannot be of the scale that a config trains."""
-    scale, scales = config.task.scale, tuple(config.task.get("scales") or ())
+    scale, scales = config.task.scale, tuple(config.task.scales)
+    for key, made in (("blur", config.task.blur > 0), ("degradation", config.task.degradation == "mixed")):
+        if made:
+            raise UserError(f"task.{key} = {config.task[key]}: low-resolution pictures that are there are as they are")
     if scales:
         raise UserError(f"task.scales = {scales}: low-resolution pictures that are there are of one scale, task.scale")
     if int(scale) != scale:

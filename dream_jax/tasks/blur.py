@@ -38,8 +38,12 @@ def gaussian_weights(width, most: int):
 def _along(levels, weights, axis):
     reach, size = len(weights) // 2, levels.shape[axis]
     padded = jnp.pad(levels, [(reach, reach) if i == axis else (0, 0) for i in range(levels.ndim)], "edge")
-    shifted = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * weights[i] for i in range(len(weights)))
-    return (sum(shifted) + 2 ** (GAUSSIAN_BITS - 1)) >> GAUSSIAN_BITS
+
+    def add(i, total):
+        return total + jax.lax.dynamic_slice_in_dim(padded, i, size, axis) * weights[i]
+
+    half = jnp.full_like(levels, 2 ** (GAUSSIAN_BITS - 1))
+    return jax.lax.fori_loop(0, len(weights), add, half) >> GAUSSIAN_BITS
 
 
 def gaussian(picture, width, most: int | None = None):

@@ -1,5 +1,6 @@
 """Denoising: pictures from noisy ones."""
 
+import jax
 import numpy as np
 
 from dream_jax.tasks import draws, host, noise, value_range
@@ -19,7 +20,8 @@ def denoising(
 
     @draws.each
     def noisy(key, picture):
-        return noise.add(key, picture, draws.within(key, deviation))
+        level_key, key = jax.random.split(key)
+        return noise.add(picture, noise.normal(key, picture), draws.within(level_key, deviation))
 
     def condition(observed, sides=None):
         return value_range.to_float(observed)

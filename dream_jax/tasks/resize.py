@@ -1,12 +1,15 @@
 """Resizing that agrees with Pillow's files, on device."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 from dream_jax.errors import UserError
+from dream_jax.tasks import value_range
 
 
 def _cubic(x):
@@ -68,26 +71,26 @@ def resize_matrices(kernel, size_in, size_out):
     return blocks
 
 
-def _resize_axis_16(levels, axis, size, kernel):
+def _times_16(levels, matrix, axis):
     """Clipped as 8 bits, and not rounded: of 16 bits there is no file's arithmetic to agree with."""
     equation = {-2: "...wc,vw->...vc", -3: "...hwc,vh->...vwc"}[axis]
-    blocks = []
-    for matrix, inputs in resize_matrices(kernel, levels.shape[axis], size):
-        part = jax.lax.slice_in_dim(levels, inputs.start, inputs.stop, axis=axis)
-        exact = jnp.asarray((matrix[0] * 256.0 + matrix[1]) / 2.0**22, levels.dtype)
-        blocks.append(jnp.einsum(equation, part, exact, precision=jax.lax.Precision.HIGHEST))
-    return jnp.clip(jnp.concatenate(blocks, axis), 0, 65535)
+    exact = jnp.asarray((matrix[0] * 256.0 + matrix[1]) / 2.0**22, levels.dtype)
+    return jnp.clip(jnp.einsum(equation, levels, exact, precision=jax.lax.Precision.HIGHEST), 0, 65535)
 
 
-def _resize_axis(levels, axis, size, kernel):
+def _times(levels, matrix, axis):
     equation = {-2: "...wc,kvw->k...vc", -3: "...hwc,kvh->k...vwc"}[axis]
+    matrix = jnp.asarray(matrix, levels.dtype)
+    high, low = jnp.einsum(equation, levels, matrix, precision=jax.lax.Precision.HIGHEST)
+    fixed = (high.astype(jnp.int32) << 8) + low.astype(jnp.int32)
+    return jnp.clip((fixed + 2**21) >> 22, 0, 255).astype(levels.dtype)
+
+
+def _resize_axis(levels, axis, size, kernel, times):
     blocks = []
     for matrix, inputs in resize_matrices(kernel, levels.shape[axis], size):
         part = jax.lax.slice_in_dim(levels, inputs.start, inputs.stop, axis=axis)
-        matrix = jnp.asarray(matrix, levels.dtype)
-        high, low = jnp.einsum(equation, part, matrix, precision=jax.lax.Precision.HIGHEST)
-        fixed = (high.astype(jnp.int32) << 8) + low.astype(jnp.int32)
-        blocks.append(jnp.clip((fixed + 2**21) >> 22, 0, 255).astype(levels.dtype))
+        blocks.append(times(part, matrix, axis))
     return jnp.concatenate(blocks, axis)
 
 
@@ -103,28 +106,82 @@ def resize(pictures, height, width, kernel="pil_bicubic"):
         raise UserError(f"resize kernel {kernel!r} is unknown; choose one of {', '.join(KERNELS)}")
     pictures = jnp.asarray(pictures)
     levels = pictures.astype(jnp.promote_types(pictures.dtype, jnp.float32))
-    along = _resize_axis_16 if pictures.dtype == jnp.uint16 else _resize_axis
+    times = _times_16 if pictures.dtype == jnp.uint16 else _times
     for axis, size in ((-2, width), (-3, height)):
         if levels.shape[axis] != size:
-            levels = along(levels, axis, size, kernel)
+            levels = _resize_axis(levels, axis, size, kernel, times)
     if pictures.dtype == jnp.uint16:
         levels = jnp.floor(levels + 0.5)
     return levels.astype(pictures.dtype)
 
 
+class Choices(NamedTuple):
+    """Pillow's coefficients for several pairs of sizes of one axis: what is not zero of them, filled up with zeros.
+
+    weights int32 [sizes, outputs, taps] are of 22 bits, the first of which is for input `first` [sizes, outputs]; the
+    largest sizes are `outputs` and `inputs`.
+    """
+
+    weights: np.ndarray
+    first: np.ndarray
+    inputs: int
+
+
 @functools.lru_cache(maxsize=32)
-def _shrink_and_inverse(kernel, size_in, size_out):
+def choices(kernel: str, sizes: tuple[tuple[int, int], ...]) -> Choices:
+    """Of pairs (size in, size out), each at most `BLOCK`."""
+    matrices = []
+    for size_in, size_out in sizes:
+        ((high, low), _), *_ = resize_matrices(kernel, size_in, size_out)
+        matrices.append(256 * high.astype(np.int32) + low.astype(np.int32))
+    first = [np.argmax(matrix != 0, 1) for matrix in matrices]
+    taps = max(
+        int(np.max(m.shape[1] - np.argmax(m[:, ::-1] != 0, 1) - f)) for m, f in zip(matrices, first, strict=True)
+    )
+    outputs, inputs = (max(sides) for sides in zip(*(m.shape for m in matrices), strict=True))
+    weights, starts = np.zeros((len(sizes), outputs, taps), np.int32), np.zeros((len(sizes), outputs), np.int32)
+    for i, (matrix, start) in enumerate(zip(matrices, first, strict=True)):
+        wide = np.pad(matrix, ((0, 0), (0, taps)))
+        weights[i, : len(matrix)] = np.take_along_axis(wide, start[:, None] + np.arange(taps), 1)
+        starts[i, : len(matrix)] = start
+    return Choices(weights, starts, inputs)
+
+
+def resize_chosen(picture, choice, vertical: Choices, horizontal: Choices):
+    """`resize` of one picture [H, W, C] by the pair of sizes with a number that may be traced.
+
+    The picture lies at the top left of its array, and so does the result, which is 0 beyond.
+    """
+    levels = picture.astype(jnp.promote_types(picture.dtype, jnp.float32))
+    times = _times_16 if picture.dtype == jnp.uint16 else _times
+    for axis, table in ((-2, horizontal), (-3, vertical)):
+        weights, first = jnp.asarray(table.weights)[choice], jnp.asarray(table.first)[choice]
+        tap = jnp.arange(table.inputs)[None] - first[:, None]
+        there = (tap >= 0) & (tap < weights.shape[1])
+        fixed = jnp.where(there, jnp.take_along_axis(weights, jnp.clip(tap, 0, weights.shape[1] - 1), 1), 0)
+        high = (fixed + 128) >> 8
+        levels = times(levels, jnp.stack([high, fixed - (high << 8)]).astype(jnp.float32), axis)
+    return value_range.to_whole(levels, picture.dtype)
+
+
+@functools.lru_cache(maxsize=32)
+def _shrink_and_inverse(kernel, size_in, size_out, width):
     shrink, _ = coefficients(kernel, size_in, size_out)
-    return shrink, np.linalg.pinv(shrink)
+    if not width:
+        return shrink, np.linalg.pinv(shrink)
+    # What blurring takes to less than a tenth is not to be had back of whole levels.
+    shrink = shrink @ ndimage.gaussian_filter1d(np.eye(size_in), width, axis=0, mode="nearest", truncate=4.0)
+    return shrink, np.linalg.pinv(shrink, rcond=0.1)
 
 
-def project(pictures, low, kernel="pil_bicubic"):
+def project(pictures, low, kernel="pil_bicubic", width: float = 0.0):
     """The nearest pictures [B, H, W, C] whose shrunk ones are `low` [B, h, w, C]; floats in any one range.
 
     Shrinking is linear but for its rounding, A = A_v x A_h, so that they are `x + A^+ (low - A x)` with the
-    pseudo-inverse A^+: range-null space decomposition (Wang et al. 2022, DDNM, arXiv 2212.00490, eq. 4).
+    pseudo-inverse A^+: range-null space decomposition (Wang et al. 2022, DDNM, arXiv 2212.00490, eq. 4). With a width,
+    a Gaussian of it blurs before, and what that makes faint is left as it is.
     """
-    axes = [_shrink_and_inverse(kernel, pictures.shape[axis], low.shape[axis]) for axis in (1, 2)]
+    axes = [_shrink_and_inverse(kernel, pictures.shape[axis], low.shape[axis], width) for axis in (1, 2)]
     (shrink_v, inverse_v), (shrink_h, inverse_h) = jax.tree.map(lambda m: jnp.asarray(m, pictures.dtype), axes)
 
     def along_both(vertical, horizontal, z):

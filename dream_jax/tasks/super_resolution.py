@@ -1,9 +1,11 @@
 """Super-resolution: enlarging pictures."""
 
+import jax
 import jax.numpy as jnp
 
 from dream_jax.errors import UserError
-from dream_jax.tasks import resize, value_range
+from dream_jax.tasks import blur, draws, mixture, resize, value_range
+from dream_jax.tasks.jpeg import check_channels
 from dream_jax.tasks.task import Task, mean_square, restoration
 
 NEEDS_LOW = (
@@ -11,39 +13,69 @@ NEEDS_LOW = (
     "data.lr_folder, data.lr_key, or --low"
 )
 
+DEGRADATIONS = ("kernel", "mixed")
+# Those that a mixed degradation draws from.
+SHRINKING = "pil_bicubic", "pil_bilinear", "pil_box"
+
 
 def super_resolution(
-    scale: int, kernel: str = "pil_bicubic", residual: bool = False, gain: float = 1.0, channels: int = 3
+    scale: float,
+    kernel: str = "pil_bicubic",
+    residual: bool = False,
+    gain: float = 1.0,
+    channels: int = 3,
+    width: float = 0.0,
+    strengths: mixture.Strengths | None = None,
+    scales: tuple[float, ...] = (),
 ) -> Task:
-    """Enlarging by a whole factor, from a low-resolution picture made with a named kernel, or from one that is there.
+    """Enlarging, from a low-resolution picture made with a named kernel, or from one that is there.
 
     cond is the low-resolution picture enlarged with the same kernel (SR3, Saharia et al. 2021, section 2).
 
     Args:
-      scale: the factor; picture sides must divide by it. At 1 there are only pictures that are there.
+      scale: the factor; picture sides must divide by a whole one. At 1 there are only pictures that are there.
       kernel: one of `resize.KERNELS`, rounding to grey levels as files on disk do.
       residual: x0 is `gain * (picture - cond)` instead of the picture: an x0 of 0 is the enlarged picture itself.
       gain: brings the residual near the unit variance that noise schedules assume.
       channels: of pictures.
+      width: of a Gaussian that blurs before shrinking, in pixels of the picture; 0 is none.
+      strengths: of a mixed degradation instead of that and of the kernel's shrinking.
+      scales: LOW, HIGH of the factor that training draws for each picture; none is `scale`.
     """
-    if scale < 1:
-        raise UserError(f"task.scale = {scale}: it must be a whole number of at least 1")
+    scale = int(scale) if scale == int(scale) else scale
+    _check(scale, scales, channels, width, strengths)
+    # A mixed degradation draws, and so nothing of a result can be held against what was observed.
+    fixed = scale > 1 and strengths is None
 
     def observe(keys, picture):
-        del keys
         if scale == 1:
             raise UserError(f"task.scale = 1: {NEEDS_LOW}")
-        return resize.resize(picture, picture.shape[-3] // scale, picture.shape[-2] // scale, kernel)
+        size = tuple(round(side / scale) for side in picture.shape[-3:-1])
+        if isinstance(scale, int):
+            size = picture.shape[-3] // scale, picture.shape[-2] // scale
+        if strengths is not None:
+            return draws.each(lambda key, z: _mixed(key, z, size, scale, strengths))(keys, picture)
+        return resize.resize(blurred(picture), *size, kernel)
+
+    def blurred(picture):
+        return jax.vmap(lambda z: blur.gaussian(z, width))(jnp.asarray(picture)) if width else picture
 
     def condition(low, sides=None):
-        height, width = sides or (low.shape[-3] * scale, low.shape[-2] * scale)
+        height, width = sides or (round(low.shape[-3] * scale), round(low.shape[-2] * scale))
         return value_range.to_float(resize.resize(low, height, width, kernel))
+
+    def drawn(keys, picture):
+        if strengths is None:
+            picture = blurred(picture)
+        return value_range.to_float(
+            draws.each(lambda key, z: _enlarged_again(key, z, scales, kernel, strengths))(keys, picture)
+        )
 
     def consistency(result, low):
         return mean_square(observe(None, result), jnp.asarray(low))
 
     def project(picture, low):
-        return resize.project(picture, value_range.to_float(low, picture.dtype), kernel)
+        return resize.project(picture, value_range.to_float(low, picture.dtype), kernel, width)
 
     baseline_name = "low resolution" if scale == 1 else kernel.removeprefix("pil_")
     return restoration(
@@ -52,15 +84,77 @@ def super_resolution(
         residual=residual,
         gain=gain,
         reference=lambda cond: cond,
+        drawn_condition=drawn if scales else None,
         baseline=condition,
         baseline_name=baseline_name,
-        consistency=consistency if scale > 1 else None,
-        project=project if scale > 1 else None,
+        consistency=consistency if fixed else None,
+        project=project if fixed else None,
         columns=lambda low, enlarged: {"low resolution": low, baseline_name: enlarged},
         beside="low",
         needs_beside=scale == 1,
         scale=scale,
-        divisor=scale,
+        divisor=scale if isinstance(scale, int) else 1,
         channels=channels,
         cond_channels=channels,
     )
+
+
+def _check(scale, scales, channels, width, strengths):
+    if scale < 1:
+        raise UserError(f"task.scale = {scale}: it must be at least 1")
+    if strengths is not None:
+        check_channels(channels, "task.degradation = mixed")
+        if width:
+            raise UserError(f"task.blur = {width}: it goes with task.degradation = kernel; mixed blurs by task.width")
+    if scale == 1 and (scales or width or strengths):
+        raise UserError(f"task.scale = 1: task.scales, task.blur and task.degradation make pictures; {NEEDS_LOW}")
+
+
+def _mixed(key, picture, size, scale, strengths):
+    """A picture [H, W, C] to a low-resolution one of a size."""
+
+    def shrink(key, picture):
+        kernel = jax.random.randint(key, (), 0, len(SHRINKING))
+        made = [resize.resize(picture, *size, name) for name in SHRINKING]
+        return jax.lax.select_n(kernel, *made), lambda picture: picture
+
+    return mixture.degrade(key, picture, strengths, shrink, scale, scale)
+
+
+def low_sizes(side: int, scales) -> tuple[int, ...]:
+    """The sides of low-resolution pictures from the smallest to the largest scale that is drawn."""
+    smallest = max(round(side / scales[-1]), 1)
+    return tuple(range(smallest, max(round(side / scales[0]), smallest) + 1))
+
+
+def _enlarged_again(key, picture, scales, kernel, strengths):
+    """A picture [H, W, C] shrunk to one of the sizes of some scales, and enlarged again; whole levels."""
+    size_key, key = jax.random.split(key)
+    height, width = picture.shape[:2]
+    smaller = low_sizes(height, scales)
+    sizes = (
+        [(height, small) for small in smaller],
+        [(width, max(round(small * width / height), 1)) for small in smaller],
+    )
+    back = [tuple((small, side) for side, small in pairs) for pairs in sizes]
+    choice = jax.random.randint(size_key, (), 0, len(smaller))
+    small_sides = [jnp.asarray([small for _, small in pairs])[choice] for pairs in sizes]
+
+    def fill(low):
+        rows, columns = (
+            jnp.minimum(jnp.arange(n), small - 1) for n, small in zip(low.shape[:2], small_sides, strict=True)
+        )
+        return low[rows][:, columns]
+
+    def by(name, picture):
+        return resize.resize_chosen(picture, choice, *(resize.choices(name, tuple(pairs)) for pairs in sizes))
+
+    def shrink(key, picture):
+        number = jax.random.randint(key, (), 0, len(SHRINKING))
+        return jax.lax.select_n(number, *(by(name, picture) for name in SHRINKING)), fill
+
+    if strengths is None:
+        low = by(kernel, picture)
+    else:
+        low = mixture.degrade(key, picture, strengths, shrink, height / small_sides[0], scales[0])
+    return resize.resize_chosen(low, choice, *(resize.choices(kernel, pairs) for pairs in back))

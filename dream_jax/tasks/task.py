@@ -28,6 +28,8 @@ class Task:
       to_picture: `(x0, cond) -> picture`.
       constrain: `(x0, cond, limit=clip) -> x0` whose picture is `limit(picture)`.
       paired: whether a result has an original that it can be compared with.
+      drawn_condition: `(keys, pictures levels) -> cond` of training, where it draws more than `observe` does: a scale.
+        None elsewhere.
       baseline: `observed -> picture` that results are compared with; None where there is none.
       baseline_name: what that is called in tables and pictures.
       classical: (name, `observed [h, w, .] -> picture [H, W, C]`), levels on the host: what is done without a network.
@@ -58,6 +60,7 @@ class Task:
     to_picture: Callable
     constrain: Callable
     paired: bool = False
+    drawn_condition: Callable | None = None
     baseline: Callable | None = None
     baseline_name: str = ""
     classical: tuple[str, Callable] | None = None
@@ -95,8 +98,11 @@ class Task:
     def make_pair(self, keys, picture, beside=None):
         """`(keys [B], pictures [B, H, W, C]) -> (x0, cond)`, of levels; beside [B, h, w, .] lies beside them."""
         levels = _as_floats(picture)
-        observed = self.observe(keys, levels) if beside is None else self.given_beside(levels, _as_floats(beside))
-        cond = self.condition(observed, picture.shape[-3:-1])
+        if beside is None and self.drawn_condition is not None:
+            cond = self.drawn_condition(keys, levels)
+        else:
+            observed = self.observe(keys, levels) if beside is None else self.given_beside(levels, _as_floats(beside))
+            cond = self.condition(observed, picture.shape[-3:-1])
         if self.dropped:
             gone = jax.vmap(lambda key: jax.random.bernoulli(key, self.dropped))(keys)
             cond = jnp.where(gone[:, None, None, None], self.null(cond), cond)

@@ -21,7 +21,8 @@ def test_a_checkpoint_of_other_data_or_of_another_config_is_not_continued():
         "objective": "start_step stop_step estimate_every noise estimate_noise perturbation rollout span",
         "data": "crop limit channels bits range percentile clip lr_key bundled classes condition_channels "
         "condition_bits condition_range",
-        "task": "target num_classes drop_label masks unknown blurs width length deviation quality",
+        "task": "target num_classes drop_label scales blur degradation masks unknown blurs width length deviation "
+        "quality",
         "schedule": "kappa sqrt_eta_start sqrt_eta_end power sum_scale max_sigma alpha_end",
     }
     older = {

@@ -41,14 +41,19 @@ BATCH, SIZE = 32, 16
 
 
 class Form(NamedTuple):
-    """How long which network trains: its channels are 8 times `multipliers`, one at each level."""
+    """How long which network trains: its channels are 8 times `multipliers`, one at each level.
+
+    process: whether residuals are learnt on a schedule that ends in noise alone, where a quarter of the examples are.
+    """
 
     steps: int
     multipliers: tuple[int, ...]
+    process: bool = False
 
 
 # A network of one level attends once, in its middle. Compiling is most of what the short form costs.
 LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,))
+PROCESS_FORM = Form(3, (1,), process=True)
 
 
 class Variant(NamedTuple):
@@ -130,6 +135,10 @@ def setup(dtype: str, variant: Variant, form: Form):
     config.network.dropout = 0.2
     config.network.remat = variant.remat
     config.mesh.shard = variant.shard
+    if form.process:
+        config.task.residual, config.objective.kind = True, "x0"
+        config.schedule.name, config.schedule.num_steps, config.schedule.continuous = "rddm", 4, False
+        config.evaluation.steps, config.samples.steps = (1,), 1
     return checks.validate(config)
 
 
@@ -327,7 +336,8 @@ def compare(dtype: str, variants, mutants=(), form: Form = LONG_FORM) -> list[di
             distance = distances(trained, results[REFERENCE, None, optimizer])
             # All within, not none beyond: a NaN does not agree.
             agrees = all(distance[name] <= bound for name, bound in BOUNDS[dtype].items())
-            row = {"variant": str(variant), "mutant": mutant, "dtype": dtype, "optimizer": optimizer}
+            name = f"rddm, x0: {variant}" if form.process else str(variant)
+            row = {"variant": name, "mutant": mutant, "dtype": dtype, "optimizer": optimizer}
             rows.append(row | distance | {"agrees": agrees})
     return rows
 
@@ -363,6 +373,7 @@ def main() -> int:
         return 0
 
     rows = compare("float64", VARIANTS, MUTANTS) + compare("float32", VARIANTS)
+    rows += compare("float64", SHORT, form=PROCESS_FORM)
     caught = {row["mutant"] for row in rows if row["mutant"] and not row["agrees"]}
     mistakes = {mutant for mutant, _ in MUTANTS}
     sound = [row for row in rows if not row["mutant"]]
@@ -372,8 +383,9 @@ def main() -> int:
 
 `python -m benchmarks.agreement`, on CPU ({report.machine()}): {report.listed(versions)}.
 
-{LONG_FORM.steps} steps at batch {BATCH}, against one device with accumulation 1 and no remat. The first gradient is
-measured by its own norm, tree and leaf by how far the reference moved; the bounds are of gradient, tree and leaf.
+{LONG_FORM.steps} steps, or {PROCESS_FORM.steps} of rddm, at batch {BATCH}, against one device with accumulation 1 and
+no remat. The first gradient is measured by its own norm, tree and leaf by how far the reference moved; the bounds are
+of gradient, tree and leaf.
 
 {table(rows)}
 

@@ -8,14 +8,15 @@ import numpy as np
 from dream_jax import diffusion, noise_schedule, samplers, sampling
 
 VP = noise_schedule.linear(200, 1e-4, 0.08)
-STOCHASTIC = ("ddpm", "dpmpp_2m_sde")
+STOCHASTIC = ("ddpm", "dpmpp_2m_sde", "resshift", "resfusion")
 DETERMINISTIC = [name for name in samplers.SAMPLERS if name not in STOCHASTIC]
 
 
 def run(rows, denoise, x, noise=None):
-    """The loop of samplers.py's text. noise: one array for each row, or none."""
-    base, y, history = x, x, [np.zeros_like(x)] * samplers.HISTORY
-    for i, (alpha, sigma, remember, move, look) in enumerate(zip(*rows, strict=True)):
+    """The loop of samplers.py's text, from the starting noise x. noise: one array for each row, or none."""
+    base = y = rows.start * x
+    history = [np.zeros_like(x)] * samplers.HISTORY
+    for i, (alpha, sigma, remember, move, look) in enumerate(zip(*rows[:5], strict=True)):
         out = denoise(y, alpha, sigma)
         history = [remember @ np.stack([y, out, history[0]]), *history[:-1]]
         base = move @ np.stack([base, *history, 0 * x if noise is None else noise[i]])
@@ -77,7 +78,7 @@ def errors(sampler, data, spaced, counts, kind="x0"):
     results = []
     for count in counts:
         levels = levels_at(spaced(count))
-        x = run(_rows(sampler, *map(tuple, levels)), data.denoise(kind), POINTS)
+        x = run(_rows(sampler, tuple(levels.alpha), tuple(levels.sigma)), data.denoise(kind), POINTS)
         results.append(abs(x - solution(data, levels.lam[0], levels.lam[-1])).max())
     return np.array(results)
 

@@ -23,6 +23,8 @@ STOCHASTIC = {
     "ddpm": "ddpm",
     "ddim, eta 0.5": functools.partial(samplers.ddim, eta=0.5),
     "ddim, eta 1": functools.partial(samplers.ddim, eta=1.0),
+    "resshift": "resshift",
+    "resfusion": "resfusion",
     "dpmpp_2m_sde": "dpmpp_2m_sde",
 }
 

@@ -24,6 +24,7 @@ class NoiseSchedule:
       alpha: float64 [T+1], always falling, from 1 to 0 or above.
       sigma: float64 [T+1], from 0; above 0 at all other entries.
       distance: float64 [T+1], 1 - alpha, from a formula that does not cancel near alpha = 1; None takes the difference.
+      start: the deviation of the noise that sampling begins with; None is hypot(alpha[T], sigma[T]).
 
     Raises UserError for other tables.
     """
@@ -31,6 +32,7 @@ class NoiseSchedule:
     alpha: np.ndarray
     sigma: np.ndarray
     distance: np.ndarray | None = None
+    start: float | None = None
 
     def __post_init__(self):
         if self.distance is None:
@@ -43,6 +45,8 @@ class NoiseSchedule:
             and (self.sigma[1:] > 0).all()
         ):
             raise UserError("a noise schedule needs an alpha that falls from 1, and a sigma that is 0 there only")
+        if self.start is not None and not 0 < self.start < np.inf:
+            raise UserError(f"start = {self.start}: sampling begins with noise of a deviation above 0")
 
     @property
     def num_steps(self) -> int:
@@ -98,8 +102,9 @@ class NoiseSchedule:
         table = self.logsnr / 2
         last = np.clip(len(table) - np.searchsorted(table[::-1], lam), 1, self.num_steps)
         start, slope = (part[last - 1] for part in self._curve)
-        # With k = (sigma / alpha)^2, d (start + slope d) = k (1 - d)^2: the root in the form that does not cancel.
-        k = np.exp(-2 * np.asarray(lam, np.float64))
+        # With k = (sigma / alpha)^2, d (start + slope d) = k (1 - d)^2: the root in the form that does not cancel. The
+        # bound is noise alone, lam = -inf, for which d is 1.
+        k = np.exp(np.minimum(-2 * np.asarray(lam, np.float64), 600))
         d = k / (start / 2 + k + np.sqrt(start**2 / 4 + k * (start + slope)))
         return last - 1 + (d - self.distance[last - 1]) / (self.distance[last] - self.distance[last - 1])
 
@@ -136,11 +141,84 @@ def flow(num_steps: int) -> NoiseSchedule:
     return NoiseSchedule(1 - sigma, sigma, distance=sigma)
 
 
+# The processes below lead from a picture x0 to a picture y that is given: x_t = c y + alpha (x0 - y) + sigma eps. Their
+# tables are those of z = x_t - c y, which is what is modelled with `task.residual`.
+
+
+def resshift(
+    num_steps: int, kappa: float = 2.0, sqrt_eta_start: float = 0.02, sqrt_eta_end: float = 0.99, power: float = 0.3
+) -> NoiseSchedule:
+    """ResShift (Yue et al. 2023, arXiv 2307.12348), c = 1: alpha = 1 - eta, sigma = kappa sqrt(eta).
+
+    sqrt(eta) grows geometrically in (t - 1)^power from its start, at t = 1, to its end. Sampling begins at y with noise
+    of sigma.
+    """
+    if num_steps < 2:
+        raise UserError(f"schedule.num_steps = {num_steps}: resshift has at least 2")
+    if not 0 < sqrt_eta_start < sqrt_eta_end <= 1:
+        raise UserError(f"schedule.sqrt_eta_end = {sqrt_eta_end}: 0 < sqrt_eta_start < sqrt_eta_end <= 1")
+    growth = np.linspace(0, 1, num_steps) ** power
+    root = np.concatenate([[0.0], sqrt_eta_start * (sqrt_eta_end / sqrt_eta_start) ** growth])
+    return NoiseSchedule(1 - root**2, kappa * root, distance=root**2, start=kappa * sqrt_eta_end)
+
+
+def rddm(num_steps: int, sum_scale: float = 1.0) -> NoiseSchedule:
+    """Residual denoising (RDDM, Liu et al. 2024, arXiv 2308.13712), c = 1, with its steps for restoration.
+
+    The residual's steps fall linearly in t to 0, the noise's variances grow linearly, up to sum_scale in all. At T no
+    residual is left: alpha = 0.
+    """
+    t, total = np.arange(num_steps + 1.0), num_steps * (num_steps + 1)
+    left = num_steps - t
+    sigma = np.sqrt(sum_scale * t * (t + 1) / total)
+    return NoiseSchedule(left * (left + 1) / total, sigma, distance=t * (num_steps + 1 + left) / total)
+
+
+def ir_sde(num_steps: int, max_sigma: float = 10.0, alpha_end: float = 0.005) -> NoiseSchedule:
+    """The mean-reverting SDE of Luo et al. 2023 (arXiv 2301.11699), c = 1, with its cosine schedule.
+
+    Its x0 goes to y as alpha goes to alpha_end, and its variance to that of max_sigma, in grey levels of 255. Sampling
+    begins at y with this noise. It preserves variance but for the noise's size, so `ddpm` samples its posterior.
+    """
+    if not 0 < alpha_end < 1:
+        raise UserError(f"schedule.alpha_end = {alpha_end}: it must lie between 0 and 1")
+    angle = (np.arange(num_steps + 3) / (num_steps + 2) + 0.008) / 1.008 * np.pi / 2
+    rates = 1 - (np.cos(angle) / np.cos(angle[0])) ** 2
+    passed = np.concatenate([[0.0], np.cumsum(rates[2:-1])])
+    log_alpha = np.log(alpha_end) * passed / passed[-1]
+    # Pictures are numbers in [-1, 1].
+    deviation = 2 * max_sigma / 255
+    sigma = deviation * np.sqrt(-np.expm1(2 * log_alpha))
+    return NoiseSchedule(np.exp(log_alpha), sigma, distance=-np.expm1(log_alpha), start=deviation)
+
+
+def resfusion(num_steps: int) -> NoiseSchedule:
+    """Resfusion (Shi et al. 2023, arXiv 2311.14900): alpha = 2 c - 1, sigma^2 = 1 - c^2, c from a linear schedule.
+
+    Its num_steps betas go in equal steps from 0.1 / num_steps to 20 / num_steps. The table ends where c falls to 1/2,
+    which takes the place of the entry below; 12 steps become 5. There x_t knows y alone: alpha = 0.
+    """
+    betas = np.linspace(0.1 / num_steps, 20 / num_steps, num_steps)
+    left = np.cumprod(np.maximum(1 - betas, 0))
+    left[-1] = 0
+    whole = np.argmax(left <= 1 / 4)
+    log_c = np.concatenate([[0.0], np.cumsum(np.log1p(-betas[:whole])), [np.log(1 / 4)]]) / 2
+    distance = -2 * np.expm1(log_c)
+    distance[-1] = 1
+    return NoiseSchedule(1 - distance, np.sqrt(-np.expm1(2 * log_c)), distance)
+
+
 # By name in `schedule.name`: from the settings `config.schedule` to the schedule.
 SCHEDULES = {
     "linear": lambda settings: linear(settings.num_steps, settings.beta_start, settings.beta_end),
     "cosine": lambda settings: cosine(settings.num_steps, settings.beta_min, settings.beta_max),
     "flow": lambda settings: flow(settings.num_steps),
+    "resshift": lambda settings: resshift(
+        settings.num_steps, settings.kappa, settings.sqrt_eta_start, settings.sqrt_eta_end, settings.power
+    ),
+    "rddm": lambda settings: rddm(settings.num_steps, settings.sum_scale),
+    "ir_sde": lambda settings: ir_sde(settings.num_steps, settings.max_sigma, settings.alpha_end),
+    "resfusion": lambda settings: resfusion(settings.num_steps),
 }
 
 

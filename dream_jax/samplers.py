@@ -9,8 +9,8 @@ row per network evaluation:
     base = move . (base, h, noise)
     y    = look . (base, h)
 
-with base = y = x_T and h = 0 at first; the result is the last y. `sampling.run` runs any of them in the same loop. To
-add a sampler, write its function and name it in SAMPLERS.
+with base = y = start * noise and h = 0 at first; the result is the last y. `sampling.run` runs any of them in the same
+loop. To add a sampler, write its function and name it in SAMPLERS.
 
 A deterministic move is DDIM's with x0_hat, or eps_hat, replaced by a weighted mean over the history; samplers differ in
 where they evaluate and in the weights. All of them keep to this:
@@ -40,8 +40,8 @@ from dream_jax.noise_schedule import NoiseSchedule
 
 HISTORY = 5
 
-# Half the logsnr at which sampling begins where the noise schedule ends in pure noise.
-_LOWEST = -10.0
+# Half the logsnr at which samplers that need a finite one begin where the noise schedule ends in noise alone.
+LOWEST = -10.0
 
 # The longest Runge-Kutta step, in half the logsnr. Such a step weighs differences of eps_hat by sigma / alpha, and so
 # multiplies errors by up to e^3 = 20; out of pure noise, where it would be thousands, DDIM's step is harmless.
@@ -51,16 +51,37 @@ _POINTS, _AREAS = np.polynomial.legendre.leggauss(32)
 
 
 class Levels(NamedTuple):
-    """Variance-preserving levels, noisiest first, float64 [N+1]; sigma[N] may be 0, and then is not evaluated."""
+    """Variance-preserving levels, noisiest first; sigma[N] may be 0, and then is not evaluated.
+
+    Attributes:
+      alpha, sigma: float64 [N+1], with alpha^2 + sigma^2 = 1; alpha[0] may be 0.
+      length: float64 [N+1], by which the noise schedule's own levels are longer.
+      start: what standard normal noise is multiplied by to begin with.
+    """
 
     alpha: np.ndarray
     sigma: np.ndarray
+    length: np.ndarray | float = 1.0
+    start: float = 1.0
 
     @property
     def lam(self):
         """Half the log signal-to-noise ratio, log(alpha / sigma)."""
         with np.errstate(divide="ignore"):
             return np.log(self.alpha) - np.log(self.sigma)
+
+    @property
+    def own_sigma(self):
+        """sigma of the noise schedule itself, float64 [N+1]."""
+        return self.length * self.sigma
+
+    def finite(self) -> "Levels":
+        """With a logsnr of -20 or less in the place of noise alone, whose own is not finite; no picture is visible."""
+        if self.alpha[0] > 0:
+            return self
+        alpha, sigma, following = self.alpha.copy(), self.sigma.copy(), self.lam[1]
+        alpha[0], sigma[0] = _level(LOWEST if following > LOWEST else following - 1)
+        return self._replace(alpha=alpha, sigma=sigma)
 
 
 class Rows(NamedTuple):
@@ -71,6 +92,7 @@ class Rows(NamedTuple):
     remember: np.ndarray  # [N, 3] over (y, out, h[0])
     move: np.ndarray  # [N, HISTORY + 2] over (base, h..., noise)
     look: np.ndarray  # [N, HISTORY + 1] over (base, h...)
+    start: np.ndarray | float = 1.0  # x_T over standard normal noise, see `make_rows`
 
 
 def ddpm_step(x_t, x0_hat, alpha_from, alpha_to, noise):
@@ -105,6 +127,28 @@ def ddim(levels: Levels, eta: float = 0.0) -> Rows:
     if not 0 <= eta <= 1:
         raise UserError(f"eta = {eta}: it must lie between 0 (deterministic) and 1 (ancestral)")
     return _one_step_rows(lambda *args: ddim_step(*args, eta=eta), levels)
+
+
+def resshift(levels: Levels) -> Rows:
+    """ResShift's own sampling, Yue et al. 2023 (arXiv 2307.12348): noise that is a random walk.
+
+    For any noise schedule whose sigma falls towards the picture; its noises at two levels correlate by their ratio.
+    """
+    sigma = levels.own_sigma
+    return _correlated_rows(levels, sigma[1:] / sigma[:-1], "resshift needs a noise schedule whose sigma falls")
+
+
+def resfusion(levels: Levels) -> Rows:
+    """Resfusion's own sampling, Shi et al. 2023 (arXiv 2311.14900): the noise is that of DDPM at the same sigma.
+
+    For any noise schedule whose sigma falls towards the picture and is at most 1; where variance is preserved it is
+    `ddpm`.
+    """
+    sigma = levels.own_sigma
+    with np.errstate(invalid="ignore"):
+        shrink = np.sqrt((1 - sigma[:-1]) * (1 + sigma[:-1]) / ((1 - sigma[1:]) * (1 + sigma[1:])))
+    needs = "resfusion needs a noise schedule whose sigma falls from 1 or less"
+    return _correlated_rows(levels, shrink * sigma[1:] / sigma[:-1], needs)
 
 
 def heun(levels: Levels) -> Rows:
@@ -146,6 +190,7 @@ def dpmpp_3m(levels: Levels) -> Rows:
 
     Implementations that give the second difference the factor phi_3, without 2 for the second derivative, have order 2.
     """
+    levels = levels.finite()
     return _dpmpp(ddim(levels), levels, 3)
 
 
@@ -164,6 +209,7 @@ def plms(levels: Levels) -> Rows:
 
     Eq. 12 takes levels for equally far apart; where they are far from that, the order is 1.
     """
+    levels = levels.finite()
     rows, fits = _eps_rows(levels), _fits(levels, 0, 2)
     if fits:
         _block(rows, 0, levels.lam[0], _heun_stages(levels.lam[:3]))
@@ -176,6 +222,7 @@ def pndm(levels: Levels) -> Rows:
     Those steps take four evaluations and four levels each. Where they do not fit, as with fewer than 13 evaluations to
     sigma = 0, this is `plms`. Eq. 12 then begins with what the history still holds: the last step's own evaluations.
     """
+    levels = levels.finite()
     if not all(_fits(levels, i, 4) for i in (0, 4, 8)):
         return plms(levels)
     rows, lam = _eps_rows(levels), levels.lam
@@ -216,6 +263,7 @@ def ghvb(levels: Levels, order: int = 2, momentum: float = 0.8) -> Rows:
         raise UserError(f"order = {order}: ghvb has the orders 1 to {HISTORY}")
     if not 0 < momentum <= 1:
         raise UserError(f"momentum = {momentum}: it must lie between 0 (excluded) and 1 (undamped)")
+    levels = levels.finite()
     rows, lam, full = _eps_rows(levels), levels.lam, _num_full(levels)
     # The first velocity is the first eps_hat.
     rows.remember[1:full] *= momentum
@@ -230,6 +278,8 @@ def ghvb(levels: Levels, order: int = 2, momentum: float = 0.8) -> Rows:
 SAMPLERS = {
     "ddpm": ddpm,
     "ddim": ddim,
+    "resshift": resshift,
+    "resfusion": resfusion,
     "heun": heun,
     "dpm_solver_2": dpm_solver_2,
     "dpm_solver_3": dpm_solver_3,
@@ -261,7 +311,8 @@ def make_rows(sampler, levels: Levels, **options) -> Rows:
     unknown = set(options) - known
     if unknown:
         raise UserError(f"sampler option {', '.join(sorted(unknown))}: choose from {', '.join(sorted(known))}")
-    return sampler(levels, **{name: value for name, value in options.items() if name in taken})
+    rows = sampler(levels, **{name: value for name, value in options.items() if name in taken})
+    return rows._replace(start=levels.start)
 
 
 def _one_step_rows(step, levels: Levels) -> Rows:
@@ -278,6 +329,21 @@ def _one_step_rows(step, levels: Levels) -> Rows:
     return Rows(levels.alpha[:-1].copy(), levels.sigma[:-1].copy(), remember, move, look)
 
 
+def _correlated_rows(levels: Levels, keep, needs) -> Rows:
+    """DDIM that keeps this share of the predicted noise at each move, [N], and fills up with fresh noise.
+
+    keep is the correlation, given x0, of a process's noises at the two levels; UserError with `needs` for another one.
+    """
+    # Levels of the same sigma may differ in their last bit.
+    if not (keep <= 1 + 1e-12).all():
+        raise UserError(f"sampler {needs}; choose ddim or ddpm")
+    keep = np.minimum(keep, 1)
+    rows, slope = _one_step_rows(ddim_step, levels), keep * levels.sigma[1:] / levels.sigma[:-1]
+    rows.move[:, 0], rows.move[:, 1] = slope, levels.alpha[1:] - slope * levels.alpha[:-1]
+    rows.move[:, -1] = levels.sigma[1:] * np.sqrt((1 - keep) * (1 + keep))
+    return rows
+
+
 def _dpmpp(rows: Rows, levels: Levels, order: int) -> Rows:
     for i in range(1, _num_full(levels)):
         weights = _predictor(levels.lam, i, order)
@@ -286,6 +352,7 @@ def _dpmpp(rows: Rows, levels: Levels, order: int) -> Rows:
 
 
 def _deis(levels: Levels, order: int) -> Rows:
+    levels = levels.finite()
     rows, lam = _eps_rows(levels), levels.lam
     for i in range(_num_full(levels)):
         _write_move(rows.move[i], lam[i], lam[i + 1], _mean(lam[i::-1][:order], lam[i], lam[i + 1], -1))
@@ -293,6 +360,7 @@ def _deis(levels: Levels, order: int) -> Rows:
 
 
 def _unipc(levels: Levels, order: int) -> Rows:
+    levels = levels.finite()
     rows, lam, full = ddim(levels), levels.lam, _num_full(levels)
     of_x, of_x0 = rows.move[:, :2].T.copy()
     rows.move[:] = rows.look[:] = 0
@@ -334,6 +402,7 @@ def _dpm_stages(lam):
 
 def _single_step(levels: Levels, order: int, stages) -> Rows:
     """stages: the half-logsnrs of a block's levels, first to last -> its stages as `_block` takes them."""
+    levels = levels.finite()
     rows, full = _eps_rows(levels), _num_full(levels)
     i = 0
     while i < full:
@@ -468,18 +537,16 @@ def levels_of(schedule: NoiseSchedule, num_steps: int, spacing: str = "uniform_t
             f"{schedule.num_steps}"
         )
     alpha, sigma = schedule.at(SPACINGS[spacing](schedule, num_steps))
-    if schedule.alpha[-1] == 0:
-        # Pure noise has no finite logsnr, which multistep samplers need; at -20 the picture is still invisible.
-        alpha = np.maximum(alpha, np.where(sigma > 0, np.exp(_LOWEST) * sigma, 0))
     # Rounded, so that levels that preserve variance stay what they are to the last bit.
     length = np.round(np.hypot(alpha, sigma), 15)
-    return Levels(alpha / length, sigma / length)
+    start = 1.0 if schedule.start is None else schedule.start / length[0]
+    return Levels(alpha / length, sigma / length, length, start)
 
 
 def _ends(schedule: NoiseSchedule):
     """Half the logsnr at t = T and at t = 1."""
     ends = schedule.logsnr[[-1, 1]] / 2
-    return np.maximum(ends, _LOWEST) if schedule.alpha[-1] == 0 else ends
+    return np.maximum(ends, LOWEST) if schedule.alpha[-1] == 0 else ends
 
 
 def _times(schedule: NoiseSchedule, lam):

@@ -7,7 +7,7 @@ A sampler is a table of coefficients, see `samplers`; `sample` runs any of them 
     base = move . (base, h, noise)
     y    = look . (base, h)
 
-with base = y = x_T and h = 0 at first; the result is the last y.
+with base = y = start * noise and h = 0 at first; the result is the last y.
 """
 
 import jax
@@ -188,7 +188,8 @@ def run(key, denoise, shape, rows: Rows, example_index=None, start_key=None, obs
 
     own = start_key is None
     x = noise_of(START) if own else noise(start_key, jnp.zeros_like(index), START, shape).astype(dtype)
-    table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows)
+    x = jnp.asarray(rows.start, dtype) * x
+    table = jax.tree.map(lambda a: jnp.asarray(a, dtype), rows._replace(start=None))
     numbered = jnp.arange(len(rows.alpha)), table
     nothing = jnp.zeros(shape, dtype)
     first = x, x, [nothing] * HISTORY, *([nothing] if shows else [])

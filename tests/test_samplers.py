@@ -177,8 +177,9 @@ def test_rows_are_finite_at_wildly_uneven_levels(sampler):
 def check_rows(rows, num_steps):
     history = samplers.HISTORY
     chex.assert_shape(rows[:2], (num_steps,))
-    chex.assert_shape(rows[2:], [(num_steps, n) for n in (3, history + 2, history + 1)])
-    for table in rows:
+    chex.assert_shape(rows[2:5], [(num_steps, n) for n in (3, history + 2, history + 1)])
+    assert rows.start == 1
+    for table in rows[:5]:
         assert isinstance(table, np.ndarray) and table.dtype == np.float64 and np.isfinite(table).all()
     np.testing.assert_allclose(rows.alpha**2 + rows.sigma**2, 1, rtol=1e-12)
 
@@ -197,7 +198,7 @@ def test_the_last_move_to_clean_is_the_last_estimate(sampler):
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_one_evaluation_is_one_step_of_ddim(sampler):
     # Without noise: ddpm and its kin add theirs.
-    first = "ddpm" if sampler in STOCHASTIC else "ddim"
+    first = {"resshift": "resshift"}.get(sampler, "ddpm" if sampler in STOCHASTIC else "ddim")
     for levels in (samplers.levels_of(VP, 1), levels_at([-4.0, -1.0])):
         x = run(samplers.make_rows(sampler, levels), MIXTURE.denoise(), POINTS)
         np.testing.assert_allclose(x, run(samplers.make_rows(first, levels), MIXTURE.denoise(), POINTS), rtol=1e-12)
@@ -425,7 +426,8 @@ def test_levels_fall_from_the_end_to_clean(schedule, spacing):
         levels = samplers.levels_of(schedule, num_steps, spacing)
         assert len(levels.alpha) == num_steps + 1 and levels.alpha[-1] == 1 and levels.sigma[-1] == 0
         assert (np.diff(levels.sigma) < 0).all() and (np.diff(levels.lam) > 0).all()
-        np.testing.assert_allclose(levels.lam[0], max(schedule.logsnr[-1], -20) / 2, rtol=1e-12)
+        np.testing.assert_allclose(levels.lam[0], schedule.logsnr[-1] / 2, rtol=1e-12)
+        np.testing.assert_allclose(levels.finite().lam[0], max(schedule.logsnr[-1], -20) / 2, rtol=1e-12)
         np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1, rtol=1e-14)
     for num_steps in (0, -1, 201):
         with pytest.raises(UserError, match="choose 1 to 200"):
@@ -436,22 +438,23 @@ def test_spacings_at_the_longest_and_the_shortest_schedules():
     for schedule in (noise_schedule.linear(2000, 1e-6, 1e-2), noise_schedule.cosine(1000), noise_schedule.flow(1000)):
         for spacing in samplers.SPACINGS:
             levels = samplers.levels_of(schedule, schedule.num_steps, spacing)
-            assert (np.diff(levels.lam) > 0).all() and np.isfinite(levels.lam[:-1]).all()
+            assert (np.diff(levels.lam) > 0).all() and np.isfinite(levels.finite().lam[:-1]).all()
     for schedule in (noise_schedule.linear(1, 0.5, 0.5), noise_schedule.flow(1)):
         for spacing in samplers.SPACINGS:
             levels = samplers.levels_of(schedule, 1, spacing)
-            np.testing.assert_allclose(levels, samplers.levels_of(schedule, 1), rtol=1e-12)
+            chex.assert_trees_all_close(levels, samplers.levels_of(schedule, 1), rtol=1e-12)
 
 
 @SCHEDULES
 def test_spacings_are_what_they_say(schedule):
     last = schedule.logsnr[1] / 2
     first = max(schedule.logsnr[-1] / 2, -10)
-    lam = samplers.levels_of(schedule, 12, "uniform_logsnr").lam[:-1]
+    lam = samplers.levels_of(schedule, 12, "uniform_logsnr").finite().lam[:-1]
     np.testing.assert_allclose(lam, np.linspace(first, last, 12), rtol=1e-9)
     i, ends = np.arange(12) / 11, np.exp([-first, -last])
     published = (ends[0] ** (1 / 7) + i * (ends[1] ** (1 / 7) - ends[0] ** (1 / 7))) ** 7
-    np.testing.assert_allclose(np.exp(-samplers.levels_of(schedule, 12, "karras").lam[:-1]), published, rtol=1e-9)
+    lam = samplers.levels_of(schedule, 12, "karras").finite().lam[:-1]
+    np.testing.assert_allclose(np.exp(-lam), published, rtol=1e-9)
     # 200 (i / 10)^2 is whole, and then the level is the table's.
     quadratic = samplers.levels_of(schedule, 10, "quadratic")
     np.testing.assert_allclose(quadratic.lam[1:-1], schedule.logsnr[2 * np.arange(9, 0, -1) ** 2] / 2, rtol=1e-9)
@@ -526,9 +529,23 @@ def test_levels_are_those_of_the_schedule():
     np.testing.assert_allclose(2 * levels.lam, VP.logsnr[::-1], rtol=1e-12)
 
 
-def test_flow_levels_keep_the_signal_to_noise_ratio_and_start_at_minus_twenty():
+def test_flow_levels_keep_the_signal_to_noise_ratio_from_noise_alone():
     levels = samplers.levels_of(FLOW, 200)
     np.testing.assert_allclose(levels.alpha**2 + levels.sigma**2, 1, rtol=1e-14)
-    np.testing.assert_allclose(2 * levels.lam[0], -20, rtol=1e-12)
+    assert (levels.alpha[0], levels.sigma[0], levels.start) == (0, 1, 1)
     np.testing.assert_allclose(2 * levels.lam[1:-1], FLOW.logsnr[1:-1][::-1], rtol=1e-10)
+    np.testing.assert_allclose(levels.own_sigma, FLOW.sigma[::-1], rtol=1e-14)
     assert levels.alpha[-1] == 1 and levels.sigma[-1] == 0
+
+
+def test_samplers_that_need_a_finite_logsnr_start_at_minus_twenty():
+    levels = samplers.levels_of(FLOW, 200)
+    np.testing.assert_allclose(2 * levels.finite().lam[0], -20, rtol=1e-12)
+    np.testing.assert_array_equal(levels.finite().alpha[1:], levels.alpha[1:])
+    asked = {name: samplers.make_rows(name, levels).alpha[0] for name in samplers.SAMPLERS}
+    exact = {"ddpm", "ddim", "resshift", "resfusion", "dpmpp_2m", "dpmpp_2m_sde"}
+    assert {name for name, alpha in asked.items() if alpha == 0} == exact
+    assert all(alpha == levels.finite().alpha[0] for name, alpha in asked.items() if name not in exact)
+    # Where the level after it is fainter than that, it is fainter still.
+    faint = samplers.levels_of(noise_schedule.rddm(1000), 1000).finite()
+    assert -28 > 2 * faint.lam[0] == pytest.approx(2 * faint.lam[1] - 2)

@@ -1,19 +1,20 @@
 """Whether a config makes sense: each key by itself, and keys that must fit each other."""
 
 import difflib
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from dream_jax import objectives, tasks
+from dream_jax import objectives, samplers, tasks
 from dream_jax.config.keys import KEYS, MOST, MOST_SEED, flatten
-from dream_jax.data import beside
 from dream_jax.diffusion import KINDS
 from dream_jax.errors import UserError
 from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
+from dream_jax.tasks import beside
 
 _NEVER_NULL = "its network never saw nothing observed ({}); it is for class_conditional with task.drop_label above 0"
 _KIND_NAMES = {
@@ -124,14 +125,14 @@ def _check_data(config):
 def _check_beside(config, c):
     """What lies beside pictures that are there."""
     task, flat = tasks.make(config), flatten(config)
-    for kind, about in beside.KINDS.items():
+    for kind, about in beside.BESIDE.items():
         for key in about.keys if kind != task.beside else ():
             usual = flat[f"data.{key}"] in (KEYS[f"data.{key}"].default, "none")
-            takes = beside.KINDS[task.beside].nouns if task.beside else "no pictures that are there"
+            takes = beside.BESIDE[task.beside].nouns if task.beside else "no pictures that are there"
             _require(usual, config, f"data.{key}", f"it is of {about.nouns}; {config.task.name} takes {takes}")
     if not task.beside:
         return
-    about = beside.KINDS[task.beside]
+    about = beside.BESIDE[task.beside]
     feature = c[about.feature] if about.feature else None
     asked = feature not in (None, "none")
     _require(
@@ -167,6 +168,10 @@ def _check_families(config):
     straight = np.allclose(schedule.alpha + schedule.sigma, 1)
     fits = KINDS[c.kind].straight == straight
     _require(fits, config, "objective.kind", "the kind flow and the schedule flow go together")
+    # A division by zero is one by a tiny number there.
+    tells = schedule.alpha[-1] > 0 or KINDS[c.kind].x0_error_scale(schedule.alpha[-1], schedule.sigma[-1]) < 1e6
+    alone = f"the schedule {config.schedule.name} ends in noise alone, where this says nothing of the picture"
+    _require(tells, config, "objective.kind", f"{alone}; use x0 or v")
 
 
 def _check_sizes(config):
@@ -201,10 +206,25 @@ def _check_sampling(config):
     _require(guides, config, "sampling.guidance", _NEVER_NULL.format(config.task.name))
     alone = c.start_seed is None or task.paired
     _require(alone, config, "sampling.start_seed", f"{config.task.name} would make the same picture every time")
-    limit = config.schedule.num_steps
+    schedule = SCHEDULES[config.schedule.name](config.schedule)
+    limit, name = schedule.num_steps, config.schedule.name
+    said = "schedule.num_steps" if limit == config.schedule.num_steps else f"the steps of the schedule {name}"
     for key, steps in (("samples.steps", (config.samples.steps,)), ("evaluation.steps", config.evaluation.steps)):
         allowed = all(value <= limit for value in steps)
-        _require(allowed, config, key, f"sampling steps run from 1 to schedule.num_steps = {limit}")
+        _require(allowed, config, key, f"sampling steps run from 1 to {said} = {limit}")
+    _check_samplers(config, "samples.sampler", schedule, (config.samples.sampler,), (config.samples.steps,))
+    _check_samplers(config, "evaluation.samplers", schedule, config.evaluation.samplers, config.evaluation.steps)
+
+
+def _check_samplers(config, key, schedule, names, steps):
+    """Samplers that are not for this schedule are refused here, before training."""
+    c = config.sampling
+    for name, count in itertools.product(names, steps):
+        try:
+            levels = samplers.levels_of(schedule, count, c.spacing)
+            samplers.make_rows(name, levels, eta=c.eta, momentum=c.momentum)
+        except UserError as error:
+            _require(False, config, key, str(error))
 
 
 def _check_channels(config):

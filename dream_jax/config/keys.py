@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 from dream_jax import diffusion, dream, noise_schedule, objectives, optimizers, samplers, sampling
 from dream_jax.metrics import METRICS, PROTOCOLS
 from dream_jax.networks import NETWORKS
-from dream_jax.tasks import TASKS, resize
+from dream_jax.tasks import TASKS, blur, masks, resize
 from dream_jax.tasks.paired import TARGETS
 
 # Whole numbers without a bound of their own end here; seeds use all 32 bits.
@@ -119,6 +119,18 @@ def betas(value):
     return None if good else "two numbers from 0 to 1 (excluded), like 0.9,0.999"
 
 
+def drawn(least: float, most: float, kind: type = float):
+    """One number of this range, or two that do not fall: what is drawn for each picture lies between them."""
+    kinds, said = (int, "whole number") if kind is int else (int | float, "number")
+
+    def allowed(value):
+        good = len(value) in (1, 2) and all(isinstance(n, kinds) and least <= n <= most for n in value)
+        good = good and value[0] <= value[-1]
+        return None if good else f"one {said} or two rising ones, like LOW,HIGH, from {least} to {most}"
+
+    return allowed
+
+
 POSITIVE = number(lambda value: math.isfinite(value) and value > 0, "it must be greater than 0")
 NOT_NEGATIVE = number(lambda value: math.isfinite(value) and value >= 0, "it must be finite and not negative")
 FRACTION = number(lambda value: 0 <= value <= 1, "it must lie between 0 and 1")
@@ -140,7 +152,20 @@ KEYS = {
     "task.name": Key("super_resolution", "what is trained", choices=TASKS),
     "task.scale": Key(4, "super_resolution: how many times pictures are enlarged", whole(1, LARGE_SIDE)),
     "task.kernel": Key("pil_bicubic", "super_resolution: the kernel that shrinks and enlarges", choices=resize.KERNELS),
-    "task.residual": Key(False, "model the difference to the enlarged picture instead of the picture"),
+    "task.masks": Key(
+        tuple(masks.MASKS), "inpainting: the random masks, each as likely", at_least_one, choices=masks.MASKS
+    ),
+    "task.unknown": Key(
+        (0.1, 0.5), "inpainting: the share of a picture that is unknown, or LOW,HIGH", drawn(0.01, 0.99)
+    ),
+    "task.blurs": Key(blur.BLURS, "deblurring: what blurs, each as likely", at_least_one, choices=blur.BLURS),
+    "task.width": Key((0.5, 3.0), "deblurring: the Gaussian's width in pixels, or LOW,HIGH", drawn(0, 32)),
+    "task.length": Key((3.0, 15.0), "deblurring: of motion in pixels, or LOW,HIGH", drawn(1, 255)),
+    "task.deviation": Key((25.0,), "denoising: of the noise, in levels of 255, or LOW,HIGH", drawn(0, 255)),
+    "task.quality": Key((30, 95), "jpeg: of the files, or LOW,HIGH", drawn(1, 100, int)),
+    "task.residual": Key(
+        False, "model the difference to what is observed (enlarged, masked, ...) instead of the picture"
+    ),
     "task.gain": Key(1.0, "the difference is multiplied by this", POSITIVE),
     "task.target": Key("picture", "paired: what is made of the condition", choices=TARGETS),
     "task.num_classes": Key(
@@ -156,11 +181,18 @@ KEYS = {
         FRACTION,
     ),
     "schedule.name": Key("linear", "the noise schedule", choices=noise_schedule.SCHEDULES),
-    "schedule.num_steps": Key(2000, "steps of the noise schedule", whole(1, LARGE_COUNT)),
+    "schedule.num_steps": Key(2000, "steps of the noise schedule, of resfusion before it ends", whole(1, LARGE_COUNT)),
     "schedule.beta_start": Key(1e-6, "linear"),
     "schedule.beta_end": Key(1e-2, "linear"),
     "schedule.beta_min": Key(1e-4, "cosine"),
     "schedule.beta_max": Key(0.9999, "cosine"),
+    "schedule.kappa": Key(2.0, "resshift: the noise's deviation over sqrt(eta), eta is 1 - alpha", POSITIVE),
+    "schedule.sqrt_eta_start": Key(0.02, "resshift: sqrt(eta) at t = 1"),
+    "schedule.sqrt_eta_end": Key(0.99, "resshift: at the end"),
+    "schedule.power": Key(0.3, "resshift: how early sqrt(eta) grows; below 1 early", POSITIVE),
+    "schedule.sum_scale": Key(1.0, "rddm: the variance of the noise at the end; its authors use 1 and 0.01", POSITIVE),
+    "schedule.max_sigma": Key(10.0, "ir_sde: the deviation of the noise at the end, in grey levels of 255", POSITIVE),
+    "schedule.alpha_end": Key(0.005, "ir_sde: alpha at the end"),
     "schedule.continuous": Key(True, "draw levels between table entries, not only at them"),
     "schedule.per_example": Key(True, "draw t for every example, not one for the batch"),
     "objective.name": Key("dream", "what is minimised, standard without DREAM", choices=objectives.OBJECTIVES),

@@ -23,6 +23,13 @@ CHANGEABLE = (
 
 # Keys of training that came later, and what runs without them did.
 _ADDED = {
+    "schedule.kappa": 2.0,
+    "schedule.sqrt_eta_start": 0.02,
+    "schedule.sqrt_eta_end": 0.99,
+    "schedule.power": 0.3,
+    "schedule.sum_scale": 1.0,
+    "schedule.max_sigma": 10.0,
+    "schedule.alpha_end": 0.005,
     "objective.start_step": 0,
     "objective.stop_step": None,
     "objective.estimate_every": 1,
@@ -38,6 +45,13 @@ _ADDED = {
     "optimizer.decay": "constant",
     "optimizer.decay_steps": None,
     "optimizer.final": 0.0,
+    "task.masks": ("box", "strokes", "outpainting", "pixels"),
+    "task.unknown": (0.1, 0.5),
+    "task.blurs": ("gaussian", "motion"),
+    "task.width": (0.5, 3.0),
+    "task.length": (3.0, 15.0),
+    "task.deviation": (25.0,),
+    "task.quality": (30, 95),
     "data.crop": "random",
     "data.limit": None,
     "data.channels": 3,

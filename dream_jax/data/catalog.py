@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dream_jax.data.beside import KINDS, Beside
+from dream_jax.data.beside import Beside
 from dream_jax.data.indexed import Source
 from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.files.picture import USUAL, Reading
+from dream_jax.tasks.beside import BESIDE
 
 
 def tfds_source(
@@ -171,7 +172,7 @@ def _key_of(beside, builder, image_key, pictures):
         return None
     if key not in pictures and beside.kind != "label":
         raise UserError(
-            f"data.{KINDS[beside.kind].feature}: {builder.name} has the pictures {', '.join(pictures)}; {key!r} is not "
+            f"data.{BESIDE[beside.kind].feature}: {builder.name} has pictures {', '.join(pictures)}; {key!r} is not "
             "one of them"
         )
     return key

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.data.beside import KINDS
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images
+from dream_jax.tasks.beside import BESIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Source:
       name: `i -> what the picture is called`, where that is known.
       beside: `i -> what lies beside it`, levels [h, w, C], where there is such.
       scale: how many times larger pictures are than that.
-      kind: what lies beside pictures, of `beside.KINDS`.
+      kind: what lies beside pictures, of `tasks.beside.BESIDE`.
       masks: instead, of which each example gets any one, at its own size.
     """
 
@@ -89,7 +89,7 @@ def pair(image: np.ndarray, beside: np.ndarray, scale: int, name: str, kind: str
     (height, width), (low_height, low_width) = image.shape[:2], beside.shape[:2]
     if kind != "low" and (height, width) != (low_height, low_width):
         raise UserError(
-            f"{shown(name)}: {width}x{height} pixels, and its {KINDS[kind].noun} has {low_width}x{low_height}; both "
+            f"{shown(name)}: {width}x{height} pixels, and its {BESIDE[kind].noun} has {low_width}x{low_height}; both "
             "must be of one size"
         )
     if (height // scale, width // scale) != (low_height, low_width):

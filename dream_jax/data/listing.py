@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.data import archives
-from dream_jax.data.beside import KINDS
 from dream_jax.errors import UserError, shown, some
 from dream_jax.files import formats, images, listings
 from dream_jax.files.picture import USUAL, Reading
+from dream_jax.tasks.beside import BESIDE
 
 # How names of low-resolution pictures end, with their scale, and names of originals.
 _LOW = re.compile(r"(?:[_-]?LR(?:BI)?|[_-]lr)(?:[_-]?x?(?P<a>\d+))?$|[_-]?[xX](?P<b>\d+)[mdw]?$")
@@ -53,7 +53,7 @@ def pictures(where, beside=None, scale: int = 1, kind: str = "low") -> dict[str,
     if beside is None:
         others *= len(places)
     if len(others) != len(places):
-        key = KINDS[kind].folder
+        key = BESIDE[kind].folder
         raise UserError(f"data.{key}: name one for each of the {len(places)} folders of data.folder, in their order")
     each = (None if other is None else _of_one(other) for other in others)
     return _joined(
@@ -202,7 +202,7 @@ def _entry(item, name, by_name, by_stem, scale, kind):
         found = [(number, low) for number, low in found if number == scale]
     if len(found) == 1:
         return Entry(item, found[0][1])
-    why = f"several {KINDS[kind].nouns}" if found else f"no {KINDS[kind].noun}"
+    why = f"several {BESIDE[kind].nouns}" if found else f"no {BESIDE[kind].noun}"
     return Entry(item, problem=f"{shown(item)}: {why} of its name")
 
 

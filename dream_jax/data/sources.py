@@ -6,10 +6,11 @@ import numpy as np
 
 from dream_jax import tasks
 from dream_jax.data import beside, bundled, scenes
-from dream_jax.data.beside import KINDS, Beside
+from dream_jax.data.beside import Beside
 from dream_jax.data.indexed import Source, has_beside, is_paired
 from dream_jax.errors import UserError, shown
 from dream_jax.files.picture import Reading
+from dream_jax.tasks.beside import BESIDE, check_scale
 from dream_jax.tasks.super_resolution import NEEDS_LOW
 
 
@@ -31,7 +32,7 @@ def check_beside(config, source: Source) -> None:
         return
     if task.beside == "low":
         raise UserError(f"task.scale = 1: {NEEDS_LOW}")
-    kind = KINDS[task.beside]
+    kind = BESIDE[task.beside]
     raise UserError(f"task.name = {config.task.name}: it needs {kind.nouns} beside pictures: {kind.where}")
 
 
@@ -63,7 +64,7 @@ def beside_given(config, folder) -> Beside | None:
         task = tasks.make(config)
         if lies is not None and task.needs_beside:
             raise UserError(
-                f"{config.task.name}: it needs {KINDS[lies.kind].nouns} beside pictures; name them with --low"
+                f"{config.task.name}: it needs {BESIDE[lies.kind].nouns} beside pictures; name them with --low"
             )
         return None
     if lies is None or lies.kind == "label":
@@ -84,7 +85,7 @@ def class_names(config) -> tuple[str, ...]:
         return catalog.class_names(c.tfds, c.tfds_dir, c.label_key)
     if c.bundled == "scenes":
         return scenes.NAMES[: config.task.num_classes]
-    raise UserError(f"task.name = {config.task.name}: it needs classes: {KINDS['label'].where}")
+    raise UserError(f"task.name = {config.task.name}: it needs classes: {BESIDE['label'].where}")
 
 
 def _of_known_classes(source, number):
@@ -152,9 +153,9 @@ def _of_catalog(config, split, lies):
     chosen = c.train_split if split == "train" else c.eval_split
     source = tfds_source(c.tfds, chosen, c.tfds_dir, c.image_key, lies, reading_of(config))
     if is_paired(source) and source.kind == "low":
-        beside.check_scale(config)
+        check_scale(config)
     if is_paired(source) and source.kind != "label" and c.resize is not None:
-        kind = KINDS[source.kind]
+        kind = BESIDE[source.kind]
         raise UserError(
             f"data.resize = {c.resize}: the {kind.nouns} of {c.tfds} are those of its pictures as they are; leave it "
             f"out, or set data.{kind.feature}=none"

@@ -94,7 +94,7 @@ def sampled_variance(rows: Rows, gains) -> float:
     """
     # The state is (base, y, h...); the loop is that of `sampling.run`.
     covariance = np.zeros((HISTORY + 2, HISTORY + 2))
-    covariance[:2, :2] = 1
+    covariance[:2, :2] = rows.start**2
     for row, gain in zip(range(len(gains)), gains, strict=True):
         newest = np.zeros(HISTORY + 2)
         newest[1] = rows.remember[row, 0] + rows.remember[row, 1] * gain
@@ -118,7 +118,7 @@ def variance_ratio(schedule: NoiseSchedule, settings, variance: float, sampler: 
     levels = sampling.levels_of(schedule, steps, options.pop("spacing", "uniform_t"))
     rows = sampling.make_rows(sampler, levels, **options)
     # The training schedule's level of the same signal-to-noise ratio, whose inputs are `length` times as long.
-    time = schedule.time_at(np.log(rows.alpha) - np.log(rows.sigma))
+    time = schedule.time_at(sampling.Levels(rows.alpha, rows.sigma).lam)
     alpha, sigma = schedule.at(time)
     length = np.hypot(alpha, sigma)
     return sampled_variance(rows, length * x0_gains(schedule, settings, alpha, sigma, variance)) / variance

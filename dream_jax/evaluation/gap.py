@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dream_jax import diffusion, sampling
+from dream_jax import diffusion, samplers, sampling
 from dream_jax.data.indexed import Pair
 from dream_jax.evaluation import plots, two_sample
 from dream_jax.evaluation.inputs import Inputs, check_models, make_inputs
@@ -205,7 +205,8 @@ def _rows(model: Model, facts: dict[str, np.ndarray], sampler: str, steps: int) 
     rows = []
     for number in range(steps):
         alpha, sigma = float(levels.alpha[number]), float(levels.sigma[number])
-        row = {"evaluation": number + 1, "alpha": alpha, "sigma": sigma, "logsnr": 2 * float(np.log(alpha / sigma))}
+        lam = float(np.log(alpha / sigma)) if alpha > 0 else samplers.LOWEST
+        row = {"evaluation": number + 1, "alpha": alpha, "sigma": sigma, "logsnr": 2 * lam}
         for name in of_pictures:
             row[name] = float(np.mean(facts[name][number]))
             if name.startswith(("x0_error", "x0_lpips")):

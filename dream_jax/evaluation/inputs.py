@@ -9,12 +9,12 @@ import numpy as np
 
 from dream_jax.config.keys import flatten
 from dream_jax.data import held_out
-from dream_jax.data.beside import KINDS
 from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
+from dream_jax.tasks.beside import BESIDE
 
 
 class Inputs(NamedTuple):
@@ -57,7 +57,7 @@ class Inputs(NamedTuple):
 _OWN = "task.residual", "task.gain", "task.scales", "task.drop_label"
 _ALIKE = "task.", "data.channels", "data.bits", "data.condition_channels", "data.condition_bits"
 _DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize"
-_BESIDE = (key for kind in KINDS.values() for key in (kind.folder, kind.eval_folder, kind.feature) if key)
+_BESIDE = (key for kind in BESIDE.values() for key in (kind.folder, kind.eval_folder, kind.feature) if key)
 _DATA = tuple(f"data.{name}" for name in (*_DATA, *_BESIDE))
 _READ_BY = "data.range", "data.clip"
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax.data import indexed, listing, masks
-from dream_jax.data.beside import KINDS, Beside
+from dream_jax.data.beside import Beside
 from dream_jax.data.indexed import Pair, Source, has_beside, is_paired, middle
 from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring, tables
@@ -25,6 +25,7 @@ from dream_jax.inference.memory import free_bytes
 from dream_jax.inference.tile_plans import Planner, check_tiles, draw_observed, shape_of
 from dream_jax.metrics import METRICS, Compared, Metric, picture_set
 from dream_jax.runtime import consensus
+from dream_jax.tasks.beside import BESIDE
 from dream_jax.training import integrity
 
 # Pixels a side of what a grid shows of each picture, its middle.
@@ -95,7 +96,7 @@ def evaluate(
     if not built.task.paired:
         raise UserError("whole pictures are for models that restore them, not for those that make new ones")
     if has_beside(source) and built.task.beside != source.kind:
-        raise UserError(f"{built.config.task.name} takes no {KINDS[source.kind].nouns} that are there")
+        raise UserError(f"{built.config.task.name} takes no {BESIDE[source.kind].nouns} that are there")
     data_note = check_models(models, given)
     for model in models.values():
         check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")

@@ -1,4 +1,4 @@
-"""Which pictures are to be enlarged, and which files they become."""
+"""Which pictures are to be restored, and which files they become."""
 
 import os
 import zlib

@@ -71,7 +71,7 @@ def needed(rows: sampling.Rows, shows: bool = False) -> list[set[str]]:
     """
     after, found = {"y"}, []
     for number in reversed(range(len(rows.alpha))):
-        _, _, remember, move, look = (part[number] for part in rows)
+        remember, move, look = (part[number] for part in (rows.remember, rows.move, rows.look))
         moves = "base" in after or look[0] != 0
         made = [f"h{i}" in after or look[1 + i] != 0 or (moves and move[1 + i] != 0) for i in range(sampling.HISTORY)]
         names = [("base", moves and move[0] != 0), ("h0", made[0] and remember[2] != 0), ("out", shows)]
@@ -171,9 +171,9 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
     parts, height = needed(rows, shows), plan.sides[0]
     with Scratch(folder, slots(rows, shows), (*plan.sides, channels)) as scratch:
         for i, names in enumerate(parts):
-            row = jax.tree.map(lambda part, i=i: np.asarray(part[i], np.float32), rows)
+            row = jax.tree.map(lambda part, i=i: np.asarray(part[i], np.float32), rows._replace(start=None))
             kept = tuple(sorted(parts[i + 1])) if i + 1 < count else ()
-            first = noise_rows(sampling.START, experiment.config.sampling.start_seed)
+            first = _times(rows.start, noise_rows(sampling.START, experiment.config.sampling.start_seed))
             fresh = noise_rows(i) if row.move[-1] != 0 else None
             read = functools.partial(_read, scratch, first if i == 0 else None)
             reads = [functools.partial(read, "y" if "y" in names else "base"), cond_rows]
@@ -196,6 +196,10 @@ def _read(scratch, first, name, start, stop):
     if first is None:
         return scratch.read(name, start, stop)
     return first(start, stop) if name == "base" else np.zeros((stop - start, *first(0, 1).shape[1:]), np.float32)
+
+
+def _times(factor, picture):
+    return lambda start, stop: np.float32(factor) * picture(start, stop)
 
 
 def _make_noise(experiment, number, key, width):

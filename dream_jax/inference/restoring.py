@@ -124,9 +124,9 @@ def _check_maps(jobs):
 
 
 def _tell_scale(workdir, scale, console):
-    trained_for = trained.scale_of(workdir)
-    if trained_for != scale:
-        console.print(f"{workdir}: trained to enlarge {trained_for:g} times, used for {scale:g} times", markup=False)
+    low, high = trained.scales_of(workdir)
+    if low == high != scale:
+        console.print(f"{workdir}: trained to enlarge {low:g} times, used for {scale:g} times", markup=False)
 
 
 def _make_planner(workdir, experiment, step, rows, memory, tile, report):

@@ -45,14 +45,18 @@ def open_experiment(workdir, overrides=(), only_sampling: bool = False, scale: f
     return build(chosen)
 
 
-def scale_of(workdir) -> float:
-    """How many times the super-resolution of a workdir was trained to enlarge."""
-    return model_folder.read_config(model_folder.find(workdir)).task.scale
+def scales_of(workdir) -> tuple[float, float]:
+    """The smallest and the largest number of times that the super-resolution of a workdir was trained to enlarge."""
+    settings = model_folder.read_config(model_folder.find(workdir)).task
+    return tuple(settings.get("scales", ())) or (settings.scale,) * 2
 
 
 def _at_scale(workdir, config, scale):
     if config.task.name != "super_resolution":
         raise UserError(f"--scale {scale:g}: {config.task.name} makes pictures of the size that they have")
+    low, high = scales_of(workdir)
+    if low < high and not low <= scale <= high:
+        raise UserError(f"--scale {scale:g}: {workdir} was trained to enlarge {low:g} to {high:g} times")
     scale = int(scale) if scale % 1 == 0 else scale
     # Crops of training need not divide by it.
     return command_line.override(config, [f"--config.task.scale={scale}", "--config.evaluation.whole=True"])

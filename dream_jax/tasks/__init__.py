@@ -4,6 +4,11 @@ To add a task, write its file and name it in TASKS.
 """
 
 from dream_jax.tasks.class_conditional import class_conditional
+from dream_jax.tasks.colourisation import colourisation
+from dream_jax.tasks.deblurring import deblurring
+from dream_jax.tasks.denoising import denoising
+from dream_jax.tasks.inpainting import inpainting
+from dream_jax.tasks.jpeg import jpeg
 from dream_jax.tasks.paired import paired
 from dream_jax.tasks.super_resolution import super_resolution
 from dream_jax.tasks.task import Task, restoration
@@ -14,6 +19,15 @@ TASKS = {
     "super_resolution": lambda settings, data: super_resolution(
         settings.scale, settings.kernel, settings.residual, settings.gain, data.channels
     ),
+    "inpainting": lambda settings, data: inpainting(
+        settings.masks, settings.unknown, settings.residual, settings.gain, data.channels
+    ),
+    "deblurring": lambda settings, data: deblurring(
+        settings.blurs, settings.width, settings.length, settings.residual, settings.gain, data.channels
+    ),
+    "denoising": lambda settings, data: denoising(settings.deviation, settings.residual, settings.gain, data.channels),
+    "jpeg": lambda settings, data: jpeg(settings.quality, settings.residual, settings.gain, data.channels),
+    "colourisation": lambda settings, data: colourisation(settings.residual, settings.gain, data.channels),
     "paired": lambda settings, data: paired(
         settings.target,
         data.channels,
@@ -38,6 +52,11 @@ __all__ = [
     "TASKS",
     "Task",
     "class_conditional",
+    "colourisation",
+    "deblurring",
+    "denoising",
+    "inpainting",
+    "jpeg",
     "make",
     "paired",
     "restoration",

@@ -24,3 +24,8 @@ def to_levels(picture, dtype=jnp.uint8):
 def to_uint8(picture):
     """`to_levels` of 8 bits."""
     return to_levels(picture)
+
+
+def to_whole(values, dtype):
+    """Grey levels with fractions to those that a file holds: rounded half up and clipped; uint8, uint16 or a float."""
+    return jnp.clip(jnp.floor(values + 0.5), 0, white(dtype)).astype(dtype)

@@ -11,7 +11,7 @@ from dream_jax.data.indexed import has_beside, images_of
 from dream_jax.experiment import compute_dtype
 from dream_jax.training.run import Run
 
-# What is said of what lies beside pictures, of `data.beside.KINDS`.
+# What is said of what lies beside pictures, of `tasks.beside.BESIDE`.
 _FROM = {
     "low": "restored from the low-resolution pictures that are there, not from ones made of the originals",
     "condition": "made from the conditions beside them",

@@ -1,0 +1,35 @@
+"""Does DREAM help beyond enlarging? One task at a time on small faces, at equal time, in half an hour on one CPU core.
+
+    python -m dream_jax compare --config compare_tasks_cpu --workdir runs/inpainting \\
+        --config.task.name=inpainting --config.data.folder=FACES --config.data.eval_folder=OTHER_FACES
+
+As in compare_faces_cpu.py the network predicts eps and starts from pure noise. docs/tasks.md says what came out.
+"""
+
+from dream_jax.config import command_line
+
+
+def get_config():
+    config = command_line.load("compare_faces_cpu")
+    config.image_size = 32
+    config.network.patch = 4
+    config.data.resize = 32
+    config.log_every = 20
+    config.checkpoint.every = 200
+    config.evaluation.steps = (5, 20)
+    return config
+
+
+def get_comparison():
+    return {
+        "variants": {
+            "standard": {"objective.name": "standard"},
+            "p=0.5": {"objective.p": 0.5},
+            "p=1": {"objective.p": 1.0},
+            "p=2": {"objective.p": 2.0},
+            "p=1, fresh": {"objective.noise": "fresh"},
+        },
+        "seeds": (0, 1),
+        "points": (40, 80),
+        "unit": "seconds",
+    }

@@ -1,0 +1,100 @@
+"""Deblurring: sharp pictures from blurred ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dream_jax.errors import UserError
+from dream_jax.tasks import blur, draws, host, value_range
+from dream_jax.tasks.task import Task, mean_square, restoration
+
+# Of Richardson-Lucy's kernel of motion: how many directions its mean is taken over.
+_ANGLES = 16
+
+
+def deblurring(
+    blurs: tuple[str, ...] = blur.BLURS,
+    width: tuple[float, ...] = (0.5, 3.0),
+    length: tuple[float, ...] = (3.0, 15.0),
+    residual: bool = False,
+    gain: float = 1.0,
+    channels: int = 3,
+) -> Task:
+    """Blur of a kind that is drawn for each picture, and of a strength that is; neither is told.
+
+    Args:
+      blurs: which kinds there are, of `blur.BLURS`.
+      width: the Gaussian's standard deviation in pixels, one number or LOW, HIGH.
+      length: of motion, pixels, in any direction.
+      residual, gain: see `restoration`.
+      channels: of pictures.
+    """
+    if not blurs:
+        raise UserError(f"task.blurs = (): it must name at least one of {', '.join(blur.BLURS)}")
+
+    def kinds(key, picture):
+        kind_key, strength_key, angle_key = jax.random.split(key, 3)
+        angle = jax.random.uniform(angle_key, (), jnp.float32, 0, np.pi)
+        made = {
+            "gaussian": lambda: blur.gaussian(picture, draws.within(strength_key, width), blur.radius(width[-1])),
+            "motion": lambda: blur.motion(picture, draws.within(strength_key, length), angle, length[-1]),
+        }
+        kind = jax.random.randint(kind_key, (), 0, len(blurs))
+        return jax.lax.select_n(kind, *(made[name]() for name in blurs))
+
+    observe = draws.each(kinds)
+
+    def condition(observed, sides=None):
+        return value_range.to_float(observed)
+
+    def consistency(result, observed):
+        keys = jax.random.split(jax.random.key(0), len(result))
+        return mean_square(observe(keys, result), jnp.asarray(observed))
+
+    # Of one width there is one blur.
+    known = tuple(blurs) == ("gaussian",) and draws.is_fixed(width)
+
+    def classical(observed):
+        return richardson_lucy(observed, mean_kernel(tuple(blurs), tuple(width), tuple(length)))
+
+    name = f"Richardson-Lucy, {'the' if known else 'mean'} kernel"
+    return restoration(
+        observe,
+        condition,
+        residual=residual,
+        gain=gain,
+        baseline=condition,
+        baseline_name="blurred",
+        classical=(name, classical),
+        consistency=consistency if known else None,
+        columns=lambda observed, baseline: {"blurred": baseline},
+        channels=channels,
+        cond_channels=channels,
+    )
+
+
+@functools.cache
+def mean_kernel(blurs, width, length):
+    """float64[K, K], sum 1: of the mean width, and of the mean length over all directions; of both, their mean."""
+    reach = max(blur.radius(np.mean(width)), int(np.mean(length)) // 2 + 1)
+    made = []
+    if "gaussian" in blurs:
+        line = np.asarray(blur.gaussian_weights(np.float32(np.mean(width)), reach), np.float64)
+        made.append(np.outer(line, line) / 4**blur.GAUSSIAN_BITS)
+    if "motion" in blurs:
+        angles = np.pi * np.arange(_ANGLES) / _ANGLES
+        lines = [blur.motion_weights(np.float32(np.mean(length)), np.float32(a), 2 * reach - 2) for a in angles]
+        made.append(np.mean([np.asarray(line, np.float64) for line in lines], 0) / 2**blur.MOTION_BITS)
+    return np.mean(made, 0)
+
+
+def richardson_lucy(observed, kernel, steps: int = 10):
+    """Richardson 1972 and Lucy 1974, by scikit-image; levels [H, W, C] on the host, a kernel [K, K] of sum 1."""
+    from skimage import restoration as classical
+
+    reach = len(kernel) // 2
+    padded = np.pad(host.to_unit(observed), [(reach, reach), (reach, reach), (0, 0)], "edge")
+    planes = [classical.richardson_lucy(plane, kernel, steps) for plane in np.moveaxis(padded, -1, 0)]
+    return host.to_levels(np.stack(planes, -1)[reach:-reach, reach:-reach], observed.dtype)

@@ -26,7 +26,8 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     """
     built, settings = model.experiment, model.experiment.config.evaluation
     if not built.task.paired or built.task.measured_as != "picture":
-        raise UserError(f"a good starting noise is found for models that restore pictures, not for {built.config.task.name}")
+        name = built.config.task.name
+        raise UserError(f"a good starting noise is found for models that restore pictures, not for {name}")
     inputs = make_inputs(built, pictures)
     given, levels = inputs.given, inputs.pictures.dtype
     rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])

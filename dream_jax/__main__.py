@@ -222,6 +222,9 @@ def _add_measure(commands) -> None:
     measure.add_argument("--output", help="table, JSON, with the values of each pair beside it as CSV")
     measure.add_argument("--overwrite", action="store_true", help="replace an earlier table")
     _add_range(measure)
+    measure.add_argument(
+        "--as", dest="kind", choices=("picture", "depth", "classes"), default="picture", help="what they are"
+    )
     measure.add_argument("--channel", choices=("rgb", "y"), help="of PSNR and SSIM: evaluation.channel")
     measure.add_argument("--border", type=int, help="pixels cut off at each side for them: evaluation.border")
 

@@ -173,7 +173,9 @@ def measure(options, arguments, console: Console) -> None:
     if output:
         names.check_output(output)
     reading = Reading(None, None, options.range, options.clip)
-    record = folders.measure(options.results, options.originals, config.evaluation, console, reading)
+    if options.kind != "picture" and config.evaluation.learned:
+        raise UserError(f"evaluation.learned: these networks take pictures, not {options.kind}")
+    record = folders.measure(options.results, options.originals, config.evaluation, console, reading, options.kind)
     folders.show(record, console)
     if output:
         if not options.overwrite:

@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 import tiny
 from PIL import Image
 from stand_ins import QUIET
 
-from dream_jax import commands
+from dream_jax import commands, experiment
 from dream_jax.__main__ import main
 from dream_jax.config import records
 from dream_jax.data import scenes
 from dream_jax.errors import UserError
 from dream_jax.files import images
+from dream_jax.files.picture import Picture
+from dream_jax.inference import observation
 
 SIDE = 32
 
@@ -63,6 +66,30 @@ def test_maps_of_classes_from_pictures(tmp_path, capsys):
     capsys.readouterr()
     assert main([*made, str(tmp_path / "lossy")]) == 2
     assert "a map's numbers are kept by .png .tif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, dtype, most",
+    [
+        ((), "uint8", 255),
+        (("data.bits=16",), "uint16", 65535),
+        (("data.bits=16", "data.range=0,8000"), "uint16", 8000),
+        (("data.range=1.5,80",), "float32", 80),
+    ],
+)
+def test_depth_is_written_in_the_numbers_of_its_range(changes, dtype, most, tmp_path):
+    built = experiment.build(
+        tiny.tiny_config("task.name=paired", "task.target=depth", "task.residual=False", "data.channels=1", *changes)
+    )
+    white = 65535 if "data.bits=16" in changes else 255
+    drawn = np.array([[0, white // 3, white]], f"uint{white.bit_length()}")[..., None]
+    assert observation.result_levels(built, np.uint8) == drawn.dtype
+    levels, numbers = observation.with_numbers(built, drawn)
+    images.write_pages(tmp_path / "depth.tif", [Picture(levels, numbers=numbers)])
+    read = tifffile.imread(tmp_path / "depth.tif").ravel()
+    least = 1.5 if dtype == "float32" else 0
+    assert read.dtype == dtype
+    np.testing.assert_allclose(read, np.array([least, least + (most - least) / 3, most]), atol=0.5, rtol=1e-3)
 
 
 def test_a_class_that_there_is_not_is_named(tmp_path):

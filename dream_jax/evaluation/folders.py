@@ -18,11 +18,17 @@ from dream_jax.metrics import METRICS, Compared, picture_set
 _NAMED = 5
 # Of every file what it has.
 ITS_OWN = Reading(channels=None, bits=None)
+# Of maps; classes that need 16 bits are refused when they are read.
+_READ_AS = {
+    "picture": {},
+    "depth": {"channels": 1, "bits": 16},
+    "classes": {"channels": 1, "bits": 8, "classes": True},
+}
 # The networks whose features are taken of pictures of any size.
 _ANY_SIZE = "inception"
 
 
-def measure(results, originals, settings, console: Console, reading: Reading = ITS_OWN) -> dict:
+def measure(results, originals, settings, console: Console, reading: Reading = ITS_OWN, kind: str = "picture") -> dict:
     """Every metric of `config.evaluation` between two folders: the result file's content.
 
     Pictures with the same name (and folder below; the suffix may differ) are pairs. Where there are none, the folders
@@ -32,6 +38,7 @@ def measure(results, originals, settings, console: Console, reading: Reading = I
       results, originals: folders; metrics that are not symmetric take the second one for the truth.
       settings: `config.evaluation`.
       reading: how pictures are read; of two, the one of fewer bits or channels is given those of the other.
+      kind: what they are, "picture", or maps of "depth" or of "classes"; maps are compared in pairs.
 
     Raises UserError for folders without pictures, pairs of different sizes, and weights that cannot be had.
     """
@@ -39,7 +46,10 @@ def measure(results, originals, settings, console: Console, reading: Reading = I
     common = [name for name in named[0] if name in named[1]]
     both = set(common)
     alone = [str(files[name]) for files in named for name in files if name not in both] if common else []
-    asked, about, learned = measuring.load_metrics(settings, paired=bool(common))
+    if kind != "picture" and not common:
+        raise UserError(f"{shown(results)} and {shown(originals)} have no name in common; maps are compared in pairs")
+    reading = reading._replace(**_READ_AS[kind])
+    asked, about, learned = measuring.load_metrics(settings, bool(common), kind)
     asked = {name: metric for name, metric in asked.items() if not metric.over_seeds}
     paths = [[files[name] for name in common or files] for files in named]
     by_picture = []
@@ -78,9 +88,10 @@ def _named(folder) -> dict[str, Path]:
     return found
 
 
-def _compared(a, b, settings, learned):
+def _compared(a, b, settings, learned, reading):
     sets, size = (picture_set(a, learned), picture_set(b, learned)), min(settings.batch_size, len(a))
-    return Compared(*sets, None, None, learned, size, channel=settings.channel, border=settings.border)
+    kept = {"channel": settings.channel, "border": settings.border, "span": reading.span or (0.0, 1.0)}
+    return Compared(*sets, None, None, learned, size, **kept)
 
 
 def _alike(paths, pictures, learned, channel="rgb"):
@@ -115,19 +126,19 @@ def _of_pair(asked, pair, settings, learned, reading):
         raise UserError(
             f"{shown(pair[0])}: {a.shape[1]}x{a.shape[0]} pixels leave none within a border of {settings.border}"
         )
-    return measuring.of_pair(asked, _compared(a[None], b[None], settings, learned))
+    return measuring.of_pair(asked, _compared(a[None], b[None], settings, learned, reading))
 
 
 def _of_sets(asked, paths, settings, learned, reading):
     """({metric: value}, notes) of the two sets."""
-    if all(metric.paired for metric in asked.values()):
+    of_sets = {name: metric for name, metric in asked.items() if not metric.paired or metric.of_set}
+    if not of_sets:
         return {}, []
     both = [path for each in paths for path in each]
     pictures = _alike(both, [images.read(path, reading) for path in both], learned)
     sets = [pictures[: len(paths[0])], pictures[len(paths[0]) :]]
     one_size, notes = len({picture.shape for each in sets for picture in each}) == 1, []
     fewest, side = min(map(len, sets)), min(min(picture.shape[:2]) for each in sets for picture in each)
-    of_sets = {name: metric for name, metric in asked.items() if not metric.paired}
     fitting = {
         name: metric
         for name, metric in of_sets.items()
@@ -142,7 +153,8 @@ def _of_sets(asked, paths, settings, learned, reading):
         for name, metric in fitting.items()
         if fewest <= metric.comparable_above
     ]
-    found = measuring.values_of(fitting, _compared(*(np.stack(s) if one_size else s for s in sets), settings, learned))
+    sets = [np.stack(pictures) if one_size else pictures for pictures in sets]
+    found = measuring.values_of(fitting, _compared(*sets, settings, learned, reading))
     return {name: float(np.mean(value)) for name, value in found.items()}, notes
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
+from dream_jax.files.numbers import SIXTEEN, Numbers, of_bits
 from dream_jax.files.picture import Picture, of_channels
 from dream_jax.tasks import Task
 
@@ -46,6 +47,16 @@ def result_levels(experiment: Experiment, has: np.dtype) -> np.dtype:
 def is_map(task: Task) -> bool:
     """Whether results are no pictures, but numbers that a file must keep."""
     return task.measured_as != "picture"
+
+
+def with_numbers(experiment: Experiment, levels: np.ndarray) -> tuple[np.ndarray, Numbers]:
+    """(a map's levels, the numbers that they are written as): those of the range, whole or floats, else levels."""
+    span = tuple(experiment.config.data.range)
+    if experiment.task.measured_as == "depth" and span:
+        # Whole numbers up to 255 are too coarse for what 16 bits hold.
+        dtype = "uint16" if span[0] >= 0 and 255 < span[1] <= 65535 else "float32"
+        return of_bits(levels, 16), Numbers(dtype, *map(float, span))
+    return levels, Numbers() if levels.dtype == np.uint8 else SIXTEEN
 
 
 def with_bands(levels: np.ndarray, bands: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from dream_jax.errors import UserError, shown
+from dream_jax.experiment import Experiment
 from dream_jax.files import images, tiff_tags
-from dream_jax.files.numbers import SIXTEEN, Numbers
 from dream_jax.files.picture import Picture
 from dream_jax.inference import drawing, large, masks, observation, trained
 from dream_jax.inference.groups import Group, Item, Wanted, groups_of
@@ -18,7 +18,6 @@ from dream_jax.inference.jobs import count_results, list_jobs, list_passed_over
 from dream_jax.inference.memory import free_bytes, program_bytes
 from dream_jax.inference.report import ENLARGING, RESTORING, Report
 from dream_jax.inference.tile_plans import Planner, check_tiles, draw_observed
-from dream_jax.tasks import Task
 
 # Of every file, as it is.
 ALL_PAGES = Wanted()
@@ -147,7 +146,7 @@ def _restore(jobs, experiment, planner, rows, wanted, overwrite, report, console
     """Makes the results of pictures that fit into memory, then of the others in windows."""
     data, too_large = experiment.config.data, []
     span = data.condition_range if experiment.task.beside == "condition" else data.range
-    writer = Writer(experiment.task, overwrite, report)
+    writer = Writer(experiment, overwrite, report)
     wanted = wanted._replace(span=wanted.span or tuple(span) or None, clip=wanted.clip or data.clip)
 
     def fits(job):
@@ -180,13 +179,13 @@ def _check_options(experiment, seed, samples, memory, tile):
 class Writer:
     """Writes results as soon as all their pages are drawn."""
 
-    def __init__(self, task: Task, overwrite: bool, report: Report):
-        self._task, self._overwrite, self._report, self._waiting = task, overwrite, report, {}
+    def __init__(self, experiment: Experiment, overwrite: bool, report: Report):
+        self._experiment, self._overwrite, self._report, self._waiting = experiment, overwrite, report, {}
 
     def add(self, item: Item, levels: np.ndarray) -> None:
         """A page's levels [h, w, C] as the model drew them."""
         drawn = self._waiting.setdefault(item.result, {})
-        drawn[item.page] = _as_its_picture(item, self._task, levels)
+        drawn[item.page] = _as_its_picture(item, self._experiment, levels)
         self._report.advance(1)
         if len(drawn) < item.pages:
             return
@@ -233,9 +232,9 @@ def draw_group(model: drawing.Model, rows, group: Group) -> list[np.ndarray]:
     return draw_observed(model, rows, group.plan, group.shape, observed, numbers, drawing.make_key(group.seed))
 
 
-def _as_its_picture(item: Item, task: Task, levels) -> Picture:
+def _as_its_picture(item: Item, experiment: Experiment, levels) -> Picture:
     """A result with what is kept of its picture."""
-    has = item.picture.colours.shape[2]
+    task, has = experiment.task, item.picture.colours.shape[2]
     levels = observation.with_bands(levels, observation.result_bands(task, has))
     alpha = item.picture.alpha
     if alpha is not None and alpha.shape != levels.shape[:2]:
@@ -248,6 +247,6 @@ def _as_its_picture(item: Item, task: Task, levels) -> Picture:
         down, across = (made / has for made, has in zip(levels.shape, item.observed.shape[:2], strict=False))
         extras["tags"] = tiff_tags.enlarged(extras["tags"], across, down)
     if observation.is_map(task):
-        numbers = Numbers() if levels.dtype == np.uint8 else SIXTEEN
+        levels, numbers = observation.with_numbers(experiment, levels)
         return item.picture._replace(colours=levels, alpha=None, extras=extras, numbers=numbers)
     return item.picture._replace(colours=levels, alpha=alpha, extras=extras)

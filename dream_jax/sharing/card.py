@@ -111,7 +111,7 @@ def _facts(experiment, about):
     rows = [
         *task,
         ("objective", ", ".join(objective)),
-        ("noise schedule", f"{config.schedule.name}, {config.schedule.num_steps} steps"),
+        ("noise schedule", f"{config.schedule.name}, {experiment.schedule.num_steps} steps"),
         ("network", ", ".join(network)),
         ("parameters", f"{about['parameters']:,}"),
         ("training crop", f"{config.image_size} x {config.image_size} pixels"),

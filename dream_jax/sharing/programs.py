@@ -57,10 +57,10 @@ def write(model: Model, output: Path, options: dict, console) -> None:
 def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int]):
     """(program, the shapes of its arguments): `(picture [1, h, w, C], seed uint32, number int32)`.
 
-    The program makes [1, H, W, C], levels as trained on, uint8 or uint16; that of a model which makes pictures
-    from nothing takes no picture, and that of a task with masks takes one after the picture, uint8 [1, h, w, 1], 255
-    where there is to be painted. Its noise depends on seed and number as everywhere: on (threefry key of the seed,
-    number).
+    The program makes [1, H, W, C], levels as trained on, uint8 or uint16. That of a model which makes pictures from
+    nothing takes no picture, but the number of a class, int32, where it knows classes; that of a task with masks takes
+    one after the picture, uint8 [1, h, w, 1], 255 where there is to be painted. Its noise depends on seed and number as
+    everywhere: on (threefry key of the seed, number).
 
     Args:
       sides: (h, w) of what it takes, or else makes.
@@ -88,15 +88,22 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
         height, width = task.sides(sides)
         return draw(inputs, seed, number)[:, :height, :width]
 
-    def generate(seed, number):
-        return draw(drawing.no_inputs(1, *sides), seed, number)
+    def generate(*arguments):
+        *label, seed, number = arguments
+        inputs = (
+            {"cond": task.condition(label[0].reshape(1, 1, 1, 1), sides)} if label else drawing.no_inputs(1, *sides)
+        )
+        return draw(inputs, seed, number)
 
     numbers = jax.ShapeDtypeStruct((), np.uint32), jax.ShapeDtypeStruct((), np.int32)
     if task.paired:
-        levels = np.uint16 if experiment.config.data.bits == 16 else np.uint8
+        data = experiment.config.data
+        bits = data.condition_bits if task.beside == "condition" else data.bits
+        levels = np.uint16 if bits == 16 else np.uint8
         mask = [jax.ShapeDtypeStruct((1, *sides, 1), np.uint8)] if task.beside == "mask" else []
         return restore, (jax.ShapeDtypeStruct((1, *sides, task.given_channels), levels), *mask, *numbers)
-    return generate, numbers
+    label = [jax.ShapeDtypeStruct((), np.int32)] if task.classes else []
+    return generate, (*label, *numbers)
 
 
 def _choose(experiment, sampler="ddim", steps=10, size=None):
@@ -133,13 +140,15 @@ def _lowers(program, arguments, platform):
 
 def _about(model, options, exported) -> dict:
     config = model.experiment.config
-    names = *("picture", "mask")[: len(exported.in_avals) - 2], "seed", "number"
+    first = ("picture", "mask") if model.experiment.task.paired else ("class",)
+    names = *first[: len(exported.in_avals) - 2], "seed", "number"
     return {
         "format": "jax.export",
         "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},
         "result": str(exported.out_avals[0]),
         "bits": config.data.bits,
         "range": list(config.data.range) or None,
+        "classes": list(config.data.classes) or None,
         "platforms": list(exported.platforms),
         "sampler": options.get("sampler", "ddim"),
         "steps": options.get("steps", 10),

@@ -18,13 +18,15 @@ def class_conditional(num_classes: int, drop_label: float = 0.1, channels: int =
     Any network takes the class so, among its inputs; for thousands of classes an embedding would take less.
 
     Args:
-      num_classes: how many there are, 0 while the data has not been looked at. A label of another number is of no
-        class: all its planes are 0.
+      num_classes: how many there are. A label of another number is of no class: all its planes are 0.
       drop_label: the share of examples that are trained on as of no class, drawn from their keys, so that one network
         predicts with and without a class: classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598). At 0 it
         never sees the latter, and guidance is refused.
       channels: of pictures.
     """
+
+    if not num_classes:
+        raise UserError(f"task.name = 'class_conditional': {NEEDS_LABELS}")
 
     def observe(keys, picture):
         raise UserError(f"task.name = 'class_conditional': {NEEDS_LABELS}")

@@ -58,7 +58,8 @@ def with_classes(config):
     It needs no more than right values of each key: how many classes there are is part of whether a config makes sense.
     Raises UserError where the data has none, or not as many as the config says.
     """
-    if config.data.classes or (config.data.folder is None and config.data.tfds is None):
+    has_some = config.data.folder is not None or config.data.tfds is not None or config.data.bundled == "scenes"
+    if config.data.classes or not has_some:
         return config
     checks.check_each(config)
     flat, some_classes = keys.flatten(config), ("one", "other")

@@ -13,6 +13,7 @@ from dream_jax.errors import UserError
 from dream_jax.evaluation import folders, measuring
 from dream_jax.files import images
 from dream_jax.files.picture import Picture
+from dream_jax.metrics import dense
 
 
 def write(folder, names, *shape, seed=0):
@@ -121,3 +122,28 @@ def test_networks_and_the_luma_are_of_colours(tmp_path, monkeypatch):
         settings.update(change)
         with pytest.raises(UserError, match=rf"a\.tif: it has 5 channels; {words} measure"):
             folders.measure(tmp_path / "results", tmp_path / "originals", settings, QUIET)
+
+
+def test_maps_are_measured_as_what_they_are(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    maps = {name: rng.integers(0, 4, (2, 20, 30, 1)).astype(np.uint8) for name in ("a", "b")}
+    maps["b"][:, :3] = 255
+    for name, pictures in maps.items():
+        for number, picture in enumerate(pictures):
+            images.write(tmp_path / name / f"{number}.png", picture)
+    pair, output = (tmp_path / "a", tmp_path / "b"), tmp_path / "t.json"
+    assert run(*pair, "--as", "classes", "--output", output) == 0
+    values = json.loads(output.read_text())["values"]
+    assert set(values) == {"miou", "picture_miou", "boundary_f", "pixel_accuracy"}
+    assert values["miou"] == pytest.approx(dense.mean_iou(maps["a"], maps["b"]))
+    assert values["picture_miou"] == pytest.approx(dense.picture_iou(maps["a"], maps["b"]).mean())
+
+    assert run(*pair, "--as", "depth", "--output", output) == 0
+    values = json.loads(output.read_text())["values"]
+    assert values == {name: pytest.approx(getattr(dense, name)(maps["a"], maps["b"]).mean()) for name in values}
+    assert list(values) == ["abs_rel", "rmse"]
+    capsys.readouterr()
+    assert run(tmp_path / "a", tmp_path, "--as", "classes") == 2
+    assert "maps are compared in pairs" in capsys.readouterr().err
+    assert run(*pair, "--as", "depth", "--config.evaluation.learned=inception") == 2
+    assert "these networks take pictures" in capsys.readouterr().err

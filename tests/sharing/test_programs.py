@@ -15,8 +15,9 @@ from dream_jax import experiment
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
 from dream_jax.files import images
-from dream_jax.inference import drawing, observation, tile_plans
+from dream_jax.inference import classes, drawing, observation, tile_plans
 from dream_jax.sharing import programs
+from dream_jax.training import weights
 
 pytest.importorskip("flatbuffers")
 
@@ -110,3 +111,20 @@ def test_impossible_options_are_refused(options, reason, tmp_path):
     built = experiment.build(tiny.tiny_config())
     with pytest.raises(UserError, match=reason):
         programs.check(built, tmp_path / "program", options)
+
+
+def test_a_class_is_an_argument():
+    names = "task.name=class_conditional", "task.residual=False", "data.classes=cat,dog,bird", "image_size=16"
+    built = experiment.build(tiny.tiny_config(*names, "sampling.guidance=2.0"))
+    shapes = weights.shapes_of(built)
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.02, leaf.dtype), shapes)
+    rows = drawing.make_rows(built, "ddim", 2)
+    program, arguments = programs.make(built, params, rows, (16, 16))
+    assert [a.dtype.name for a in arguments] == ["int32", "uint32", "int32"]
+    drawn = jax.jit(program)(np.int32(2), np.uint32(5), np.int32(1))
+    inputs, draw = classes.inputs_of(built.task, [1], (16, 16), [2]), jax.jit(drawing.make_plain_draw(built))
+    expected = draw(params, inputs, np.array([1]), rows, drawing.make_key(5))
+    assert np.abs(np.asarray(drawn, int) - np.asarray(expected, int)).max() <= 1 and np.std(drawn) > 1
+    exported = SimpleNamespace(in_avals=arguments, out_avals=[drawn], platforms=("cpu",))
+    about = programs._about(drawing.Model(built, {}, 1, None, ""), {}, exported)
+    assert list(about["arguments"]) == ["class", "seed", "number"] and about["classes"] == ["cat", "dog", "bird"]

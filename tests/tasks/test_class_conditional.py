@@ -49,4 +49,6 @@ def test_use_drops_no_label():
 
 def test_classes_are_not_made_up():
     with pytest.raises(UserError, match=r"data\.label_key"):
+        tasks.class_conditional(0)
+    with pytest.raises(UserError, match=r"data\.label_key"):
         tasks.class_conditional(3).make_pair(None, noise(1, 8, 8, 3))

@@ -11,7 +11,7 @@ from PIL import Image
 from dream_jax import tasks
 from dream_jax.__main__ import main
 from dream_jax.config import records
-from dream_jax.files import images
+from dream_jax.files import images, tiff_tags
 from dream_jax.inference import bands, drawing, observation, trained
 from dream_jax.runtime import sharding
 
@@ -209,6 +209,19 @@ def test_tiles_are_the_whole_for_a_local_network(make_run, tmp_path, task):
     assert made[0].std() > 0.1
 
 
+@pytest.mark.parametrize("task", ["inpainting", "colourisation"])
+def test_projecting_on_what_is_kept_anyway_changes_nothing(make_run, tmp_path, task):
+    images.write(tmp_path / "in.png", picture_of(21, 17))
+    images.write(tmp_path / "mask.png", mask_of(21, 17))
+    workdir, masks = make_run(task), ("--mask", tmp_path / "mask.png") if task == "inpainting" else ()
+    made = []
+    for project in False, True:
+        where = workdir, tmp_path / "in.png", tmp_path / f"{project}.png", f"--config.sampling.project={project}"
+        assert run(*where, *masks) == 0
+        made.append(images.read(tmp_path / f"{project}.png").astype(int))
+    assert np.abs(made[0] - made[1]).max() <= (0 if task == "inpainting" else 1)
+
+
 def test_other_scales_than_the_trained_one(make_run, tmp_path, capsys):
     workdir = make_run("super_resolution", "task.scale=2")
     images.write(tmp_path / "in.png", picture_of(17, 23, 4))
@@ -221,6 +234,33 @@ def test_other_scales_than_the_trained_one(make_run, tmp_path, capsys):
         assert ("trained to enlarge 2 times, used for 3 times" in out) == said and f"1 enlarged {scale}x into" in out
         made = images.read_picture(tmp_path / "out.png")
         assert made.colours.shape == (17 * scale, 23 * scale, 3) and made.alpha.shape == (17 * scale, 23 * scale)
+
+
+def test_a_scale_that_is_not_whole(make_run, tmp_path, capsys, monkeypatch):
+    workdir = make_run("super_resolution", "task.scale=2", "task.scales=1.5,4")
+    images.write(tmp_path / "in.png", picture_of(17, 35, 4, np.uint16))
+    made = []
+    for name, options in {"whole.tif": (), "tiles.tif": ("--tile", 32)}.items():
+        assert run(workdir, tmp_path / "in.png", tmp_path / name, "--scale", 2.7, *options) == 0
+        out = capsys.readouterr().out
+        assert "1 enlarged 2.7x into" in out and "trained to" not in out
+        picture = images.read_picture(tmp_path / name)
+        assert picture.colours.shape == (round(17 * 2.7), round(35 * 2.7), 3) and picture.alpha.shape == (46, 94)
+        made.append(picture.colours / 65535.0)
+    np.testing.assert_allclose(made[1], made[0], atol=3e-5)
+    assert run(workdir, tmp_path / "in.png", tmp_path / "5.png", "--scale", 5) == 2
+    assert "was trained to enlarge 1.5 to 4 times" in capsys.readouterr().err
+    monkeypatch.setenv("DREAM_JAX_MAX_PIXELS", "500")
+    write_tiff(tmp_path / "in.tif", picture_of(17, 35))
+    assert run(workdir, tmp_path / "in.tif", tmp_path / "windows.tif", "--scale", 2.7) == 1
+    assert "in windows the scale is a whole number, not 2.7" in capsys.readouterr().err
+
+
+def test_a_place_on_earth_is_that_of_each_axis():
+    tags = {33550: (10.0, 10.0, 0.0), 33922: (1.0, 2.0, 0.0, 500.0, 900.0, 0.0)}
+    made = tiff_tags.enlarged(tags, 2.5, 2.0)
+    assert made[33550] == (4.0, 5.0, 0.0) and made[33922] == (2.5, 4.0, 0.0, 500.0, 900.0, 0.0)
+    assert tiff_tags.enlarged(tags, 2) == tiff_tags.enlarged(tags, 2, 2)
 
 
 def write_tiff(path, values):

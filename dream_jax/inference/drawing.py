@@ -240,5 +240,6 @@ def observe(experiment: Experiment, pictures, numbers=None, beside=None):
 def _observe(task, keys, pictures, beside):
     observed = task.observe(keys, pictures) if beside is None else task.given_beside(pictures, beside)
     observed = observed.astype(pictures.dtype if beside is None or task.beside == "mask" else beside.dtype)
-    baseline = None if task.baseline is None else task.to_levels(task.baseline(observed), pictures.dtype)
-    return observed, task.condition(observed, pictures.shape[1:3]), baseline
+    sides = pictures.shape[1:3]
+    baseline = None if task.baseline is None else task.to_levels(task.baseline(observed, sides), pictures.dtype)
+    return observed, task.condition(observed, sides), baseline

@@ -30,7 +30,7 @@ class Task:
       paired: whether a result has an original that it can be compared with.
       drawn_condition: `(keys, pictures levels) -> cond` of training, where it draws more than `observe` does: a scale.
         None elsewhere.
-      baseline: `observed -> picture` that results are compared with; None where there is none.
+      baseline: `(observed, sides=None) -> picture` that results are compared with; None where there is none.
       baseline_name: what that is called in tables and pictures.
       classical: (name, `observed [h, w, .] -> picture [H, W, C]`), levels on the host: what is done without a network.
       consistency: `(result, observed) -> [B]`, how far a result, in grey levels, is from what was observed of its

@@ -13,6 +13,6 @@ def test_a_measure_that_is_zero_throughout_has_a_plot(consistency, tmp_path):
     """What is known of a masked picture comes back to the bit; warnings are errors here."""
     head = {"model": "m", "sampler": "ddim", "psnr": 30.0, "consistency": consistency}
     rows = [{**head, "model": None, "sampler": None, "steps": 0, "name": "masked"}]
-    rows += [{**head, "name": f"ddim {steps}", "steps": steps} for steps in (1, 5)]
+    rows += [{**head, "name": "ddim", "steps": n, "consistency": n * consistency, "psnr": 30.0 + n} for n in (2, 5)]
     plots.metrics_against_steps({"rows": rows}, ["psnr", "consistency"], tmp_path / "plot.png")
     assert images.read(tmp_path / "plot.png").std() > 0

@@ -43,16 +43,19 @@ BATCH, SIZE = 32, 16
 class Form(NamedTuple):
     """How long which network trains: its channels are 8 times `multipliers`, one at each level.
 
+    task: what it learns, by name.
     process: whether residuals are learnt on a schedule that ends in noise alone, where a quarter of the examples are.
     """
 
     steps: int
     multipliers: tuple[int, ...]
     process: bool = False
+    task: str = "super_resolution"
 
 
 # A network of one level attends once, in its middle. Compiling is most of what the short form costs.
-LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,))
+# A task that draws for every example is the short form's: what is drawn must not depend on the layout.
+LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,), task="denoising")
 PROCESS_FORM = Form(3, (1,), process=True)
 
 
@@ -115,7 +118,7 @@ BOUNDS = {
 
 
 def setup(dtype: str, variant: Variant, form: Form):
-    """The config: DREAM with p = 1 on 4x super-resolution, dropout 0.2, no warmup.
+    """The config: DREAM with p = 1 on a form's task, 4x super-resolution, dropout 0.2, no warmup.
 
     Every norm has two channels a group or more, so no bias has a gradient of exactly zero, whose noise Adam would turn
     into full steps.
@@ -135,6 +138,7 @@ def setup(dtype: str, variant: Variant, form: Form):
     config.network.dropout = 0.2
     config.network.remat = variant.remat
     config.mesh.shard = variant.shard
+    config.task.name = form.task
     if form.process:
         config.task.residual, config.objective.kind = True, "x0"
         config.schedule.name, config.schedule.num_steps, config.schedule.continuous = "rddm", 4, False

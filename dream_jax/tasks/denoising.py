@@ -54,7 +54,7 @@ def non_local_means(observed, deviation: float | None = None):
     found = classical.denoise_nl_means(
         picture, patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
     )
-    return host.to_levels(found, observed.dtype)
+    return host.to_levels(found.reshape(observed.shape), observed.dtype)
 
 
 def _estimated(picture):

@@ -17,39 +17,46 @@ class Strengths(NamedTuple):
     quality: tuple[int, ...]
 
 
-class _Plan(NamedTuple):
-    """One picture's draws: the places in the order of blur, noise, JPEG and shrinking, and the strengths."""
+class Plan(NamedTuple):
+    """One picture's draws: the places in their order of blur, noise, JPEG and shrinking, the strengths, and keys."""
 
     order: jax.Array
     width: jax.Array
     deviation: jax.Array
     quality: jax.Array
     noise: jax.Array
+    shrink: jax.Array
 
 
-def degrade(key, picture, strengths: Strengths, shrink, shrinks_by, least: float):
-    """Whole levels [H, W, C] to whole levels of the type that `shrink` gives.
-
-    Each of blur, noise and JPEG comes before or after the shrinking, and in any order among themselves (as the second
-    order of BSRGAN's shuffle, Zhang et al. 2021, arXiv 2103.14006, section 3).
-
-    Args:
-      shrink: `(key, picture) -> (picture, fill)`; `fill(picture)` continues the edges of one that is smaller than its
-        array.
-      shrinks_by: what sides are divided by, and the width of a blur that comes after; `least` of what it may be.
-    """
+def draw(key, strengths: Strengths) -> Plan:
+    """What is done to one picture."""
     order, width, deviation, quality, noise_key, shrink_key = jax.random.split(key, 6)
-    plan = _Plan(
+    return Plan(
         jax.random.permutation(order, 4),
         within(width, (0, strengths.width)),
         within(deviation, (0, strengths.deviation)),
         whole_within(quality, strengths.quality),
         noise_key,
+        shrink_key,
     )
+
+
+def degrade(key, picture, strengths: Strengths, shrink, shrinks_by, least: float):
+    """Whole levels [H, W, C] to whole levels of the type that `shrink` gives.
+
+    Blur, noise, JPEG and the shrinking come in any order, as BSRGAN shuffles them (Zhang et al. 2021, arXiv 2103.14006,
+    section 3). A Gaussian after the shrinking is as much narrower.
+
+    Args:
+      shrink: `(key, picture) -> (picture, fill)`; `fill(picture)` continues the edges of one that is smaller than its
+        array.
+      shrinks_by: what sides are divided by, at least `least`.
+    """
+    plan = draw(key, strengths)
     before = plan.order[:3] < plan.order[3]
     picture = _chain(plan, picture, before, strengths.width)
-    small, fill = shrink(shrink_key, picture)
-    plan = plan._replace(width=plan.width / shrinks_by, noise=jax.random.fold_in(noise_key, 1))
+    small, fill = shrink(plan.shrink, picture)
+    plan = plan._replace(width=plan.width / shrinks_by, noise=jax.random.fold_in(plan.noise, 1))
     return _chain(plan, small, ~before, strengths.width / least, fill)
 
 

@@ -36,7 +36,8 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
                 axes.axhline(row[name], color="grey", linewidth=1, linestyle=stroke, label=row["name"])
         _steps_axis(axes, sorted({row["steps"] for rows in lines.values() for row in rows}))
         axes.set_ylabel(METRICS[name].title)
-        if METRICS[name].logarithmic:
+        # What is known of a picture may come back to the bit, and there is no logarithm of 0.
+        if METRICS[name].logarithmic and any(row.get(name, 0) > 0 for row in record["rows"]):
             axes.set_yscale("log")
     _finish(figure, path)
 

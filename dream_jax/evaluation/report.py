@@ -154,13 +154,14 @@ def _axes(metric, label):
     (axes,) = figure.axes
     axes.set_xlabel(label)
     axes.set_ylabel(METRICS[metric].title)
-    if METRICS[metric].logarithmic:
-        axes.set_yscale("log")
     return figure, axes
 
 
-def _svg(figure, about):
-    """{"about", "svg"}: a plot as text that lies within the page."""
+def _svg(figure, about, metric=None):
+    """{"about", "svg"}: a plot as text that lies within the page; of a metric, which says how its axis runs."""
+    values = [value for line in figure.axes[0].lines for value in line.get_ydata()]
+    if metric is not None and METRICS[metric].logarithmic and max(values, default=0) > 0:
+        figure.axes[0].set_yscale("log")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     file = io.StringIO()
@@ -184,7 +185,7 @@ def _curves(axes, record, metric, across, **wanted):
 def _convergence(record, metric, clock, sampler, steps):
     figure, axes = _axes(metric, _CLOCKS[clock])
     _curves(axes, record, metric, clock, sampler=sampler, steps=steps)
-    return _svg(figure, f"{METRICS[metric].title} against {_CLOCKS[clock]}")
+    return _svg(figure, f"{METRICS[metric].title} against {_CLOCKS[clock]}", metric)
 
 
 def _against_steps(record, metric, sampler):
@@ -193,7 +194,7 @@ def _against_steps(record, metric, sampler):
     counts = _curves(axes, record, metric, "steps", sampler=sampler, point=record["points"][-1])
     axes.set_xticks(counts, [f"{count:g}" for count in counts])
     axes.minorticks_off()
-    return _svg(figure, f"{METRICS[metric].title} against sampling steps, {sampler}")
+    return _svg(figure, f"{METRICS[metric].title} against sampling steps, {sampler}", metric)
 
 
 def _line(axes, x, of_seeds, label, number):
@@ -216,7 +217,7 @@ def _tradeoff(record, metrics, sampler):
             path.append([np.mean([verdicts.mean(row, metric) for row in at]) for metric in (distortion, perception)])
             axes.annotate(str(steps), path[-1], fontsize=7, xytext=(3, 3), textcoords="offset points")
         axes.plot(*zip(*path, strict=True), "o-", color=f"C{number % 10}", markersize=3, label=variant)
-    return [_svg(figure, "the perception-distortion plane; numbers are sampling steps")]
+    return [_svg(figure, "the perception-distortion plane; numbers are sampling steps", perception)]
 
 
 def _pictures(members):

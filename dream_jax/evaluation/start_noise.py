@@ -22,11 +22,12 @@ def find_start(model: Model, pictures: np.ndarray, candidates: int, console: Con
     [N, H, W, C] or an `indexed.Pair`, should be such as were trained on. Takes the first of `evaluation.samplers` and
     of `evaluation.steps`.
 
-    Raises UserError for unconditional models.
+    Raises UserError for models that restore no pictures.
     """
     built, settings = model.experiment, model.experiment.config.evaluation
     if not built.task.paired or built.task.measured_as != "picture":
-        raise UserError("a good starting noise is found for models that restore pictures, and this one does not")
+        name = built.config.task.name
+        raise UserError(f"a good starting noise is found for models that restore pictures, not for {name}")
     inputs = make_inputs(built, pictures)
     given, levels = inputs.given, inputs.pictures.dtype
     rows = drawing.make_rows(built, settings.samplers[0], settings.steps[0])

@@ -104,6 +104,8 @@ def evaluate(
     asked = {
         name: metric for name, metric in asked.items() if metric.paired and not (metric.over_seeds or metric.of_set)
     }
+    if built.task.consistency is None:
+        asked.pop("consistency", None)
     digests = {name: integrity.digest(model.params) for name, model in models.items()}
     identity = {"settings": settings.to_dict(), "learned": about, "metrics": list(asked), "scale": built.task.scale}
     measured, columns, notes = _measure(

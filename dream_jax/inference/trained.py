@@ -48,7 +48,7 @@ def open_experiment(workdir, overrides=(), only_sampling: bool = False, scale: f
 def scales_of(workdir) -> tuple[float, float]:
     """The smallest and the largest number of times that the super-resolution of a workdir was trained to enlarge."""
     settings = model_folder.read_config(model_folder.find(workdir)).task
-    return tuple(settings.get("scales", ())) or (settings.scale,) * 2
+    return tuple(settings.scales) or (settings.scale,) * 2
 
 
 def _at_scale(workdir, config, scale):

@@ -6,7 +6,7 @@ from dream_jax.evaluation import tables
 from dream_jax.experiment import Experiment
 from dream_jax.metrics import METRICS
 
-# What models of each task do; others restore pictures.
+# What models do, by the name of their task or what it makes; others restore pictures.
 _DOES = {
     "unconditional": "makes pictures from noise",
     "class_conditional": "makes pictures of a class from noise",
@@ -15,6 +15,9 @@ _DOES = {
     "denoising": "takes noise out of pictures",
     "jpeg": "takes the traces of JPEG compression out of pictures",
     "colourisation": "gives colours to grey pictures",
+    "paired": "makes pictures of others of the same place and size",
+    "depth": "tells the depth of pictures",
+    "classes": "tells the classes of the pixels of pictures",
 }
 
 # Settings of the objective that are told even where they are the usual ones.
@@ -80,7 +83,7 @@ def _front_matter(experiment):
 
 def _summary(experiment):
     task, title = experiment.task, experiment.objective.title
-    does = _DOES.get(experiment.config.task.name, "restores pictures")
+    does = _DOES.get(task.measured_as) or _DOES.get(experiment.config.task.name, "restores pictures")
     if task.scale != 1:
         does = f"enlarges pictures {task.scale:g} times"
     return f"A diffusion model that {does}, trained with dream_jax. Its objective: {title}."

@@ -176,8 +176,14 @@ def test_everything_of_a_config_with_conditions(tmp_path):
     pictures = held_out.eval_pictures(config)
     np.testing.assert_array_equal(pictures.image // 2, pictures.beside)
     given = sources.beside_given(config, tmp_path / "dark")
-    pair = whole.folder_source(tmp_path / "pictures", given, sources.reading_of(config)).pair(3)
-    np.testing.assert_array_equal(pair.image // 2, pair.beside)
+    source = whole.folder_source(tmp_path / "pictures", given, sources.reading_of(config))
+    np.testing.assert_array_equal(source.pair(3).image // 2, source.pair(3).beside)
+    # Nothing is said of measures that the task does not have.
+    few = "evaluation.whole=True", "evaluation.pictures=1"
+    record, _ = whole.evaluate(
+        {"run": fake(nothing, "task.name=paired", "task.residual=False", "task.scale=1", *few)}, source, QUIET
+    )
+    assert not [note for note in record["notes"] if "consistency" in note]
     bits = config_of("paired", tmp_path, f"data.condition_folder={tmp_path / 'dark'}", "data.condition_bits=16")
     assert sources.open_source(bits, "train").pair(0).beside.dtype == np.uint16
     with pytest.raises(UserError, match=r"paired: it needs conditions.*--low"):

@@ -19,6 +19,7 @@ from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.inference import trained
 from dream_jax.sharing import card, exporting, folders
+from dream_jax.tasks import TASKS
 from dream_jax.training import integrity, model_folder, parent, weights
 
 QUIET = stand_ins.QUIET
@@ -311,6 +312,21 @@ def test_the_card_is_one_of_the_hub(changes, kind):
     assert all(character.isprintable() or character == "\n" for character in text)
     (line,) = [line for line in text.splitlines() if "training pictures" in line]
     assert "<" not in line and len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
+def test_the_card_says_what_each_task_does_and_how_it_is_used():
+    data = {"name": "faces", "fingerprint": None}
+    about = {"step": 1, "weights": "ema", "parameters": 5, "data": data, "parent": None}
+    said = set()
+    for name in TASKS:
+        classes = ["data.classes=a,b,c"] if name == "class_conditional" else []
+        built = experiment.build(tiny.tiny_config(f"task.name={name}", "task.residual=False", *classes))
+        text = card.text("mine", built, about, None)
+        said.add(re.search(r"A diffusion model that (.*), trained", text)[1])
+        assert ("dream_jax restore --model" in text) == built.task.paired
+        assert ("--mask MASK.png" in text) == (name == "inpainting")
+        assert ("dream_jax generate --model" in text) != built.task.paired
+    assert len(said) == len(TASKS) and "enlarges pictures 2 times" in said
 
 
 def test_commands_take_one_of_the_two(run, exported, tmp_path, capsys):

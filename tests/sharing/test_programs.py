@@ -15,7 +15,7 @@ from dream_jax import experiment
 from dream_jax.__main__ import main
 from dream_jax.errors import UserError
 from dream_jax.files import images
-from dream_jax.inference import classes, drawing
+from dream_jax.inference import classes, drawing, observation, tile_plans
 from dream_jax.sharing import programs
 from dream_jax.training import weights
 
@@ -58,6 +58,31 @@ def test_what_is_to_be_known_of_levels_is_beside_the_program():
     exported = SimpleNamespace(in_avals=["uint16[1,9,13,3]"] * 3, out_avals=["uint16[1,18,26,3]"], platforms=("cpu",))
     about = programs._about(drawing.Model(built, {}, 1, None, ""), {}, exported)
     assert (about["bits"], about["range"]) == (16, [0.0, 9.0]) and json.dumps(about)
+
+
+def test_inpainting_takes_a_mask_after_the_picture():
+    real = experiment.build(tiny.tiny_config("task.name=inpainting", "task.residual=False", "image_size=16"))
+    built = real._replace(network=stand_ins.fake(stand_ins.its_input).experiment.network)
+    rows = drawing.make_rows(built, "ddpm", 2)
+    program, arguments = programs.make(built, {}, rows, (9, 13))
+    assert [(each.shape, each.dtype) for each in arguments[:2]] == [
+        ((1, 9, 13, 3), np.uint8),
+        ((1, 9, 13, 1), np.uint8),
+    ]
+    rng = np.random.default_rng(0)
+    picture, mask = rng.integers(0, 256, (9, 13, 3), np.uint8), rng.integers(0, 2, (9, 13, 1), np.uint8) * np.uint8(255)
+    drawn = np.asarray(jax.jit(program)(picture[None], mask[None], np.uint32(5), np.int32(2)))[0]
+    known = mask[..., 0] == 0
+    np.testing.assert_array_equal(drawn[known], picture[known])
+    model = drawing.Model(built, {}, 1, stand_ins.sharding.make_mesh(devices=jax.devices()[:1]), "")
+    shape = tile_plans.shape_of(built, (9, 13))
+    observed = observation.observed_of(built.task, picture, mask)
+    plan = tile_plans.Planner(model, rows, 2**33)(shape)
+    (expected,) = tile_plans.draw_observed(model, rows, plan, shape, [observed], [2], drawing.make_key(5))
+    assert np.abs(drawn.astype(int) - expected).max() <= 1 and np.any(drawn != picture)
+    exported = SimpleNamespace(in_avals=[*map(str, arguments)], out_avals=[""], platforms=("cpu",))
+    about = programs._about(model._replace(experiment=real), {}, exported)
+    assert list(about["arguments"]) == ["picture", "mask", "seed", "number"]
 
 
 def test_a_model_that_generates_takes_seed_and_number():

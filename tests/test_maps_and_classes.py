@@ -11,7 +11,7 @@ from stand_ins import QUIET
 
 from dream_jax import commands, experiment
 from dream_jax.__main__ import main
-from dream_jax.config import records
+from dream_jax.config import keys, records
 from dream_jax.data import scenes
 from dream_jax.errors import UserError
 from dream_jax.files import images
@@ -105,7 +105,10 @@ def test_pictures_of_the_classes_of_folders(tmp_path):
     config = tiny.tiny_config(
         *("task.name=class_conditional", "task.residual=False", f"data.folder={tmp_path / 'animals'}"),
         *(f"data.cache_dir={tmp_path / 'cache'}", "objective.name=standard", "data.eval_percent=40", "image_size=16"),
+        "data.classes=bird,fish",
     )
+    # The names are to be found.
+    config = keys.nest(keys.flatten(config) | {"data.classes": ()})
     commands.train_and_evaluate(config, tmp_path / "run", QUIET, evaluates=False)
     assert tuple(records.read(tmp_path / "run" / "config.json").data.classes) == ("cat", "dog")
     about = "--count", "2", "--steps", "1", "--class", "dog", "--config.sampling.guidance=2"

@@ -56,7 +56,7 @@ class Inputs(NamedTuple):
 # these are; of what their pictures are; and how files are read.
 _OWN = "task.residual", "task.gain", "task.scales", "task.drop_label"
 _ALIKE = "task.", "data.channels", "data.bits", "data.condition_channels", "data.condition_bits"
-_DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize"
+_DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize", "bundled"
 _BESIDE = (key for kind in BESIDE.values() for key in (kind.folder, kind.eval_folder, kind.feature) if key)
 _DATA = tuple(f"data.{name}" for name in (*_DATA, *_BESIDE))
 _READ_BY = "data.range", "data.clip"

@@ -197,6 +197,8 @@ class Writer:
             self._report.failed(item.job, error, 0)
         else:
             notes = [f"{shown(item.result)}: without {loss}, which {item.result.suffix} cannot hold" for loss in lost]
+            if item.picture.alpha is not None and observation.is_map(self._experiment.task):
+                notes.append(f"{shown(item.result)}: without the picture's transparency, which a map does not have")
             if item.pages < item.picture.pages:
                 left = item.picture.pages - item.pages
                 notes.append(f"{shown(item.job.picture)}: {left} further pages are left out")
@@ -248,5 +250,7 @@ def _as_its_picture(item: Item, experiment: Experiment, levels) -> Picture:
         extras["tags"] = tiff_tags.enlarged(extras["tags"], across, down)
     if observation.is_map(task):
         levels, numbers = observation.with_numbers(experiment, levels)
+        # A map is of no camera, and has no colours.
+        extras = {name: value for name, value in extras.items() if name not in ("icc_profile", "exif")}
         return item.picture._replace(colours=levels, alpha=None, extras=extras, numbers=numbers)
     return item.picture._replace(colours=levels, alpha=alpha, extras=extras)

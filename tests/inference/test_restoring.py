@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import tiny
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dream_jax import tasks
 from dream_jax.__main__ import main
@@ -225,15 +225,11 @@ def test_projecting_on_what_is_kept_anyway_changes_nothing(make_run, tmp_path, t
 def test_other_scales_than_the_trained_one(make_run, tmp_path, capsys):
     workdir = make_run("super_resolution", "task.scale=2")
     images.write(tmp_path / "in.png", picture_of(17, 23, 4))
-    for scale, command, said in (3, "upscale", True), (2, "restore", False):
-        assert (
-            run(workdir, tmp_path / "in.png", tmp_path / "out.png", "--scale", scale, "--overwrite", command=command)
-            == 0
-        )
-        out = capsys.readouterr().out
-        assert ("trained to enlarge 2 times, used for 3 times" in out) == said and f"1 enlarged {scale}x into" in out
-        made = images.read_picture(tmp_path / "out.png")
-        assert made.colours.shape == (17 * scale, 23 * scale, 3) and made.alpha.shape == (17 * scale, 23 * scale)
+    assert run(workdir, tmp_path / "in.png", tmp_path / "out.png", "--scale", 3, command="upscale") == 0
+    out = capsys.readouterr().out
+    assert "trained to enlarge 2 times, used for 3 times" in out and "1 enlarged 3x into" in out
+    made = images.read_picture(tmp_path / "out.png")
+    assert made.colours.shape == (51, 69, 3) and made.alpha.shape == (51, 69)
 
 
 def test_a_scale_that_is_not_whole(make_run, tmp_path, capsys, monkeypatch):
@@ -333,3 +329,18 @@ def test_cond_in_windows_is_that_of_the_whole(dtype):
         for start, stop in ((0, 1), (60, 70), (64, 90)):
             np.testing.assert_array_equal(rows(start, stop), whole[start:stop])
     assert len(seen) >= 5
+
+
+def test_a_map_has_no_transparency_profile_or_camera(make_run, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = np.maximum(picture_of(20, 24, 4), 1)
+    Image.fromarray(picture).save(tmp_path / "in.png", exif=exif, icc_profile=profile, dpi=(300, 300))
+    changes = "task.target=classes", "task.num_classes=3", "data.channels=1", "data.bits=8"
+    assert run(make_run("paired", *changes), tmp_path / "in.png", tmp_path / "out.png") == 0
+    assert "without the picture's transparency, which a map does not have" in capsys.readouterr().err
+    with Image.open(tmp_path / "out.png") as made:
+        assert made.mode == "L" and made.size == (24, 20) and len(made.getexif()) == 0
+        assert "icc_profile" not in made.info and round(made.info["dpi"][0]) == 300
+        assert set(np.unique(made)) == {0, 1, 2}

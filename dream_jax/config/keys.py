@@ -174,8 +174,8 @@ KEYS = {
     ),
     "task.degradation": Key(
         "kernel",
-        "super_resolution: by the kernel, or with blur (task.width), noise (task.deviation) and JPEG (task.quality) in "
-        "random order and strength",
+        "super_resolution: shrinking by the kernel; or mixed, also blur up to task.width, noise up to task.deviation "
+        "and JPEG of task.quality, in random order",
         choices=DEGRADATIONS,
     ),
     "task.masks": Key(
@@ -426,7 +426,9 @@ KEYS = {
         0.0, "time-shift: times, in steps of the schedule, to choose from; 0 is off", NOT_NEGATIVE
     ),
     "sampling.shift_cutoff": Key(0.0, "time-shift: only at times above it", NOT_NEGATIVE),
-    "sampling.project": Key(False, "super_resolution: pull predictions to what shrinks to the low-resolution picture"),
+    "sampling.project": Key(
+        False, "pull predictions to what gives the observation: super_resolution, inpainting, colourisation"
+    ),
     "sampling.guidance": Key(
         1.0,
         "class_conditional: how far predictions go from those without a class to those with it; 1 is none, and more "

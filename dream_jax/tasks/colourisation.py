@@ -11,7 +11,8 @@ LUMA = 19595, 38470, 7471
 
 
 def colourisation(residual: bool = False, gain: float = 1.0, channels: int = 3) -> Task:
-    """Colours from the luminance of BT.601, which the result has again: as levels, within one.
+    """Colours from the luminance of BT.601, which the result has again: the same levels of 8 bits, and of 16
+    within one.
 
     cond is the luminance. With `residual`, x0 is `gain` times what the colours differ by from its grey.
     """

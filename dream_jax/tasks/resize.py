@@ -129,7 +129,9 @@ class Choices(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def choices(kernel: str, sizes: tuple[tuple[int, int], ...]) -> Choices:
-    """Of pairs (size in, size out), each at most `BLOCK`."""
+    """Of pairs (size in, size out); raises UserError for one above `BLOCK`."""
+    if max(map(max, sizes)) > BLOCK:
+        raise UserError(f"task.scales: sides of pictures that are trained on must be at most {BLOCK} pixels")
     matrices = []
     for size_in, size_out in sizes:
         ((high, low), _), *_ = resize_matrices(kernel, size_in, size_out)

@@ -50,7 +50,7 @@ def super_resolution(
     def observe(keys, picture):
         if scale == 1:
             raise UserError(f"task.scale = 1: {NEEDS_LOW}")
-        size = tuple(round(side / scale) for side in picture.shape[-3:-1])
+        size = tuple(max(round(side / scale), 1) for side in picture.shape[-3:-1])
         if isinstance(scale, int):
             size = picture.shape[-3] // scale, picture.shape[-2] // scale
         if strengths is not None:

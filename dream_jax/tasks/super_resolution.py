@@ -35,8 +35,7 @@ def super_resolution(
     Args:
       scale: the factor; picture sides must divide by a whole one. At 1 there are only pictures that are there.
       kernel: one of `resize.KERNELS`, rounding to grey levels as files on disk do.
-      residual, gain: see `restoration`; the gain brings x0 near the unit variance that noise schedules assume.
-      channels: of pictures.
+      residual, gain, channels: see `restoration`; gain brings x0 near the unit variance that noise schedules assume.
       width: of a Gaussian that blurs before shrinking, in pixels of the picture; 0 is none.
       strengths: of a mixed degradation instead of that and of the kernel's shrinking.
       scales: LOW, HIGH of the factor that training draws for each picture; none is `scale`.

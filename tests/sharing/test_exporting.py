@@ -401,4 +401,5 @@ def test_every_text_that_may_be_none_stays_behind_but_names_of_data():
         section, leaf = name.split(".")
         config[section][leaf] = "/home/me"
     flat = keys.flatten(model_folder.portable(config))
-    assert {name for name in given if flat[name] is not None} == {"data.tfds", "data.image_key", "data.lr_key"}
+    features = {f"data.{name}_key" for name in ("image", "lr", "condition", "label")}
+    assert {name for name in given if flat[name] is not None} == {"data.tfds", *features}

@@ -20,6 +20,13 @@ _DOES = {
     "classes": "tells the classes of the pixels of pictures",
 }
 
+# Keys that say what a task is besides its own in the section `task`, by its name or its degradation.
+_MORE = {
+    "mixed": ("task.width", "task.deviation", "task.quality"),
+    "paired": ("task.num_classes", "data.condition_channels", "data.condition_bits", "data.condition_range"),
+    "class_conditional": ("data.classes", "task.num_classes"),
+}
+
 # Settings of the objective that are told even where they are the usual ones.
 _TOLD = "name", "kind", "distance"
 
@@ -100,10 +107,8 @@ def _facts(experiment, about):
     task = [("task", config.task.name)]
     if experiment.task.scale > 1:
         task += [("scale", experiment.task.scale), ("kernel of the low-resolution pictures", config.task.kernel)]
-    # What keys are of is said at the beginning of what they are.
-    own = [name for name, key in keys.KEYS.items() if key.about.startswith(f"{config.task.name}:")]
     flat = keys.flatten(config)
-    task += [(name, flat[name]) for name in own if name not in ("task.scale", "task.kernel")]
+    task += [(name, flat[name]) for name in _of_task(config) if flat[name] not in (None, ())]
     network = [f"{key} = {value}" for key, value in config.network.to_dict().items() if key in ("name", "channels")]
     network.append("channel_multipliers = " + ",".join(map(str, config.network.channel_multipliers)))
     trained_on = f"{_plain(data['name'])} ({data['fingerprint'] or 'no fingerprint'})"
@@ -123,6 +128,15 @@ def _facts(experiment, about):
     if about["parent"]:
         rows.append(("began with", ", ".join(f"{key} {value}" for key, value in about["parent"].items())))
     return rows
+
+
+def _of_task(config):
+    """The names of keys that say what a task is; none of them is a path."""
+    name = config.task.name
+    # What keys are of is said at the beginning of what they are.
+    own = [key for key, entry in keys.KEYS.items() if key.startswith("task.") and entry.about.startswith(f"{name}:")]
+    more = _MORE.get(config.task.degradation if name == "super_resolution" else name, ())
+    return [key for key in (*own, *more) if key not in ("task.scale", "task.kernel")]
 
 
 def _measures(record):

@@ -24,7 +24,7 @@ FORMAT, VERSION = "dream_jax model", 1
 _LONGEST_HEADER = 2**24
 
 # Texts of a config that are no paths, though they may be None.
-_NAMES = "data.tfds", "data.image_key", "data.lr_key"
+_NAMES = "data.tfds", "data.image_key", "data.lr_key", "data.condition_key", "data.label_key"
 
 
 def find(place) -> Path:

@@ -329,6 +329,36 @@ def test_the_card_says_what_each_task_does_and_how_it_is_used():
     assert len(said) == len(TASKS) and "enlarges pictures 2 times" in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "told", "untold"),
+    [
+        (("task.degradation=mixed",), ["task.width", "task.deviation", "task.quality"], ["task.masks"]),
+        ((), ["task.degradation"], ["task.width"]),
+        (("task.name=inpainting",), ["task.masks", "task.unknown"], ["task.degradation"]),
+        (
+            ("task.name=paired", "data.channels=1", "task.target=classes", "task.num_classes=3"),
+            ["task.target", "task.num_classes", "data.condition_channels", "data.condition_bits"],
+            ["data.condition_range"],
+        ),
+        (("task.name=class_conditional", "data.classes=a,b,c"), ["task.drop_label", "data.classes"], []),
+    ],
+)
+def test_the_card_tells_the_keys_of_its_task_and_no_path(changes, told, untold):
+    built = experiment.build(tiny.tiny_config("task.residual=False", *changes))
+    config = keys.nest(keys.flatten(built.config))
+    paths = {name for name, key in keys.KEYS.items() if key.optional is str} - {"data.tfds"}
+    assert len(paths) > 10
+    for name in paths:
+        section, leaf = name.split(".")
+        config[section][leaf] = f"/home/me/{leaf}"
+    data = {"name": "faces", "fingerprint": None}
+    about = {"step": 1, "weights": "ema", "parameters": 5, "data": data, "parent": None}
+    text = card.text("mine", built._replace(config=config), about, None)
+    names = re.findall(r"^\| ((?:task|data|sampling|evaluation|network)\.\w+) \|", text, re.M)
+    assert "/home" not in text and set(told) <= set(names) and len(set(names)) == len(names)
+    assert not set(untold) & set(names) and all(name.startswith(("task.", "data.c")) for name in names)
+
+
 def test_commands_take_one_of_the_two(run, exported, tmp_path, capsys):
     measure = "evaluate", "--output", str(tmp_path / "e.json")
     for command, reason in (
@@ -371,4 +401,5 @@ def test_every_text_that_may_be_none_stays_behind_but_names_of_data():
         section, leaf = name.split(".")
         config[section][leaf] = "/home/me"
     flat = keys.flatten(model_folder.portable(config))
-    assert {name for name in given if flat[name] is not None} == {"data.tfds", "data.image_key", "data.lr_key"}
+    features = {f"data.{name}_key" for name in ("image", "lr", "condition", "label")}
+    assert {name for name in given if flat[name] is not None} == {"data.tfds", *features}

@@ -3,7 +3,7 @@
     python -m dream_jax compare --config compare_tasks_cpu --workdir runs/inpainting \\
         --config.task.name=inpainting --config.data.folder=FACES --config.data.eval_folder=OTHER_FACES
 
-As in compare_faces_cpu.py the network predicts eps and starts from pure noise. docs/tasks.md says what came out.
+The network is that of compare_faces_cpu.py: it predicts eps and starts from pure noise. docs/tasks.md says what came out.
 """
 
 from dream_jax.config import command_line
@@ -11,9 +11,6 @@ from dream_jax.config import command_line
 
 def get_config():
     config = command_line.load("compare_faces_cpu")
-    config.image_size = 32
-    config.network.patch = 4
-    config.data.resize = 32
     config.log_every = 20
     config.checkpoint.every = 200
     config.evaluation.steps = (5, 20)

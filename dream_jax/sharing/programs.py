@@ -140,15 +140,18 @@ def _lowers(program, arguments, platform):
 
 def _about(model, options, exported) -> dict:
     config = model.experiment.config
+    data, of_condition = config.data, model.experiment.task.beside == "condition"
     first = ("picture", "mask") if model.experiment.task.paired else ("class",)
     names = *first[: len(exported.in_avals) - 2], "seed", "number"
     return {
         "format": "jax.export",
         "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},
         "result": str(exported.out_avals[0]),
-        "bits": config.data.bits,
-        "range": list(config.data.range) or None,
-        "classes": list(config.data.classes) or None,
+        "bits": data.bits,
+        "range": list(data.range) or None,
+        "condition_bits": data.condition_bits if of_condition else None,
+        "condition_range": (list(data.condition_range) or None) if of_condition else None,
+        "classes": list(data.classes) or None,
         "platforms": list(exported.platforms),
         "sampler": options.get("sampler", "ddim"),
         "steps": options.get("steps", 10),

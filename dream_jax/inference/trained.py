@@ -15,11 +15,13 @@ from dream_jax.tasks.beside import BESIDE
 from dream_jax.training import mirror, model_folder, weights
 from dream_jax.training.workdir import checkpoint_folder
 
-# Keys without which weights mean nothing; others may be given for a use of them. A network for one scale can be used
-# at another, as in the paper's Table 4.
-_TRAINED_AS = ("task.name", "task.kernel", "task.residual", "task.gain", "task.target")
-_TRAINED_AS = (*_TRAINED_AS, "schedule.", "objective.", "network.", "image_size", "data.channels", "task.num_classes")
-_TRAINED_AS = (*_TRAINED_AS, "data.condition_channels")
+# Keys without which weights mean nothing; others may be given for a use of them, how pictures are degraded among them.
+# A network for one scale can be used at another, as in the paper's Table 4.
+_TRAINED_AS = (
+    *("task.name", "task.kernel", "task.residual", "task.gain", "task.target", "task.num_classes", "task.drop_label"),
+    *("schedule.", "objective.", "network.", "image_size"),
+    *("data.channels", "data.condition_channels", "data.classes"),
+)
 
 
 def open_experiment(workdir, overrides=(), only_sampling: bool = False, scale: float | None = None) -> Experiment:

@@ -173,6 +173,26 @@ def test_any_scale_of_a_run_on_low_resolution_pictures_that_were_there(workdir, 
     assert (config.data.lr_folder, config.data.eval_lr_folder, config.data.lr_key) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("trained_as", "changes", "allowed"),
+    [
+        (
+            ("task.name=class_conditional", "data.classes=cat,dog"),
+            ("data.classes=bird,fish", "task.drop_label=0.0"),
+            "evaluation.steps=2,",
+        ),
+        (("task.name=denoising",), ("data.channels=1",), "task.deviation=50.0,"),
+        (("task.name=inpainting",), ("task.gain=2.0",), "task.masks=box,"),
+    ],
+)
+def test_how_pictures_are_degraded_is_no_part_of_the_weights(workdir, trained_as, changes, allowed):
+    records.save(tiny.tiny_config("task.residual=False", *trained_as), workdir / "config.json")
+    for change in changes:
+        with pytest.raises(UserError, match=rf"these keys are theirs:\n  {change.partition('=')[0]}: "):
+            trained.open_experiment(workdir, [f"--config.{change}"])
+    trained.open_experiment(workdir, [f"--config.{allowed}"])
+
+
 def test_a_workdir_without_a_checkpoint(workdir):
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(UserError, match="there is no checkpoint yet"):

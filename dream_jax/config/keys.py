@@ -447,7 +447,7 @@ KEYS = {
         "what generated pictures are compared with: held-out ones, or train, as some report FID",
         choices=("eval", "train"),
     ),
-    "evaluation.whole": Key(False, "super_resolution: whole pictures of any size instead of middle crops"),
+    "evaluation.whole": Key(False, "restoration: whole pictures of any size instead of middle crops"),
     "evaluation.tile": Key(
         None, "whole: the side of tiles, in pixels of the result, instead of one found by memory", whole(16), int
     ),

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 from rich.console import Console
 
+from dream_jax import tasks
 from dream_jax.config import checks, command_line, keys
 from dream_jax.config.keys import MOST
 from dream_jax.data import held_out
@@ -77,6 +78,10 @@ def load(path: str, arguments: list[str]) -> Comparison:
     bad = [name for name in about["variants"] if not str(name).isprintable() or "/" in str(name)]
     if bad:
         raise UserError(f"{shown(path)}: a variant's name is that of a folder, and cannot be {bad[0]!r}")
+    task = tasks.make(base)
+    taken = {task.baseline_name, *(task.classical or ())[:1], "original", "held out"} & set(about["variants"])
+    if taken:
+        raise UserError(f"{shown(path)}: the report has other pictures called {taken.pop()!r}; rename the variant")
     found = Comparison(base, dict(about["variants"]), seeds, points, about["unit"])
     members(found, Path())
     return found

@@ -59,20 +59,22 @@ _ALIKE = "task.", "data.channels", "data.bits", "data.condition_channels", "data
 _DATA = "folder", "eval_folder", "eval_percent", "tfds", "train_split", "eval_split", "resize", "bundled"
 _BESIDE = (key for kind in BESIDE.values() for key in (kind.folder, kind.eval_folder, kind.feature) if key)
 _DATA = tuple(f"data.{name}" for name in (*_DATA, *_BESIDE))
-_READ_BY = "data.range", "data.clip"
+_READ_BY = "data.range", "data.clip", "data.condition_range"
 
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
 
 
-def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool = False) -> Inputs:
+def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool = False, numbers=None) -> Inputs:
     """Of pictures uint8 [N, H, W, 3], or of such with what lies beside them.
 
-    classical: the baselines are also those of a classical method, which takes its time.
+    Args:
+      classical: the baselines are also those of a classical method, which takes its time.
+      numbers: what the random draws of each picture depend on, see `drawing.observe`.
     """
     pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
     if not built.task.paired and beside is None:
         return Inputs(pictures, drawing.no_inputs(*pictures.shape[:3]))
-    observed, cond, baseline = drawing.observe(built, pictures, beside=beside)
+    observed, cond, baseline = drawing.observe(built, pictures, numbers, beside)
     baselines = {} if baseline is None else {built.task.baseline_name: baseline}
     if classical and built.task.classical is not None:
         name, restore = built.task.classical

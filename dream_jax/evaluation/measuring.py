@@ -182,7 +182,7 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
         "metrics": list(asked),
         "seeds": list(settings.seeds),
     }
-    if inputs.found:
+    if inputs.observed is not None:
         identity["observed"] = hashlib.sha256(np.ascontiguousarray(inputs.observed)).hexdigest()
     if (settings.channel, settings.border) != ("rgb", 0):
         identity |= {"channel": settings.channel, "border": settings.border}

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,13 +94,7 @@ def evaluate(
     """
     first = next(iter(models.values()))
     built, settings = first.experiment, first.experiment.config.evaluation
-    if not built.task.paired:
-        raise UserError("whole pictures are for models that restore them, not for those that make new ones")
-    if has_beside(source) and built.task.beside != source.kind:
-        raise UserError(f"{built.config.task.name} takes no {BESIDE[source.kind].nouns} that are there")
-    data_note = check_models(models, given)
-    for model in models.values():
-        check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
+    data_note = _check(models, source, given)
     asked, about, learned = measuring.load_metrics(settings, True, built.task.measured_as)
     asked = {
         name: metric for name, metric in asked.items() if metric.paired and not (metric.over_seeds or metric.of_set)
@@ -134,6 +129,19 @@ def evaluate(
     if built.task.beside == "low":
         record |= {"scale": built.task.scale, "kernel": built.config.task.kernel}
     return record, _picture_columns(built, columns)
+
+
+def _check(models, source, given):
+    """Raises UserError for models that cannot restore these pictures; what is to be known of their data, or None."""
+    built = next(iter(models.values())).experiment
+    settings = built.config.evaluation
+    if not built.task.paired:
+        raise UserError("whole pictures are for models that restore them, not for those that make new ones")
+    if has_beside(source) and built.task.beside != source.kind:
+        raise UserError(f"{built.config.task.name} takes no {BESIDE[source.kind].nouns} that are there")
+    for model in models.values():
+        check_tiles(model.experiment, settings.tile, settings.overlap, "evaluation.tile")
+    return check_models(models, given)
 
 
 def _measure(models, source, values_of, identity, digests, console, journal):
@@ -175,11 +183,11 @@ def _measure(models, source, values_of, identity, digests, console, journal):
 
 
 def _observe(built, source, number) -> Inputs:
-    """Of one picture, cut to sides that the task's scale divides."""
+    """Of one picture, cut to sides that a result of what is observed of it has."""
     paired = source.pair(number) if is_paired(source) else None
-    picture, divisor = source[number] if paired is None else paired.image, built.task.divisor
-    height, width = (side // divisor * divisor for side in picture.shape[:2])
-    least = max(divisor, 2 * built.config.evaluation.border + 1)
+    picture, task = source[number] if paired is None else paired.image, built.task
+    height, width = task.sides(tuple(_observed_side(side, task) for side in picture.shape[:2]))
+    least = max(math.ceil(task.scale), 2 * built.config.evaluation.border + 1)
     if min(height, width) < least:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
@@ -187,7 +195,14 @@ def _observe(built, source, number) -> Inputs:
     if paired is not None:
         cut = paired.beside if paired.scale > 1 else paired.beside[:height, :width]
         picture = Pair(picture, cut)
-    return make_inputs(built, indexed.stack([indexed.masked(source, picture, number)]), classical=True)
+    stack = indexed.stack([indexed.masked(source, picture, number)])
+    return make_inputs(built, stack, classical=True, numbers=[number])
+
+
+def _observed_side(side, task):
+    """The longest side of what is observed whose result is no longer than this; scales need not be whole."""
+    observed = math.ceil(side / task.scale)
+    return observed if task.sides((observed, observed))[0] <= side else observed - 1
 
 
 def _make_values(built, asked: dict[str, Metric], learned) -> Callable[[Inputs, np.ndarray], dict[str, float]]:
@@ -220,7 +235,8 @@ def _make_draw(model: Model, method: Method, settings) -> Callable[[Inputs, int,
 
     def draw(inputs, number, seed):
         low = inputs.observed[0]
-        shape = shape_of(experiment, low.shape[:2], low.dtype)
+        # A condition may have other levels than its picture.
+        shape = shape_of(experiment, low.shape[:2], inputs.pictures.dtype)
         key = drawing.make_key(seed)
         return draw_observed(model, rows, planner(shape), shape, [low], np.array([number], np.int32), key)[0][None]
 
@@ -231,7 +247,7 @@ def _fingerprint(what: dict, inputs: Inputs, models: dict[str, Model], method: M
     config = models[method.model].experiment.config
     digest = hashlib.sha256(np.ascontiguousarray(inputs.pictures)).hexdigest()
     what |= {"picture": digest, "number": number, "sampling": config.sampling.to_dict(), "by": "seed"}
-    if inputs.found:
+    if inputs.observed is not None:
         what |= {"observed": hashlib.sha256(np.ascontiguousarray(inputs.observed)).hexdigest()}
     what |= {"compute_dtype": config.compute_dtype}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()

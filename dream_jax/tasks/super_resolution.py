@@ -35,8 +35,7 @@ def super_resolution(
     Args:
       scale: the factor; picture sides must divide by a whole one. At 1 there are only pictures that are there.
       kernel: one of `resize.KERNELS`, rounding to grey levels as files on disk do.
-      residual: x0 is `gain * (picture - cond)` instead of the picture: an x0 of 0 is the enlarged picture itself.
-      gain: brings the residual near the unit variance that noise schedules assume.
+      residual, gain: see `restoration`; the gain brings x0 near the unit variance that noise schedules assume.
       channels: of pictures.
       width: of a Gaussian that blurs before shrinking, in pixels of the picture; 0 is none.
       strengths: of a mixed degradation instead of that and of the kernel's shrinking.
@@ -48,31 +47,14 @@ def super_resolution(
     fixed = scale > 1 and strengths is None
 
     def observe(keys, picture):
-        if scale == 1:
-            raise UserError(f"task.scale = 1: {NEEDS_LOW}")
-        size = tuple(max(round(side / scale), 1) for side in picture.shape[-3:-1])
-        if isinstance(scale, int):
-            size = picture.shape[-3] // scale, picture.shape[-2] // scale
+        size = _low_sides(picture.shape[-3:-1], scale)
         if strengths is not None:
             return draws.each(lambda key, z: _mixed(key, z, size, scale, strengths))(keys, picture)
-        return resize.resize(blurred(picture), *size, kernel)
-
-    def blurred(picture):
-        return jax.vmap(lambda z: blur.gaussian(z, width))(jnp.asarray(picture)) if width else picture
+        return resize.resize(_blurred(picture, width), *size, kernel)
 
     def condition(low, sides=None):
         height, width = sides or (round(low.shape[-3] * scale), round(low.shape[-2] * scale))
         return value_range.to_float(resize.resize(low, height, width, kernel))
-
-    def drawn(keys, picture):
-        if strengths is None:
-            picture = blurred(picture)
-        return value_range.to_float(
-            draws.each(lambda key, z: _enlarged_again(key, z, scales, kernel, strengths))(keys, picture)
-        )
-
-    def consistency(result, low):
-        return mean_square(observe(None, result), jnp.asarray(low))
 
     def project(picture, low):
         return resize.project(picture, value_range.to_float(low, picture.dtype), kernel, width)
@@ -84,10 +66,10 @@ def super_resolution(
         residual=residual,
         gain=gain,
         reference=lambda cond: cond,
-        drawn_condition=drawn if scales else None,
+        drawn_condition=_drawn(scales, kernel, width, strengths) if scales else None,
         baseline=condition,
         baseline_name=baseline_name,
-        consistency=consistency if fixed else None,
+        consistency=(lambda result, low: mean_square(observe(None, result), jnp.asarray(low))) if fixed else None,
         project=project if fixed else None,
         columns=lambda low, enlarged: {"low resolution": low, baseline_name: enlarged},
         beside="low",
@@ -110,6 +92,18 @@ def _check(scale, scales, channels, width, strengths):
         raise UserError(f"task.scale = 1: task.scales, task.blur and task.degradation make pictures; {NEEDS_LOW}")
 
 
+def _low_sides(sides, scale):
+    """(h, w) of the low-resolution picture of one with sides (H, W)."""
+    if scale == 1:
+        raise UserError(f"task.scale = 1: {NEEDS_LOW}")
+    height, width = (side // scale if isinstance(scale, int) else max(round(side / scale), 1) for side in sides)
+    return height, width
+
+
+def _blurred(pictures, width):
+    return jax.vmap(lambda picture: blur.gaussian(picture, width))(jnp.asarray(pictures)) if width else pictures
+
+
 def _mixed(key, picture, size, scale, strengths):
     """A picture [H, W, C] to a low-resolution one of a size."""
 
@@ -119,6 +113,16 @@ def _mixed(key, picture, size, scale, strengths):
         return jax.lax.select_n(kernel, *made), lambda picture: picture
 
     return mixture.degrade(key, picture, strengths, shrink, scale, scale)
+
+
+def _drawn(scales, kernel, width, strengths):
+    """`(keys, pictures) -> cond` at a scale that is drawn."""
+
+    def condition(keys, pictures):
+        again = draws.each(lambda key, picture: _enlarged_again(key, picture, scales, kernel, strengths))
+        return value_range.to_float(again(keys, _blurred(pictures, width)))
+
+    return condition
 
 
 def low_sizes(side: int, scales) -> tuple[int, ...]:

@@ -141,3 +141,24 @@ def test_a_network_may_be_measured_at_another_scale(tiny_workdir):
     assert record["scale"] == 4 and np.isfinite(record["rows"][1]["psnr"])
     with pytest.raises(UserError, match=r"task\.gain"):
         trained.load(tiny_workdir, ["--config.task.gain=2.0"])
+
+
+def test_pictures_are_degraded_each_in_its_own_way():
+    """Two equal pictures have other noise, as crops of a batch have, and the classical method sees the same of them."""
+    (some,) = pictures((32, 32))
+    models = {"run": fake(nothing, "task.name=denoising", "task.deviation=25,")}
+    record, columns = whole.evaluate(models, source_of([some, some]), QUIET)
+    assert [row["name"] for row in record["rows"]] == ["noisy", "non-local means", "ddim 1"]
+    of_noisy = [row["psnr"] for row in record["by_picture"] if row["name"] == "noisy"]
+    assert of_noisy[0] != of_noisy[1] and len(columns) == 4
+    crops, _ = measuring.evaluate(models, np.stack([some, some]), QUIET)
+    for row, other in zip(record["rows"], crops["rows"], strict=True):
+        assert row["psnr"] == pytest.approx(other["psnr"], rel=1e-5)
+
+
+def test_scales_need_not_be_whole():
+    """Pictures are cut to sides that a result has, by less than the scale."""
+    models = {"run": fake(nothing, "task.scale=2.7", "evaluation.whole=True")}
+    record, _ = whole.evaluate(models, source_of(pictures((64, 63), (62, 65))), QUIET)
+    baseline, result = record["rows"]
+    assert baseline["psnr"] == pytest.approx(result["psnr"], rel=1e-5) and record["scale"] == 2.7

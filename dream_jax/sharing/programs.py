@@ -65,7 +65,9 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     Args:
       sides: (h, w) of what it takes, or else makes.
     """
-    task, plain = experiment.task, drawing.make_plain_draw(experiment)
+    task = experiment.task
+    within = task.sides(sides) if task.paired else sides
+    plain = drawing.make_plain_draw(experiment, sides=within)
 
     def draw(inputs, seed, number):
         return plain(params, inputs, number[None], rows, drawing.make_key(seed))
@@ -85,8 +87,7 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
         filled_up = tile_plans.shape_of(experiment, sides).sides
         missing = [(0, side - has) for side, has in zip(filled_up, cond.shape[1:3], strict=True)]
         inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), observed)
-        height, width = task.sides(sides)
-        return draw(inputs, seed, number)[:, :height, :width]
+        return draw(inputs, seed, number)[:, : within[0], : within[1]]
 
     def generate(*arguments):
         *label, seed, number = arguments

@@ -377,6 +377,51 @@ def test_cond_in_windows_is_that_of_the_whole(dtype):
     assert len(seen) >= 5
 
 
+@pytest.mark.parametrize(
+    ("changes", "given", "dtype", "most"),
+    [
+        ((), np.uint16, np.uint8, 255),
+        (("data.bits=16",), np.uint8, np.uint16, 65535),
+        (("data.bits=16", "data.range=0,4095"), np.uint8, np.uint16, 4095),
+        (("data.range=0,1", "data.condition_range=0,4095"), np.uint16, np.float32, 1),
+    ],
+)
+def test_pictures_of_conditions_are_written_as_those_that_were_trained_on(
+    make_run, tmp_path, changes, given, dtype, most
+):
+    condition = np.maximum(picture_of(20, 24, 4, given), 1)
+    if "data.condition_range=0,4095" in changes:
+        condition[..., :3] //= 17
+    write_tiff(tmp_path / "in.tif", condition)
+    assert run(make_run("paired", *changes), tmp_path / "in.tif", tmp_path / "out.tif") == 0
+    made = tifffile.imread(tmp_path / "out.tif")
+    assert made.dtype == dtype and made.shape == (20, 24, 4)
+    colours, alpha = made[..., :3].astype(float), made[..., 3].astype(float)
+    assert 0 <= colours.min() < 0.2 * most < 0.8 * most < colours.max() <= most
+    white = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    np.testing.assert_allclose(alpha / white, condition[..., 3] / np.iinfo(given).max, atol=0.003)
+
+
+@pytest.mark.parametrize(("given", "bits"), [(np.uint16, 8), (np.uint8, 16)])
+def test_pictures_of_conditions_have_their_own_levels_in_windows(make_run, tmp_path, monkeypatch, capsys, given, bits):
+    workdir, made = make_run("paired", f"data.bits={bits}"), []
+    write_tiff(tmp_path / "in.tif", picture_of(70, 45, 4, given))
+    for name in "whole.tif", "windows.tif":
+        assert run(workdir, tmp_path / "in.tif", tmp_path / name, "--tile", 32) == 0
+        made.append(tifffile.imread(tmp_path / name))
+        monkeypatch.setenv("DREAM_JAX_MAX_PIXELS", "1000")
+    assert "restored in windows" in capsys.readouterr().out
+    assert made[0].dtype == made[1].dtype == f"uint{bits}" and made[0].shape == made[1].shape == (70, 45, 4)
+    # Their noise differs.
+    shares = [picture / (2**bits - 1) for picture in made]
+    np.testing.assert_array_equal(made[1][..., 3], made[0][..., 3])
+    for measure in np.mean, np.std, np.max, np.min:
+        assert abs(measure(shares[1][..., :3]) - measure(shares[0][..., :3])) < 0.03
+    workdir = make_run("paired", "data.range=0,1")
+    assert run(workdir, tmp_path / "in.tif", tmp_path / "ranged.tif", "--tile", 32) == 1
+    assert "in windows there is no --range" in capsys.readouterr().err
+
+
 def test_a_map_has_no_transparency_profile_or_camera(make_run, tmp_path, capsys):
     exif = Image.Exif()
     exif[0x010F] = "Maker"

@@ -135,9 +135,9 @@ def read_with_alpha(path, reading: Reading = USUAL):
 def _read_as_wanted(path, reading):
     (picture,) = _read(path, False, 0, CLASSES if reading.classes else reading.span, reading.clip)
     try:
-        colours = as_wanted(picture.colours, reading._replace(mask=False))
-        alpha = None if picture.alpha is None else of_bits(picture.alpha, 8)
-        return as_mask(colours, alpha) if reading.mask else colours, picture
+        if reading.mask:
+            return as_mask(picture.colours, picture.alpha), picture
+        return as_wanted(picture.colours, reading), picture
     except ValueError as error:
         name = "picture" if isinstance(path, bytes) else shown(path)
         raise UserError(f"{name}: {error}") from None

@@ -63,18 +63,31 @@ def as_wanted(levels: np.ndarray, reading: Reading) -> np.ndarray:
     if reading.classes:
         return numbers_of_classes(levels, reading.bits or 16)
     if reading.mask:
-        return as_mask(of_channels(of_bits(levels, 8), 1))
+        return as_mask(levels)
     bits, channels = reading.bits or 8 * levels.dtype.itemsize, reading.channels or levels.shape[2]
     return of_channels(of_bits(levels, bits), channels)
 
 
-def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None) -> np.ndarray:
-    """0 or 255 of grey levels uint8 [H, W, 1], which count as much as alpha, uint8 [H, W], lets them be seen.
+def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None, most: int | None = None) -> np.ndarray:
+    """0 or 255 [H, W, 1] of grey levels [H, W, C], which count as much as alpha [H, W] lets them be seen.
 
-    Half of white is white, and so is 1 where there is no other number but 0.
+    Half of white is white, and so is 1 where no level that is seen is greater: `most`, which `greatest` tells, where
+    these are but some rows of a mask. Raises ValueError for other bands than grey or RGB.
     """
-    seen = levels if alpha is None else (levels.astype(np.uint16) * alpha[..., None] + 127) // 255
-    return np.where(seen >= (1 if seen.max() == 1 else 128), np.uint8(255), np.uint8(0))
+    if levels.shape[2] not in (1, 3):
+        raise ValueError(f"a mask is grey or RGB, and this has {levels.shape[2]} bands")
+    most = greatest(levels, alpha) if most is None else most
+    # Before levels of 16 bits become those of 8, where 1 would be black.
+    levels = np.where(levels > 0, np.uint8(255), np.uint8(0)) if most == 1 else of_bits(levels, 8)
+    seen = of_channels(levels, 1)
+    if alpha is not None:
+        seen = (seen.astype(np.uint16) * of_bits(alpha, 8)[..., None] + 127) // 255
+    return np.where(seen >= 128, np.uint8(255), np.uint8(0))
+
+
+def greatest(levels: np.ndarray, alpha: np.ndarray | None = None) -> int:
+    """The greatest of grey levels [H, W, C] that are seen; 0 where none is."""
+    return int((levels if alpha is None else levels[alpha > 0]).max(initial=0))
 
 
 def of_channels(colours: np.ndarray, channels: int) -> np.ndarray:

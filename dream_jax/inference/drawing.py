@@ -74,12 +74,12 @@ def make_rows(experiment: Experiment, sampler: str, num_steps: int) -> sampling.
     return jax.tree.map(lambda a: np.asarray(a, jnp.zeros(()).dtype), rows)
 
 
-def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predict: predict):
+def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predict: predict, sides=None):
     """`denoise(x, alpha, sigma, previous=None) -> x0_hat` of a network, with the modifiers of `config.sampling`.
 
     Args:
-      inputs: cond [B, H, W, Cc], and observed [B, h, w, .] where `sampling.project` is on. Pictures that are filled up
-        to the network's sides are larger than what was observed says; what is filled up is left alone.
+      inputs: cond [B, H, W, Cc], and observed [B, h, w, .] where `sampling.project` is on.
+      sides: (height, width) of pictures that are filled up to H and W, of which the rest is not projected.
       wrap: `predict -> predict`, of the network's `(x_t, cond, alpha [B]) -> output`, guided where that is asked for.
     """
     task, schedule, options = experiment.task, experiment.schedule, experiment.config.sampling
@@ -95,7 +95,7 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
         if not options.project:
             return picture
         observed = inputs["observed"]
-        height, width = task.sides(observed.shape[1:3])
+        height, width = sides or picture.shape[1:3]
         return picture.at[:, :height, :width].set(task.project(picture[:, :height, :width], observed))
 
     scaled = options.eps_scale != 1 or options.eps_scale_slope != 0
@@ -129,14 +129,14 @@ def _guided(experiment, predict):
     return guided
 
 
-def make_draw(experiment: Experiment, mesh, wrap=None, levels=None):
+def make_draw(experiment: Experiment, mesh, wrap=None, levels=None, sides=None):
     """The jitted `draw(params, inputs, index, rows, key)` of every use of a model, see `make_plain_draw`.
 
     The batch is spread over the mesh, unless `wrap` spreads the network's work itself.
     """
     everywhere = NamedSharding(mesh, P())
     layout = NamedSharding(mesh, sharding.BATCH) if wrap is None else everywhere
-    plain, options = make_plain_draw(experiment, wrap, levels), compiler.options(experiment.config.deterministic)
+    plain, options = make_plain_draw(experiment, wrap, levels, sides), compiler.options(experiment.config.deterministic)
 
     @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
     def draw(params, inputs, index, rows, key):
@@ -145,19 +145,19 @@ def make_draw(experiment: Experiment, mesh, wrap=None, levels=None):
     return draw
 
 
-def make_plain_draw(experiment: Experiment, wrap=None, levels=None):
+def make_plain_draw(experiment: Experiment, wrap=None, levels=None, sides=None):
     """`draw(params, inputs, index, rows, key) -> pictures [B, H, W, C]`, traceable.
 
-    The pictures are levels, uint8 or uint16: those that the model was trained on, unless `levels` is their type. inputs
-    and wrap are as for `make_denoise`, inputs made by `inputs_of`; index [B] numbers the pictures: picture i's noise
-    depends on (key, i) alone.
+    The pictures are levels, uint8 or uint16: those that the model was trained on, unless `levels` is their type.
+    inputs, wrap and sides are as for `make_denoise`, inputs made by `inputs_of`; index [B] numbers the pictures:
+    picture i's noise depends on (key, i) alone.
     """
     wrap = wrap or (lambda predict: predict)
     start_key = start_key_of(experiment)
     levels = levels or (np.uint16 if experiment.config.data.bits == 16 else np.uint8)
 
     def draw(params, inputs, index, rows, key):
-        denoise = make_denoise(experiment, params, inputs, wrap)
+        denoise = make_denoise(experiment, params, inputs, wrap, sides)
         shape = (*inputs["cond"].shape[:3], experiment.task.x0_channels)
         shows = experiment.objective.self_conditions
         x0 = sampling.run(key, denoise, shape, rows, index, start_key, shows=shows)

@@ -15,6 +15,7 @@ from dream_jax.errors import UserError, shown, some
 from dream_jax.experiment import Experiment
 from dream_jax.files import limits, tiff_tags, windows
 from dream_jax.files.names import check_folder
+from dream_jax.files.numbers import of_bits
 from dream_jax.inference import bands, drawing, masks, observation, out_of_core
 from dream_jax.inference.groups import Wanted
 from dream_jax.inference.jobs import Job
@@ -34,7 +35,7 @@ def is_large(job: Job, experiment: Experiment, planner: Callable[[], Planner], p
         return False
     try:
         with windows.open_tiff(job.picture) as source:
-            sides, levels = source.shape[:2], source.dtype
+            sides, levels = source.shape[:2], observation.result_levels(experiment, source.dtype)
     except UserError:
         return False
     if math.prod(sides) > limits.most_pixels():
@@ -74,19 +75,17 @@ def _restore(job, seed, result, planner, wanted, overwrite, report, console):
         windows.open_tiff(job.picture) as source,
         masks.opened(wanted.masks, job, source.shape[:2]) as mask_rows,
     ):
-        if wanted.span is not None and source.dtype != np.uint8:
-            # 8 bits are levels whatever the range is.
-            options = "--range (or the data.range of the run)"
-            raise UserError(f"{name}: too large for memory, and in windows there is no {options}")
+        levels = observation.result_levels(model.experiment, source.dtype)
+        _check_numbers(model.experiment, wanted, source, name)
         colours = source.shape[2] - source.alpha
         observation.check_bands(job.picture, colours, task.given_channels)
         shape = (*task.sides(source.shape[:2]), observation.result_bands(task, colours) + source.alpha)
         try:
-            plan = _find_plan(planner, source, mask_rows, shape)
+            plan = _find_plan(planner, source, mask_rows, shape, levels)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         check_folder(result.parent)
-        _check_disk(result, planner, plan, math.prod(shape) * source.dtype.itemsize, name, report, console)
+        _check_disk(result, planner, plan, math.prod(shape) * levels.itemsize, name, report, console)
         tick = _ticker(report, len(planner.rows.alpha), math.prod(shape[:2]))
         key = drawing.make_key(seed)
         made = restore_in_windows(model, planner.rows, source, plan, job.number, key, result.parent, tick, mask_rows)
@@ -94,10 +93,19 @@ def _restore(job, seed, result, planner, wanted, overwrite, report, console):
         if shape[2] != source.shape[2]:
             # It is of other colours.
             extras.pop("icc_profile", None)
-        windows.write_tiff(result, shape, source.dtype, made, extras, source.alpha, overwrite)
+        windows.write_tiff(result, shape, levels, made, extras, source.alpha, overwrite)
         if observation.has_colours_unused(task, colours):
             report.note(observation.COLOURS_UNUSED)
         return _notes(source, mask_rows, name, result, report)
+
+
+def _check_numbers(experiment, wanted, source, name):
+    """Raises UserError for numbers that are not levels."""
+    # 8 bits are levels whatever the range is.
+    ranges = wanted.span is not None and source.dtype != np.uint8
+    if ranges or (observation.is_of_condition(experiment.task) and experiment.config.data.range):
+        options = "--range (or the data.range of the run)"
+        raise UserError(f"{name}: too large for memory, and in windows there is no {options}")
 
 
 def _notes(source, mask_rows, name, result, report):
@@ -125,8 +133,8 @@ def _check_options(experiment, name):
         raise UserError(f"{name}: too large for memory; {error}") from error
 
 
-def _find_plan(planner, source, mask_rows, shape):
-    written = 4 * windows.TILE * shape[1] * shape[2] * source.dtype.itemsize
+def _find_plan(planner, source, mask_rows, shape, levels):
+    written = 4 * windows.TILE * shape[1] * shape[2] * levels.itemsize
     held = source.held_bytes + (0 if mask_rows is None else mask_rows.held_bytes)
     beside = planner.program + held + written
     return out_of_core.find_plan(planner.model, source.shape[:2], planner.limit, planner.tile, beside)
@@ -169,7 +177,7 @@ def restore_in_windows(
     tick: Callable[[float], None] = lambda share: None,
     mask_rows: masks.Rows | None = None,
 ):
-    """Yields the rows of a picture's result, from the top: [some rows, W, C] of the source's dtype, see `result_bands`.
+    """Yields the rows of a picture's result, from the top: [some rows, W, C], see `result_levels` and `result_bands`.
 
     A grey picture is given to the network as equal channels; transparency is enlarged bicubically. mask_rows are of a
     task that takes masks; the other arguments as for `out_of_core.draw`.
@@ -177,6 +185,7 @@ def restore_in_windows(
     Raises UserError where the source is damaged, or has other bands than the model takes.
     """
     task, scale = model.experiment.task, int(model.experiment.task.scale)
+    levels = observation.result_levels(model.experiment, source.dtype)
     has, colours = source.shape[:2], source.shape[2] - source.alpha
     observation.check_bands(source.path, colours, task.given_channels)
 
@@ -188,8 +197,8 @@ def restore_in_windows(
     def alpha_of(start, stop):
         return source.rows(start, stop)[..., colours:]
 
-    def enlarge_alpha(levels):
-        return np.asarray(resize.resize(levels, *task.sides(levels.shape[1:3])))
+    def enlarge_alpha(alpha):
+        return of_bits(np.asarray(resize.resize(alpha, *task.sides(alpha.shape[1:3]))), 8 * levels.itemsize)
 
     sides, made_of = task.sides(has), observation.result_bands(task, colours)
     cond_rows = bands.filled(bands.enlarged(observed_rows, has, scale, task.condition), sides, plan.sides)
@@ -198,7 +207,7 @@ def restore_in_windows(
     for strip in out_of_core.draw(model, rows, plan, cond_rows, number, key, folder, tick):
         bottom = min(top + len(strip), sides[0])
         if top < bottom:
-            picture = np.asarray(task.to_levels(strip[: bottom - top, : sides[1]], source.dtype))
+            picture = np.asarray(task.to_levels(strip[: bottom - top, : sides[1]], levels))
             picture = observation.with_bands(picture, made_of)
             yield picture if alpha_rows is None else np.concatenate([picture, alpha_rows(top, bottom)], -1)
         top = bottom

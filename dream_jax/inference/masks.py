@@ -10,9 +10,11 @@ import numpy as np
 
 from dream_jax.errors import UserError, shown
 from dream_jax.files import images, listings, windows
-from dream_jax.files.picture import of_channels
+from dream_jax.files.picture import MASK, as_mask, greatest
 from dream_jax.inference.jobs import Job
-from dream_jax.tasks import value_range
+
+# Rows of a mask that are looked through at once.
+_AT_ONCE = 64
 
 
 class Masks(NamedTuple):
@@ -59,26 +61,47 @@ def file_of(masks: Masks, job: Job) -> Path:
 def mask_of(masks: Masks, job: Job, sides: tuple[int, int]) -> np.ndarray:
     """The mask of a picture of these sides, uint8 [H, W, 1]: 255 is to be painted, 0 is known.
 
-    Raises UserError for a mask of other sides, with transparency or with several pages, and where there is none.
+    Read as in training, see `picture.as_mask`. Raises UserError for a mask of other sides or with several pages, and
+    where there is none.
     """
     path = file_of(masks, job)
-    colours, alpha, *_, pages = images.read_picture(path)
-    is_transparent = alpha is not None and alpha.min() < value_range.white(alpha.dtype)
-    _check(path, job, colours.shape[:2], sides, is_transparent, pages)
-    return painted(path, colours)
+    # All that can be noted of a mask is that it has further pages.
+    mask, notes = images.read_noting(path, MASK)
+    _check(path, job, mask.shape[:2], sides, has_pages=bool(notes))
+    return mask
 
 
 class Rows:
-    """The rows of a mask's file, as of `painted`. is_black: whether all that were read are black."""
+    """The rows of a mask's file, read as in `mask_of`. is_black: whether all that were read are black.
+
+    Raises UserError for a damaged file, and for one that is not grey or RGB.
+    """
 
     def __init__(self, file: windows.Tiff):
         self._file, self.held_bytes, self.is_black = file, file.held_bytes, True
+        self._most = self._greatest()
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        """[stop - start, W, 1]; errors as of `windows.Tiff.rows`."""
-        found = painted(self._file.path, self._file.rows(start, stop))
+        """[stop - start, W, 1]."""
+        try:
+            found = as_mask(*self._levels(start, stop), self._most)
+        except ValueError as error:
+            raise UserError(f"{shown(self._file.path)}: {error}") from None
         self.is_black = self.is_black and not found.any()
         return found
+
+    def _levels(self, start, stop):
+        rows = self._file.rows(start, stop)
+        return (rows[..., :-1], rows[..., -1]) if self._file.alpha else (rows, None)
+
+    def _greatest(self):
+        """Of all levels, or some level above 1: none further tells more."""
+        height, most = self._file.shape[0], 0
+        for start in range(0, height, _AT_ONCE):
+            most = max(most, greatest(*self._levels(start, min(start + _AT_ONCE, height))))
+            if most > 1:
+                break
+        return most
 
 
 @contextlib.contextmanager
@@ -94,28 +117,17 @@ def opened(masks: Masks | None, job: Job, sides: tuple[int, int]) -> Iterator[Ro
     if not windows.is_tiff(path):
         raise UserError(f"{shown(path)}: the mask of a picture too large for memory must be a TIFF file too")
     with windows.open_tiff(path) as file:
-        _check(path, job, file.shape[:2], sides, file.alpha, 1 + file.more_pages)
+        _check(path, job, file.shape[:2], sides, file.more_pages)
         yield Rows(file)
 
 
-def painted(path, colours: np.ndarray) -> np.ndarray:
-    """Of the levels [H, W, C] of a mask's file: 255 where they are at least half of white, 0 elsewhere, [H, W, 1]."""
-    try:
-        grey = of_channels(colours, 1)
-    except ValueError:
-        raise UserError(f"{shown(path)}: a mask is grey or RGB; it has {colours.shape[2]} bands") from None
-    return np.where(2 * grey.astype(np.uint32) >= value_range.white(colours.dtype), np.uint8(255), np.uint8(0))
-
-
-def _check(path, job, has, sides, is_transparent, pages):
+def _check(path, job, has, sides, has_pages):
     if has != sides:
         raise UserError(
             f"{shown(job.picture)}: it has {sides[1]} x {sides[0]} pixels, and its mask {shown(path)} has "
             f"{has[1]} x {has[0]}"
         )
-    if is_transparent:
-        raise UserError(f"{shown(path)}: a mask is black and white; it has transparency, save it without")
-    if pages > 1:
+    if has_pages:
         raise UserError(f"{shown(path)}: a mask has one page, for all pages of its picture; it has several")
 
 

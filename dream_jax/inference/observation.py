@@ -38,10 +38,15 @@ def result_bands(task: Task, has: int) -> int:
 
 
 def result_levels(experiment: Experiment, has: np.dtype) -> np.dtype:
-    """The type of a result's levels: a picture's own, but of maps that which was trained on."""
-    if is_map(experiment.task):
+    """The type of a result's levels: a picture's own, but of what is made of conditions that which was trained on."""
+    if is_of_condition(experiment.task):
         return np.dtype(np.uint16 if experiment.config.data.bits == 16 else np.uint8)
     return np.dtype(has)
+
+
+def is_of_condition(task: Task) -> bool:
+    """Whether results have bits and numbers of their own, whatever those of the files are that they are made of."""
+    return task.beside == "condition"
 
 
 def is_map(task: Task) -> bool:
@@ -50,9 +55,12 @@ def is_map(task: Task) -> bool:
 
 
 def with_numbers(experiment: Experiment, levels: np.ndarray) -> tuple[np.ndarray, Numbers]:
-    """(a map's levels, the numbers that they are written as): those of the range, whole or floats, else levels."""
+    """(a result's levels, the numbers that they are written as): those of the range, whole or floats, else levels.
+
+    Of what is made of conditions; classes are their levels.
+    """
     span = tuple(experiment.config.data.range)
-    if experiment.task.measured_as == "depth" and span:
+    if experiment.task.measured_as != "classes" and span:
         # Whole numbers up to 255 are too coarse for what 16 bits hold.
         dtype = "uint16" if span[0] >= 0 and 255 < span[1] <= 65535 else "float32"
         return of_bits(levels, 16), Numbers(dtype, *map(float, span))

@@ -11,6 +11,7 @@ from rich.console import Console
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
 from dream_jax.files import images, tiff_tags
+from dream_jax.files.numbers import of_bits
 from dream_jax.files.picture import Picture
 from dream_jax.inference import drawing, large, masks, observation, trained
 from dream_jax.inference.groups import Group, Item, Wanted, groups_of
@@ -248,9 +249,13 @@ def _as_its_picture(item: Item, experiment: Experiment, levels) -> Picture:
     if "tags" in extras:
         down, across = (made / has for made, has in zip(levels.shape, item.observed.shape[:2], strict=False))
         extras["tags"] = tiff_tags.enlarged(extras["tags"], across, down)
+    if not observation.is_of_condition(task):
+        return item.picture._replace(colours=levels, alpha=alpha, extras=extras)
+    levels, numbers = observation.with_numbers(experiment, levels)
     if observation.is_map(task):
-        levels, numbers = observation.with_numbers(experiment, levels)
         # A map is of no camera, and has no colours.
         extras = {name: value for name, value in extras.items() if name not in ("icc_profile", "exif")}
-        return item.picture._replace(colours=levels, alpha=None, extras=extras, numbers=numbers)
-    return item.picture._replace(colours=levels, alpha=alpha, extras=extras)
+        alpha = None
+    if alpha is not None:
+        alpha = of_bits(alpha, 8 * levels.dtype.itemsize)
+    return item.picture._replace(colours=levels, alpha=alpha, extras=extras, numbers=numbers)

@@ -148,7 +148,8 @@ class Planner:
         tiled = side < max(shape.sides)
         wrap = functools.partial(self._in_tiles, shape, side, each) if tiled else None
         batch, layout = (1, NamedSharding(mesh, P())) if tiled else (mesh.size, NamedSharding(mesh, sharding.BATCH))
-        draw = drawing.make_draw(self.model.experiment, mesh, wrap, shape.levels)
+        sides = _sides_within(shape, self.model.experiment.task)
+        draw = drawing.make_draw(self.model.experiment, mesh, wrap, shape.levels, sides)
         compiled = draw.lower(*_arguments(self.model, self.rows, shape, batch, layout)).compile()
         counted = memory.compiled_bytes(compiled)
         used = self._estimate(shape, side, each) if counted is None else _with_slack(counted, shape)
@@ -172,6 +173,11 @@ def shape_of(experiment: Experiment, observed: tuple[int, int], levels=np.uint8)
     sides = tuple(network_side(side, divisor) for side in experiment.task.sides(observed))
     # What is projected on what was observed is compiled for its own shape.
     return Shape(sides, tuple(observed) if experiment.config.sampling.project else None, 8 * np.dtype(levels).itemsize)
+
+
+def _sides_within(shape, task):
+    """(height, width) of the pictures that are filled up to a shape, where that is known."""
+    return shape.observed and task.sides(shape.observed)
 
 
 def draw_observed(
@@ -210,7 +216,8 @@ def make_estimate(model: drawing.Model, rows: Rows):
     @functools.cache
     def picture_bytes(shape):
         # All but the network.
-        draw = drawing.make_draw(experiment, mesh, lambda predict: lambda x, cond, alpha: x)
+        sides = _sides_within(shape, experiment.task)
+        draw = drawing.make_draw(experiment, mesh, lambda predict: lambda x, cond, alpha: x, sides=sides)
         arguments = _arguments(model, rows, shape, 1, NamedSharding(mesh, P()))
         return weights + memory.live_bytes(draw.trace(*arguments).jaxpr.jaxpr)
 

@@ -11,14 +11,17 @@ from dream_jax.errors import UserError
 from dream_jax.experiment import Experiment, build
 from dream_jax.inference.drawing import Model
 from dream_jax.runtime import sharding
+from dream_jax.tasks.beside import BESIDE
 from dream_jax.training import mirror, model_folder, weights
 from dream_jax.training.workdir import checkpoint_folder
 
-# Keys without which weights mean nothing; others may be given for a use of them. A network for one scale can be used
-# at another, as in the paper's Table 4.
-_TRAINED_AS = ("task.name", "task.kernel", "task.residual", "task.gain", "task.target")
-_TRAINED_AS = (*_TRAINED_AS, "schedule.", "objective.", "network.", "image_size", "data.channels", "task.num_classes")
-_TRAINED_AS = (*_TRAINED_AS, "data.condition_channels")
+# Keys without which weights mean nothing; others may be given for a use of them, how pictures are degraded among them.
+# A network for one scale can be used at another, as in the paper's Table 4.
+_TRAINED_AS = (
+    *("task.name", "task.kernel", "task.residual", "task.gain", "task.target", "task.num_classes", "task.drop_label"),
+    *("schedule.", "objective.", "network.", "image_size"),
+    *("data.channels", "data.condition_channels", "data.classes"),
+)
 
 
 def open_experiment(workdir, overrides=(), only_sampling: bool = False, scale: float | None = None) -> Experiment:
@@ -58,8 +61,10 @@ def _at_scale(workdir, config, scale):
     if low < high and not low <= scale <= high:
         raise UserError(f"--scale {scale:g}: {workdir} was trained to enlarge {low:g} to {high:g} times")
     scale = int(scale) if scale % 1 == 0 else scale
-    # Crops of training need not divide by it.
-    return command_line.override(config, [f"--config.task.scale={scale}", "--config.evaluation.whole=True"])
+    # Crops of training need not divide by it, and low-resolution pictures that lay beside them were of another scale.
+    beside = BESIDE["low"]
+    there = (f"--config.data.{key}=None" for key in (beside.folder, beside.eval_folder, beside.feature))
+    return command_line.override(config, [f"--config.task.scale={scale}", "--config.evaluation.whole=True", *there])
 
 
 def _check_only_sampling(saved, chosen):

@@ -15,6 +15,8 @@ from dream_jax.training import checkpoint, integrity, model_folder
 from dream_jax.training.workdir import checkpoint_folder
 
 _FILES_END_IN = ".safetensors", ".pth", ".pt", ".bin", ".stablehlo"
+# What the choices of data.bundled are called.
+_BUNDLED = {"photographs": "the photographs inside scikit-image", "scenes": "made scenes of shapes"}
 
 
 def files(output: Path) -> list[Path]:
@@ -67,7 +69,7 @@ def _data(config) -> dict:
         return {"kind": "folder", "name": listing.title(data.folder)}
     if data.tfds is not None:
         return {"kind": "tfds", "name": data.tfds}
-    return {"kind": "bundled", "name": "the photographs inside scikit-image"}
+    return {"kind": "bundled", "name": _BUNDLED[data.bundled]}
 
 
 def _read(path) -> dict:

@@ -65,7 +65,9 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
     Args:
       sides: (h, w) of what it takes, or else makes.
     """
-    task, plain = experiment.task, drawing.make_plain_draw(experiment)
+    task = experiment.task
+    within = task.sides(sides) if task.paired else sides
+    plain = drawing.make_plain_draw(experiment, sides=within)
 
     def draw(inputs, seed, number):
         return plain(params, inputs, number[None], rows, drawing.make_key(seed))
@@ -85,8 +87,7 @@ def make(experiment: Experiment, params: dict, rows: Rows, sides: tuple[int, int
         filled_up = tile_plans.shape_of(experiment, sides).sides
         missing = [(0, side - has) for side, has in zip(filled_up, cond.shape[1:3], strict=True)]
         inputs = drawing.inputs_of(experiment, jnp.pad(cond, [(0, 0), *missing, (0, 0)], mode="reflect"), observed)
-        height, width = task.sides(sides)
-        return draw(inputs, seed, number)[:, :height, :width]
+        return draw(inputs, seed, number)[:, : within[0], : within[1]]
 
     def generate(*arguments):
         *label, seed, number = arguments
@@ -140,15 +141,18 @@ def _lowers(program, arguments, platform):
 
 def _about(model, options, exported) -> dict:
     config = model.experiment.config
+    data, of_condition = config.data, model.experiment.task.beside == "condition"
     first = ("picture", "mask") if model.experiment.task.paired else ("class",)
     names = *first[: len(exported.in_avals) - 2], "seed", "number"
     return {
         "format": "jax.export",
         "arguments": {name: str(aval) for name, aval in zip(names, exported.in_avals, strict=True)},
         "result": str(exported.out_avals[0]),
-        "bits": config.data.bits,
-        "range": list(config.data.range) or None,
-        "classes": list(config.data.classes) or None,
+        "bits": data.bits,
+        "range": list(data.range) or None,
+        "condition_bits": data.condition_bits if of_condition else None,
+        "condition_range": (list(data.condition_range) or None) if of_condition else None,
+        "classes": list(data.classes) or None,
         "platforms": list(exported.platforms),
         "sampler": options.get("sampler", "ddim"),
         "steps": options.get("steps", 10),

@@ -4,6 +4,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import stand_ins
 import tiny
 
 from dream_jax import experiment, sampling
@@ -55,13 +57,31 @@ def test_all_modifiers_combine_with_every_sampler():
     cond = np.asarray(built.task.condition(low))
     # Filled up to a side that the network divides: what is filled up is not projected.
     inputs = drawing.inputs_of(built, np.pad(cond, [(0, 0), (0, 4), (0, 0), (0, 0)], "edge"), low)
-    drawer = drawing.make_draw(built, mesh)
+    drawer = drawing.make_draw(built, mesh, sides=(12, 16))
     for sampler in sampling.SAMPLERS:
         drawn = drawing.draw_pictures(drawer, {}, inputs, drawing.make_rows(built, sampler, 6), KEY, mesh, 2)
         assert drawn.shape == (2, 16, 16, 3)
         off = np.abs(np.asarray(built.task.observe(None, drawn[:, :12])) - low.astype(int))
         assert off.mean() < 1, sampler
     assert drawer._cache_size() == 1
+
+
+@pytest.mark.parametrize("side", [62, 63])
+def test_pictures_are_projected_as_a_whole_where_scales_are_not_whole(side):
+    """Of both sides the same number of pixels is observed."""
+    built = experiment.build(tiny.tiny_config("task.scale=2.7", "sampling.project=True"))
+    task, seen = built.task, stand_ins.fake(stand_ins.its_input).experiment.network
+    picture = np.random.default_rng(1).integers(80, 170, (1, side, side, 3)).astype(np.uint8)
+    low = np.asarray(task.observe(None, picture)).astype(np.uint8)
+    cond = np.asarray(task.condition(low, (side, side)))
+    assert low.shape == (1, 23, 23, 3) and cond.shape == (1, side, side, 3)
+    inputs, rows = drawing.inputs_of(built, cond, low), drawing.make_rows(built, "ddpm", 3)
+    filled = inputs | {"cond": np.pad(cond, [(0, 0), (0, 64 - side), (0, 64 - side), (0, 0)], "reflect")}
+    for given, sides in ((inputs, None), (filled, (side, side))):
+        draw = drawing.make_plain_draw(built._replace(network=seen), sides=sides)
+        drawn = np.asarray(jax.jit(draw)({}, given, np.arange(1), rows, KEY))[:, :side, :side]
+        off = np.abs(np.asarray(task.observe(None, drawn)) - low.astype(int))
+        assert off.max() <= 1 and off.mean() < 0.1 and np.any(drawn != task.to_levels(cond[:1]))
 
 
 def test_every_modifier_changes_the_result():

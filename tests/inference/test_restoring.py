@@ -1,5 +1,7 @@
 """Restoring files, through stand-in networks."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,10 @@ from PIL import Image, ImageCms
 from dream_jax import tasks
 from dream_jax.__main__ import main
 from dream_jax.config import records
+from dream_jax.errors import UserError
 from dream_jax.files import images, tiff_tags
-from dream_jax.inference import bands, drawing, observation, trained
+from dream_jax.files.picture import MASK
+from dream_jax.inference import bands, drawing, masks, observation, trained
 from dream_jax.runtime import sharding
 
 KERNEL = np.random.default_rng(3).standard_normal((5, 5, 16, 8)).astype(np.float32) / 8
@@ -101,14 +105,56 @@ def test_masks_of_a_folder_are_found_by_name(make_run, tmp_path, capsys):
     images.write(masks / "clear.png", np.dstack([mask] * 4))
     assert run(workdir, tmp_path / "in", tmp_path / "out", "--mask", masks) == 1
     said = capsys.readouterr().err
-    assert "4 of 6 pictures failed; 2 restored" in said
+    assert "3 of 6 pictures failed; 3 restored" in said
     assert "lonely.png: it has no mask in" in said and "twice.png are both its mask" in said
     assert "large.png: it has 24 x 22 pixels, and its mask" in said and "large.png has 24 x 20" in said
-    assert "clear.png: a mask is black and white; it has transparency" in said
-    for name in "a.png", "sub/b.png":
+    # What is transparent is black.
+    for name in "a.png", "sub/b.png", "clear.png":
         made = images.read(tmp_path / "out" / name)
         np.testing.assert_array_equal(made[mask[..., 0] == 0], picture[mask[..., 0] == 0])
     assert np.any(images.read(tmp_path / "out" / "a.png") != images.read(tmp_path / "out" / "sub" / "b.png"))
+
+
+def masks_as_files():
+    """{name: levels of a mask [H, W, C] whose meaning is `mask_of(20, 24)`}."""
+    mask, ones = mask_of(20, 24), mask_of(20, 24) // 255
+    full = np.full_like(mask, 255)
+    return {
+        "half": np.where(mask, np.uint8(128), np.uint8(127)),
+        "deep": np.where(mask, np.uint16(32768), np.uint16(32767)),
+        "ones": ones,
+        "deep ones": ones.astype(np.uint16),
+        "rgb ones": np.dstack([ones] * 3),
+        "opaque": np.dstack([mask, full]),
+        "transparent": np.dstack([full, mask]),
+        "opaque ones": np.dstack([ones, full]),
+        "ones before what nobody sees": np.dstack([np.where(mask, 1, 200), mask]).astype(np.uint8),
+        "a late white": np.concatenate([ones[:-1], mask[-1:]]),
+    }
+
+
+@pytest.mark.parametrize("kind", masks_as_files())
+def test_masks_mean_the_same_in_training_in_use_and_in_windows(tmp_path, kind):
+    levels, path = masks_as_files()[kind], tmp_path / "mask.tif"
+    images.write(tmp_path / "mask.png", levels)
+    write_tiff(path, levels[..., 0] if levels.shape[2] == 1 else levels)
+    job = SimpleNamespace(picture=path, name="mask")
+    with masks.opened(masks.Masks(path), job, (20, 24)) as rows:
+        ours = np.concatenate([rows(start, start + 5) for start in range(0, 20, 5)])
+    expected = mask_of(20, 24) if kind != "a late white" else mask_of(20, 24) * (np.arange(20) == 19)[:, None, None]
+    np.testing.assert_array_equal(ours, expected)
+    for file in path, tmp_path / "mask.png":
+        np.testing.assert_array_equal(images.read(file, MASK), expected)
+        np.testing.assert_array_equal(masks.mask_of(masks.Masks(file), job, (20, 24)), expected)
+
+
+def test_a_mask_of_other_bands_is_named(tmp_path):
+    path, job = tmp_path / "mask.tif", SimpleNamespace(picture=tmp_path / "a.tif", name="a")
+    tifffile.imwrite(path, np.zeros((20, 24, 2), np.uint8), photometric="minisblack", extrasamples=["unspecified"])
+    with pytest.raises(UserError, match=r"mask\.tif: a mask is grey or RGB, and this has 2 bands"):
+        masks.mask_of(masks.Masks(path), job, (20, 24))
+    with masks.opened(masks.Masks(path), job, (20, 24)) as rows, pytest.raises(UserError, match="this has 2 bands"):
+        rows(0, 5)
 
 
 @pytest.mark.parametrize("kind", ["half", "deep", "one bit", "rgb"])
@@ -329,6 +375,51 @@ def test_cond_in_windows_is_that_of_the_whole(dtype):
         for start, stop in ((0, 1), (60, 70), (64, 90)):
             np.testing.assert_array_equal(rows(start, stop), whole[start:stop])
     assert len(seen) >= 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "dtype", "most"),
+    [
+        ((), np.uint16, np.uint8, 255),
+        (("data.bits=16",), np.uint8, np.uint16, 65535),
+        (("data.bits=16", "data.range=0,4095"), np.uint8, np.uint16, 4095),
+        (("data.range=0,1", "data.condition_range=0,4095"), np.uint16, np.float32, 1),
+    ],
+)
+def test_pictures_of_conditions_are_written_as_those_that_were_trained_on(
+    make_run, tmp_path, changes, given, dtype, most
+):
+    condition = np.maximum(picture_of(20, 24, 4, given), 1)
+    if "data.condition_range=0,4095" in changes:
+        condition[..., :3] //= 17
+    write_tiff(tmp_path / "in.tif", condition)
+    assert run(make_run("paired", *changes), tmp_path / "in.tif", tmp_path / "out.tif") == 0
+    made = tifffile.imread(tmp_path / "out.tif")
+    assert made.dtype == dtype and made.shape == (20, 24, 4)
+    colours, alpha = made[..., :3].astype(float), made[..., 3].astype(float)
+    assert 0 <= colours.min() < 0.2 * most < 0.8 * most < colours.max() <= most
+    white = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    np.testing.assert_allclose(alpha / white, condition[..., 3] / np.iinfo(given).max, atol=0.003)
+
+
+@pytest.mark.parametrize(("given", "bits"), [(np.uint16, 8), (np.uint8, 16)])
+def test_pictures_of_conditions_have_their_own_levels_in_windows(make_run, tmp_path, monkeypatch, capsys, given, bits):
+    workdir, made = make_run("paired", f"data.bits={bits}"), []
+    write_tiff(tmp_path / "in.tif", picture_of(70, 45, 4, given))
+    for name in "whole.tif", "windows.tif":
+        assert run(workdir, tmp_path / "in.tif", tmp_path / name, "--tile", 32) == 0
+        made.append(tifffile.imread(tmp_path / name))
+        monkeypatch.setenv("DREAM_JAX_MAX_PIXELS", "1000")
+    assert "restored in windows" in capsys.readouterr().out
+    assert made[0].dtype == made[1].dtype == f"uint{bits}" and made[0].shape == made[1].shape == (70, 45, 4)
+    # Their noise differs.
+    shares = [picture / (2**bits - 1) for picture in made]
+    np.testing.assert_array_equal(made[1][..., 3], made[0][..., 3])
+    for measure in np.mean, np.std, np.max, np.min:
+        assert abs(measure(shares[1][..., :3]) - measure(shares[0][..., :3])) < 0.03
+    workdir = make_run("paired", "data.range=0,1")
+    assert run(workdir, tmp_path / "in.tif", tmp_path / "ranged.tif", "--tile", 32) == 1
+    assert "in windows there is no --range" in capsys.readouterr().err
 
 
 def test_a_map_has_no_transparency_profile_or_camera(make_run, tmp_path, capsys):

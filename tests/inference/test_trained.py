@@ -159,6 +159,40 @@ def test_what_the_weights_were_trained_as_cannot_be_changed(workdir):
     assert chosen.config.sampling.eta == 0.5
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ("data.folder=high", "data.lr_folder=low", "data.eval_folder=more", "data.eval_lr_folder=small"),
+        ("data.tfds=div2k", "data.lr_key=lr"),
+    ],
+)
+def test_any_scale_of_a_run_on_low_resolution_pictures_that_were_there(workdir, beside):
+    records.save(tiny.tiny_config(*beside), workdir / "config.json")
+    config = trained.open_experiment(workdir, scale=2.7).config
+    assert config.task.scale == 2.7
+    assert (config.data.lr_folder, config.data.eval_lr_folder, config.data.lr_key) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("trained_as", "changes", "allowed"),
+    [
+        (
+            ("task.name=class_conditional", "data.classes=cat,dog"),
+            ("data.classes=bird,fish", "task.drop_label=0.0"),
+            "evaluation.steps=2,",
+        ),
+        (("task.name=denoising",), ("data.channels=1",), "task.deviation=50.0,"),
+        (("task.name=inpainting",), ("task.gain=2.0",), "task.masks=box,"),
+    ],
+)
+def test_how_pictures_are_degraded_is_no_part_of_the_weights(workdir, trained_as, changes, allowed):
+    records.save(tiny.tiny_config("task.residual=False", *trained_as), workdir / "config.json")
+    for change in changes:
+        with pytest.raises(UserError, match=rf"these keys are theirs:\n  {change.partition('=')[0]}: "):
+            trained.open_experiment(workdir, [f"--config.{change}"])
+    trained.open_experiment(workdir, [f"--config.{allowed}"])
+
+
 def test_a_workdir_without_a_checkpoint(workdir):
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(UserError, match="there is no checkpoint yet"):

@@ -393,6 +393,13 @@ def test_the_card_names_several_folders_and_arrays(tmp_path):
         assert folders._data(tiny.tiny_config(f"data.folder={where}"))["name"] == name
 
 
+def test_the_card_names_what_the_program_brings():
+    names = [
+        folders._data(tiny.tiny_config(f"data.bundled={name}"))["name"] for name in keys.KEYS["data.bundled"].choices
+    ]
+    assert len(set(names)) == len(names) == 2 and "scenes" in names[1]
+
+
 def test_every_text_that_may_be_none_stays_behind_but_names_of_data():
     """Also those of keys that are still to come: a path that leaves by mistake cannot be called back."""
     config = keys.defaults()

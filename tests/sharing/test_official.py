@@ -101,12 +101,12 @@ def test_what_the_official_code_does_not_have_is_refused(changes, output, reason
 
 
 def test_what_it_would_misunderstand_is_told(tmp_path, capsys):
-    changes = "network.patch=1", "schedule.name=cosine"
+    changes = "network.patch=1", "schedule.name=cosine", "task.name=denoising"
     workdir, _ = stand_ins.untrained_run(tmp_path / "run", 1, *changes)
     exporting.export(workdir, tmp_path / "w.safetensors", Console(soft_wrap=True), "pytorch_sr3")
     said = capsys.readouterr().out
-    for key in ("objective.kind = x0", "task.residual = True", "schedule.name = cosine"):
-        assert f"warning: {key}" in said
+    told = ("objective.kind = x0", "task.residual = True", "schedule.name = cosine", "task.name = denoising")
+    assert all(f"warning: {key}" in said for key in told) and said.count("warning") == len(told)
     names = safetensors.numpy.load_file(tmp_path / "w.safetensors")
     assert all(name.startswith("denoise_fn.") for name in names)
 

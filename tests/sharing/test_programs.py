@@ -58,6 +58,12 @@ def test_what_is_to_be_known_of_levels_is_beside_the_program():
     exported = SimpleNamespace(in_avals=["uint16[1,9,13,3]"] * 3, out_avals=["uint16[1,18,26,3]"], platforms=("cpu",))
     about = programs._about(drawing.Model(built, {}, 1, None, ""), {}, exported)
     assert (about["bits"], about["range"]) == (16, [0.0, 9.0]) and json.dumps(about)
+    assert about["condition_bits"] is None and about["condition_range"] is None
+    paired = "task.name=paired", "task.residual=False", "data.condition_bits=16", "data.condition_range=0,4095"
+    built = experiment.build(tiny.tiny_config(*paired, "data.range=1,9"))
+    about = programs._about(drawing.Model(built, {}, 1, None, ""), {}, exported)
+    assert (about["condition_bits"], about["condition_range"]) == (16, [0.0, 4095.0]) and json.dumps(about)
+    assert (about["bits"], about["range"]) == (8, [1.0, 9.0])
 
 
 def test_inpainting_takes_a_mask_after_the_picture():

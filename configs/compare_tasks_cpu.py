@@ -3,7 +3,7 @@
     python -m dream_jax compare --config compare_tasks_cpu --workdir runs/inpainting \\
         --config.task.name=inpainting --config.data.folder=FACES --config.data.eval_folder=OTHER_FACES
 
-The network is that of compare_faces_cpu.py: it predicts eps and starts from pure noise. docs/tasks.md says what came out.
+The network is that of compare_faces_cpu.py: it predicts eps and starts from pure noise.
 """
 
 from dream_jax.config import command_line

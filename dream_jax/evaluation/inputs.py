@@ -101,6 +101,7 @@ def check_models(models: dict[str, Model], given: bool = False) -> str | None:
         for key in (key for key in ours_all if key.startswith(_ALIKE) and key not in _OWN):
             ours, theirs = ours_all[key], theirs_all[key]
             if ours != theirs:
+                ours, theirs = (f"{value:g}" if isinstance(value, float) else value for value in (ours, theirs))
                 raise UserError(f"{first_name} and {name} cannot be compared: their {key} are {ours} and {theirs}")
     side = held_out.side_of(first)
     for name, model in models.items():

@@ -38,7 +38,7 @@ def stand_in_tasks(monkeypatch):
             lambda keys, picture: picture,
             lambda observed, sides=None: value_range.to_float(observed),
             given=given,
-            baseline=lambda observed: value_range.to_float(observed[..., :channels]),
+            baseline=lambda observed, sides=None: value_range.to_float(observed[..., :channels]),
             baseline_name="given",
             beside=kind,
             needs_beside=needs,

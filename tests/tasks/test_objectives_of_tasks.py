@@ -49,9 +49,6 @@ def test_a_task_trains_with_every_objective_that_is_for_it(name):
         losses = make_losses(built, jax.random.key(0, impl="threefry2x32"), 1)
         shapes, _ = jax.eval_shape(lambda batch, of=losses: of({}, batch, 0, True), batch)
         assert shapes.shape == (2,)
-        if objective == "dream":
-            of_each, facts = losses({}, batch, np.int32(0), True)
-            assert np.isfinite(of_each).all() and np.isfinite(facts["eps_error"]).all()
-            # The first of the batch is what it is alone.
-            alone, _ = losses({}, jax.tree.map(lambda a: a[:1], batch), np.int32(0), True)
-            np.testing.assert_allclose(alone[0], of_each[0], rtol=1e-5)
+    # Of all tasks, the last objective's; what each picture's draws depend on is tested with each task.
+    values, facts = jax.jit(lambda batch: losses({}, batch, 0, True))(batch)
+    assert np.isfinite(values).all() and np.isfinite(facts["eps_error"]).all()

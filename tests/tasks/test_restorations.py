@@ -207,6 +207,7 @@ def test_a_mask_that_is_given():
         ("task.quality=20.5", r"task\.quality.*whole"),
         ("task.scales=4,2", r"task\.scales"),
         ("task.scales=3", r"task\.scales"),
+        ("task.drop_label=1", r"task\.drop_label = 1\.0"),
         ("task.scale=0.5", r"task\.scale = 0\.5"),
         ("task.blur=1 task.degradation=mixed", r"task\.blur = 1"),
         ("task.scale=1 task.scales=2,4", r"task\.scale = 1"),

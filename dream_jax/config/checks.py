@@ -162,6 +162,10 @@ def _check_families(config):
     counted, names = config.task.num_classes, config.data.classes
     agree = counted is None or not names or counted == len(names)
     _require(agree, config, "task.num_classes", f"data.classes names {len(names)}; leave it None")
+    most = 2**config.data.bits - 1
+    numbered = task.measured_as != "classes" or task.classes <= most
+    said = f"levels of data.bits = {config.data.bits} number at most {most} classes, as white is void"
+    _require(numbered, config, "task.num_classes", said)
     c = config.objective
     _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     objectives.chosen(c).check(config, task)

@@ -6,6 +6,9 @@ import numpy as np
 from dream_jax.tasks import draws, host, noise
 from dream_jax.tasks.task import Task, as_observed, restoration
 
+# Of the deviation that is estimated, of white: also where a line of pixels has no diagonal.
+_LEAST = 1e-4
+
 
 def denoising(
     deviation: tuple[float, ...] = (25.0,), residual: bool = False, gain: float = 1.0, channels: int = 3
@@ -55,5 +58,7 @@ def non_local_means(observed, deviation: float | None = None):
 
 
 def _estimated(picture):
+    if min(picture.shape[:2]) < 2:
+        return _LEAST
     finest = picture[:-1:2, :-1:2] - picture[1::2, :-1:2] - picture[:-1:2, 1::2] + picture[1::2, 1::2]
-    return max(float(np.median(np.abs(finest))) / 2 / 0.6745, 1e-4)
+    return max(float(np.median(np.abs(finest))) / 2 / 0.6745, _LEAST)

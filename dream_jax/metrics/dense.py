@@ -40,24 +40,25 @@ def mean_iou(results: np.ndarray, originals: np.ndarray) -> float:
     Maps hold numbers of classes; white is void. Pixels that are void in the original are left out, here and below; a
     result's own void is a class that is wrong everywhere. Without any pixel it is 1.
     """
-    both, either = _overlaps(results, originals)
-    return _ratio(both.sum(0), either.sum(0))
+    both, either = np.zeros((2, 1 + max(_void(results), _void(originals))), np.int64)
+    for pair in zip(results, originals, strict=True):
+        of_one = _overlap(*pair)
+        for total, counts in zip((both, either), of_one, strict=True):
+            total[: len(counts)] += counts
+    return _ratio(both, either)
 
 
 def picture_iou(results: np.ndarray, originals: np.ndarray) -> np.ndarray:
     """`mean_iou` of each map by itself: levels twice -> [N]."""
-    return np.array([_ratio(*each) for each in zip(*_overlaps(results, originals), strict=True)])
+    return np.array([_ratio(*_overlap(*pair)) for pair in zip(results, originals, strict=True)])
 
 
-def _overlaps(results, originals):
-    """(pixels of a class in both maps, in either), int [N, classes]."""
-    count = 1 + int(max(results.max(), originals.max()))
-    both, either = (np.zeros((len(originals), count), np.int64) for _ in range(2))
-    for number, pair in enumerate(zip(results, originals, strict=True)):
-        result, original = _known(*pair)
-        both[number] = np.bincount(original[result == original], minlength=count)
-        either[number] = sum(np.bincount(each, minlength=count) for each in (result, original)) - both[number]
-    return both, either
+def _overlap(result, original):
+    """(pixels of a class in both maps, in either), int [classes], up to the largest that occurs."""
+    result, original = _known(result, original)
+    count = 1 + int(max(result.max(initial=0), original.max(initial=0)))
+    both = np.bincount(original[result == original], minlength=count)
+    return both, sum(np.bincount(each, minlength=count) for each in (result, original)) - both
 
 
 def _ratio(both, either):

@@ -1,6 +1,7 @@
 """Against straightforward loops over pixels."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -39,6 +40,15 @@ def test_intersections_over_unions(dtype):
     assert dense.mean_iou(ours, theirs) == pytest.approx(iou(pixels(ours, theirs)))
     accuracy = [sum(a == b for a, b in pairs) / len(pairs) for pairs in each]
     np.testing.assert_allclose(dense.pixel_accuracy(ours, theirs), accuracy)
+
+
+def test_many_maps_of_sixteen_bits_take_no_more_memory_than_one():
+    maps = blobs(0, count=64, side=8, dtype=np.uint16)
+    tracemalloc.start()
+    values = dense.mean_iou(maps, maps[::-1]), dense.picture_iou(maps, maps[::-1])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * 2**20 and values[0] == pytest.approx(iou(pixels(maps, maps[::-1]))) and len(values[1]) == 64
 
 
 def boundary(classes, number, void):

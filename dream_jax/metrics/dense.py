@@ -87,7 +87,8 @@ def boundary_f(results: np.ndarray, originals: np.ndarray) -> np.ndarray:
     A pixel is of its class's boundary where a neighbour in its row or column is of another class. It is found where the
     other map has one of that class within 0.75% of the diagonal, rounded up to whole pixels. Precision is the share of
     the result's that are found, recall of the original's (Csurka et al. 2013, "What is a good evaluation measure for
-    semantic segmentation?", section 2.2). Void has no boundary, and maps without any agree: 1.
+    semantic segmentation?", section 2.2). Void has no boundary. Where neither map has any, it is 1 if they
+    are the same where something is known, else 0.
     """
     return np.array([_boundary_f(a[..., 0], b[..., 0]) for a, b in zip(results, originals, strict=True)])
 
@@ -102,7 +103,7 @@ def _boundary_f(result, original):
         # 0 where one map has no boundary of the class.
         precision, recall = _found(ours, theirs, reach), _found(theirs, ours, reach)
         values.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
-    return np.mean(values) if values else 1.0
+    return np.mean(values) if values else float(np.array_equal(result, original))
 
 
 def _edges(classes, void):

@@ -194,6 +194,7 @@ def _check_sizes(config):
         size = flatten(config)[key]
         if size is None:
             continue
+        _require(size >= task.scale, config, key, f"it must be at least task.scale = {task.scale}")
         downsampled = size % network.divisor == 0
         _require(downsampled, config, key, f"it must divide by {network.divisor}, by which the network downsamples")
         # Whole pictures are cut to fit, at whatever scale.

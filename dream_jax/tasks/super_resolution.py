@@ -95,7 +95,7 @@ def _low_sides(sides, scale):
     """(h, w) of the low-resolution picture of one with sides (H, W)."""
     if scale == 1:
         raise UserError(f"task.scale = 1: {NEEDS_LOW}")
-    height, width = (side // scale if isinstance(scale, int) else max(round(side / scale), 1) for side in sides)
+    height, width = (max(side // scale if isinstance(scale, int) else round(side / scale), 1) for side in sides)
     return height, width
 
 

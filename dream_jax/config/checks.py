@@ -15,6 +15,7 @@ from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
 from dream_jax.tasks import beside
+from dream_jax.tasks.super_resolution import check_scales
 
 _NEVER_NULL = "its network never saw nothing observed ({}); it is for class_conditional with task.drop_label above 0"
 _KIND_NAMES = {
@@ -184,6 +185,8 @@ def _check_sizes(config):
     readers = [name for name, other in NETWORKS.items() if other.load]
     known = config.network.weights is None or entry.load is not None
     _require(known, config, "network.weights", f"they are read for the network {', '.join(readers)} only")
+    if task.drawn_condition is not None:
+        check_scales(config.image_size, config.task)
     c = config.init
     for key, value in (("checkpoint", "latest"), ("weights", "ema"), ("partial", False)):
         alone = c.path is not None or c[key] == value

@@ -70,6 +70,27 @@ def test_of_a_picture_smaller_than_the_scale_one_pixel_is_left(scale):
             tiny.tiny_config(*changes.split())
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("image_size=4096 task.scales=2,4", r"^image_size = 4096: with task\.scales .* 2048"),
+        ("image_size=512 task.scales=1,512", r"^task\.scales = \(1, 512\): .*image_size = 512.* MiB"),
+        ("image_size=512 task.kernel=pil_box task.scales=1,512 task.degradation=mixed", r"^task\.scales = "),
+    ],
+)
+def test_scales_whose_tables_would_be_huge_are_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        tiny.tiny_config(*changes.split())
+
+
+@pytest.mark.parametrize("kernel", PILLOW)
+def test_what_tables_take_is_known_before(kernel):
+    assert tiny.tiny_config("image_size=512", "task.scales=1,16", f"task.kernel={kernel}")
+    for sizes in (tuple((40, n) for n in range(1, 41)), tuple((n, 40) for n in range(1, 41)), ((24, 9), (24, 10))):
+        made, most = resize.choices(kernel, sizes).weights.nbytes, resize.bytes_of_choices(kernel, sizes)
+        assert made <= most <= 2 * made + 4 * len(sizes) * 40 * 2
+
+
 @pytest.mark.parametrize("kernel", PILLOW)
 def test_sizes_that_are_drawn_are_resized_to_as_any(kernel):
     side, sharp = 24, np.where(noise(24, 24, 3) > 127, 255, 0).astype(np.uint8)

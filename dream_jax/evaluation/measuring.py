@@ -65,7 +65,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     first = next(iter(models.values()))
     built, settings = first.experiment, first.experiment.config.evaluation
     data_note = check_models(models)
-    inputs = make_inputs(built, pictures, classical=True)
+    inputs = make_inputs(built, pictures, classical=True, console=console)
     count = len(inputs.pictures)
     measures = load_measures(built, inputs)
     draw = {name: make_drawer(model, inputs.given) for name, model in models.items()}

@@ -158,7 +158,10 @@ def _measure(models, source, values_of, identity, digests, console, journal):
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(pictures) * len(found))
         for number in pictures:
+            # It takes its time, before any model draws.
+            bar.update(job, description=(built.task.classical or ("evaluating",))[0])
             inputs, label, results = _observe(built, source, number), {"picture": source.label(number)}, {}
+            bar.update(job, description="evaluating")
             notes, shows = inputs.notes, number < built.config.samples.count
             for name, baseline in inputs.baselines.items():
                 of_baselines.append((label | measuring.baseline_row(name), [values_of(inputs, baseline)]))

@@ -195,6 +195,7 @@ def _observe(built, source, number) -> Inputs:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
     picture = picture[:height, :width]
+    measuring.check_known(task.measured_as, [picture], measuring.span_of(built.config), lambda _: source.label(number))
     if paired is not None:
         cut = paired.beside if paired.scale > 1 else paired.beside[:height, :width]
         picture = Pair(picture, cut)

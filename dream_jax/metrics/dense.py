@@ -12,7 +12,7 @@ _TOLERANCE = 0.0075
 def abs_rel(results: np.ndarray, originals: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
     """Mean of |d - d*| / d* over the pixels of a map with d* > 0: levels twice -> [N].
 
-    span: the numbers that black and white mean. A map without any depth above 0 has no error.
+    span: the numbers that black and white mean. Of a map without any depth above 0, see `has_depth`, it is NaN.
     """
     return _over_depth(results, originals, span, lambda d, true: np.abs(d - true) / true)
 
@@ -22,15 +22,21 @@ def rmse(results: np.ndarray, originals: np.ndarray, span: tuple[float, float] =
     return np.sqrt(_over_depth(results, originals, span, lambda d, true: (d - true) ** 2))
 
 
-def _over_depth(results, originals, span, error):
-    def depth(levels):
-        return span[0] + levels * ((span[1] - span[0]) / np.iinfo(levels.dtype).max)
+def has_depth(original: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> bool:
+    """Whether any pixel of a map [H, W, 1] has a depth above 0; without one nothing of a result can be measured."""
+    return bool((_depth(original, span) > 0).any())
 
+
+def _depth(levels, span):
+    return span[0] + levels * ((span[1] - span[0]) / np.iinfo(levels.dtype).max)
+
+
+def _over_depth(results, originals, span, error):
     means = []
     for result, original in zip(results, originals, strict=True):
-        d, true = depth(result), depth(original)
+        d, true = _depth(result, span), _depth(original, span)
         there = true > 0
-        means.append(error(d[there], true[there]).mean() if there.any() else 0.0)
+        means.append(error(d[there], true[there]).mean() if there.any() else np.nan)
     return np.array(means)
 
 

@@ -128,4 +128,8 @@ def test_depth(dtype, span):
     np.testing.assert_allclose(dense.abs_rel(*levels, span), relative)
     np.testing.assert_allclose(dense.rmse(*levels, span), np.sqrt(squares))
     assert not dense.abs_rel(levels[1], levels[1], span).any()
-    assert not dense.rmse(levels[0], 0 * levels[0]).any(), "nothing is known of any pixel"
+    if not span[0]:
+        levels[1, 1] = 0
+        assert [dense.has_depth(each, span) for each in levels[1]] == [True, False, True]
+        for measure in (dense.abs_rel, dense.rmse):
+            assert np.isnan(measure(*levels, span)).tolist() == [False, True, False], "nothing is known of any pixel"

@@ -63,7 +63,8 @@ def train_and_evaluate(config, workdir, console: Console, evaluates: bool = True
 def _train_and_evaluate(config, workdir, console, evaluates):
     from dream_jax.config import records
     from dream_jax.data import held_out, sources
-    from dream_jax.evaluation import sample_grids
+    from dream_jax.data.indexed import images_of
+    from dream_jax.evaluation import measuring, sample_grids
     from dream_jax.experiment import build
     from dream_jax.runtime import consensus, sharding
     from dream_jax.training import loop, screen
@@ -74,6 +75,8 @@ def _train_and_evaluate(config, workdir, console, evaluates):
     config = as_begun(workdir, config, console.print)
     experiment = build(config)
     source, pictures = sources.open_source(config, "train"), held_out.eval_pictures(config)
+    if evaluates and not config.evaluation.whole:
+        measuring.check_held_out(experiment, images_of(pictures))
     mesh = sharding.make_mesh(config.mesh.shard)
     run = open_run(experiment, source, mesh, workdir, console.print)
     if run.chief:

@@ -7,13 +7,15 @@ import pytest
 import tifffile
 import tiny
 from PIL import Image
-from stand_ins import QUIET
+from stand_ins import QUIET, fake, nothing
 
 from dream_jax import commands, experiment
 from dream_jax.__main__ import main
 from dream_jax.config import keys, records
 from dream_jax.data import scenes
+from dream_jax.data.indexed import Pair, Source
 from dream_jax.errors import UserError
+from dream_jax.evaluation import measuring, whole
 from dream_jax.files import images
 from dream_jax.files.picture import Picture
 from dream_jax.inference import observation
@@ -90,6 +92,21 @@ def test_depth_is_written_in_the_numbers_of_its_range(changes, dtype, most, tmp_
     least = 1.5 if dtype == "float32" else 0
     assert read.dtype == dtype
     np.testing.assert_allclose(read, np.array([least, least + (most - least) / 3, most]), atol=0.5, rtol=1e-3)
+
+
+def test_a_map_without_any_depth_is_refused_by_name():
+    changes = "task.name=paired", "task.target=depth", "task.residual=False", "data.channels=1", "data.bundled=scenes"
+    model, maps = fake(nothing, *changes), np.full((3, SIDE, SIDE, 1), 9, np.uint8)
+    measuring.check_held_out(model.experiment, maps)
+    maps[1:] = 0
+    with pytest.raises(UserError, match=r"picture 1: no pixel that is measured has a depth above 0, as in 1 more"):
+        measuring.check_held_out(model.experiment, maps)
+    conditions = np.zeros((3, SIDE, SIDE, 3), np.uint8)
+    with pytest.raises(UserError, match="picture 1: no pixel"):
+        measuring.evaluate({"run": model}, Pair(maps, conditions), QUIET)
+    source = Source(maps.__getitem__, 3, name="{}.png".format, beside=conditions.__getitem__, kind="condition")
+    with pytest.raises(UserError, match=r"1\.png: no pixel"):
+        whole.evaluate({"run": model}, source, QUIET)
 
 
 def test_a_class_that_there_is_not_is_named(tmp_path):

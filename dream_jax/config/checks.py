@@ -15,6 +15,7 @@ from dream_jax.metrics import chosen
 from dream_jax.networks import NETWORKS
 from dream_jax.noise_schedule import SCHEDULES
 from dream_jax.tasks import beside
+from dream_jax.tasks.super_resolution import check_scales
 
 _NEVER_NULL = "its network never saw nothing observed ({}); it is for class_conditional with task.drop_label above 0"
 _KIND_NAMES = {
@@ -162,6 +163,10 @@ def _check_families(config):
     counted, names = config.task.num_classes, config.data.classes
     agree = counted is None or not names or counted == len(names)
     _require(agree, config, "task.num_classes", f"data.classes names {len(names)}; leave it None")
+    most = 2**config.data.bits - 1
+    numbered = task.measured_as != "classes" or task.classes <= most
+    said = f"levels of data.bits = {config.data.bits} number at most {most} classes, as white is void"
+    _require(numbered, config, "task.num_classes", said)
     c = config.objective
     _require(c.minimum <= c.maximum, config, "objective.maximum", f"it must be at least minimum = {c.minimum}")
     objectives.chosen(c).check(config, task)
@@ -180,6 +185,8 @@ def _check_sizes(config):
     readers = [name for name, other in NETWORKS.items() if other.load]
     known = config.network.weights is None or entry.load is not None
     _require(known, config, "network.weights", f"they are read for the network {', '.join(readers)} only")
+    if task.drawn_condition is not None:
+        check_scales(config.image_size, config.task)
     c = config.init
     for key, value in (("checkpoint", "latest"), ("weights", "ema"), ("partial", False)):
         alone = c.path is not None or c[key] == value
@@ -190,6 +197,7 @@ def _check_sizes(config):
         size = flatten(config)[key]
         if size is None:
             continue
+        _require(size >= task.scale, config, key, f"it must be at least task.scale = {task.scale}")
         downsampled = size % network.divisor == 0
         _require(downsampled, config, key, f"it must divide by {network.divisor}, by which the network downsamples")
         # Whole pictures are cut to fit, at whatever scale.

@@ -46,8 +46,8 @@ class Key(NamedTuple):
 
     def refuses(self, value) -> str | None:
         """What is allowed instead of a value; None where it is allowed."""
-        names = value if isinstance(value, tuple) else (value,)
-        if self.choices and not all(name in self.choices for name in names):
+        names, choices = value if isinstance(value, tuple) else (value,), tuple(self.choices)
+        if choices and not all(name in choices for name in names):
             return f"choose {'from' if isinstance(value, tuple) else 'one of'} {', '.join(self.choices)}"
         return self.allowed(value)
 
@@ -72,6 +72,11 @@ def number(test: Callable[[float], bool], said: str):
     return lambda value: None if test(value) else said
 
 
+def all_are(kinds, values) -> bool:
+    """Whether all are of a type; True and False are no numbers."""
+    return all(isinstance(value, kinds) and not isinstance(value, bool) for value in values)
+
+
 def at_least_one(value):
     """A list that is not empty."""
     return None if value else "it must name at least one"
@@ -82,29 +87,28 @@ def seeds(value):
     values = value if isinstance(value, tuple) else (value,)
     if not values:
         return "it must name at least one"
-    if len(set(values)) < len(values):
-        return "each once"
-    good = all(isinstance(seed, int) and 0 <= seed <= MOST_SEED for seed in values)
-    return None if good else "a seed is a whole number from 0 to 2^32 - 1"
+    if not all_are(int, values) or not all(0 <= seed <= MOST_SEED for seed in values):
+        return "a seed is a whole number from 0 to 2^32 - 1"
+    return "each once" if len(set(values)) < len(values) else None
 
 
 def step_counts(value):
     """A list of sampling steps; `checks` holds them against the noise schedule."""
     if not value:
         return "it must name at least one"
-    good = all(isinstance(steps, int) and steps >= 1 for steps in value)
+    good = all_are(int, value) and min(value) >= 1
     return None if good else "sampling steps are whole numbers, from 1 on"
 
 
 def multipliers(value):
     """Channels by level, over network.channels."""
-    good = 0 < len(value) <= 16 and all(isinstance(m, int) and 1 <= m <= 2**10 for m in value)
+    good = 0 < len(value) <= 16 and all_are(int, value) and all(1 <= m <= 2**10 for m in value)
     return None if good else "a list of up to 16 whole numbers from 1 to 1024"
 
 
 def interval(value):
     """Nothing, or two rising numbers."""
-    good = not value or (len(value) == 2 and all(isinstance(n, int | float) for n in value) and value[0] < value[1])
+    good = not value or (len(value) == 2 and all_are(int | float, value) and value[0] < value[1])
     return None if good else "two rising numbers, like 0,4095"
 
 
@@ -116,7 +120,7 @@ def class_names(value):
 
 def betas(value):
     """Adam's two decay rates."""
-    good = len(value) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in value)
+    good = len(value) == 2 and all_are(int | float, value) and all(0 <= b < 1 for b in value)
     return None if good else "two numbers from 0 to 1 (excluded), like 0.9,0.999"
 
 
@@ -125,8 +129,7 @@ def drawn(least: float, most: float, kind: type = float):
     kinds, said = (int, "whole number") if kind is int else (int | float, "number")
 
     def allowed(value):
-        good = len(value) in (1, 2) and all(isinstance(n, kinds) and least <= n <= most for n in value)
-        good = good and value[0] <= value[-1]
+        good = len(value) in (1, 2) and all_are(kinds, value) and least <= value[0] <= value[-1] <= most
         return None if good else f"one {said} or two rising ones, like LOW,HIGH, from {least} to {most}"
 
     return allowed
@@ -134,8 +137,8 @@ def drawn(least: float, most: float, kind: type = float):
 
 def scales(value):
     """Nothing, or the smallest and the largest scale."""
-    good = not value or (len(value) == 2 and all(isinstance(n, int | float) and 1 <= n <= LARGE_SIDE for n in value))
-    good = good and (not value or value[0] <= value[1])
+    good = len(value) == 2 and all_are(int | float, value) and 1 <= value[0] <= value[1] <= LARGE_SIDE
+    good = good or not value
     return None if good else "two rising numbers from 1 on, like 2,4"
 
 
@@ -204,7 +207,7 @@ KEYS = {
         0.1,
         "class_conditional: the share of examples that are trained on without their class, which sampling.guidance "
         "needs; 0 is none",
-        FRACTION,
+        number(lambda share: 0 <= share < 1, "it must lie between 0 and 1 (excluded)"),
     ),
     "schedule.name": Key("linear", "the noise schedule", choices=noise_schedule.SCHEDULES),
     "schedule.num_steps": Key(2000, "steps of the noise schedule, of resfusion before it ends", whole(1, LARGE_COUNT)),
@@ -264,7 +267,11 @@ KEYS = {
     "network.name": Key("sr3", "the network", choices=NETWORKS),
     "network.channels": Key(64, "at full resolution", whole(1, LARGE_CHANNELS)),
     "network.channel_multipliers": Key((1, 2, 4, 8, 8), "channels of each level, over those", multipliers),
-    "network.attention_resolutions": Key((16,), "feature-map sides at the training size"),
+    "network.attention_resolutions": Key(
+        (16,),
+        "feature-map sides at the training size",
+        number(lambda sides: all_are(int, sides), "a list of whole numbers, like 16,8"),
+    ),
     "network.num_res_blocks": Key(2, "residual blocks of each level", whole(1, 64)),
     "network.norm_groups": Key(32, "groups of every GroupNorm", whole(1, LARGE_CHANNELS)),
     "network.num_heads": Key(8, "generation: of every attention", whole(1, LARGE_CHANNELS)),

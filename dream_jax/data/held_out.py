@@ -20,6 +20,11 @@ def side_of(config) -> int:
     return config.image_size if config.evaluation.crop is None else config.evaluation.crop
 
 
+def label(config, number: int) -> str:
+    """A name for a person of one of `eval_pictures`, by its place among them."""
+    return sources.open_source(config, config.evaluation.against).label(number)
+
+
 def eval_pictures(config, split: str | None = None) -> np.ndarray | indexed.Pair:
     """At most `evaluation.pictures` pictures, uint8 [N, side, side, 3], of a split; `evaluation.against` by default.
 

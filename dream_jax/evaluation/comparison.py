@@ -159,7 +159,7 @@ def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfig
     Args:
       train: trains a config in a workdir to its end, going on from where it is.
     """
-    all_members, prepare = runs(comparison, workdir), _make_prepare()
+    all_members, prepare = runs(comparison, workdir), _make_prepare(console)
     journal, rows = workdir / "measured.jsonl", {}
     turns = [
         (member, point)
@@ -254,7 +254,7 @@ def _ending(config, step):
     return FrozenConfigDict(keys.nest(keys.flatten(config) | {"steps": step}))
 
 
-def _make_prepare():
+def _make_prepare(console):
     """`experiment -> (Inputs, Measures)`, which remembers the last answer: most variants are measured in one way."""
     remembered = {}
 
@@ -263,7 +263,8 @@ def _make_prepare():
         key = json.dumps({name: value for name, value in config.items() if name.startswith(_MEASURED_BY)}, default=str)
         if key not in remembered:
             remembered.clear()
-            inputs = make_inputs(experiment, held_out.eval_pictures(experiment.config), classical=True)
+            pictures = held_out.eval_pictures(experiment.config)
+            inputs = make_inputs(experiment, pictures, classical=True, console=console)
             remembered[key] = inputs, measuring.load_measures(experiment, inputs)
         return remembered[key]
 

@@ -126,7 +126,10 @@ def _of_pair(asked, pair, settings, learned, reading):
         raise UserError(
             f"{shown(pair[0])}: {a.shape[1]}x{a.shape[0]} pixels leave none within a border of {settings.border}"
         )
-    return measuring.of_pair(asked, _compared(a[None], b[None], settings, learned, reading))
+    compared = _compared(a[None], b[None], settings, learned, reading)
+    kind = next((metric.of for metric in asked.values()), "picture")
+    measuring.check_known(kind, [b], compared.span, lambda _: str(pair[1]))
+    return measuring.of_pair(asked, compared)
 
 
 def _of_sets(asked, paths, settings, learned, reading):

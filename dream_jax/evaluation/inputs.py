@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from dream_jax.config.keys import flatten
 from dream_jax.data import held_out
@@ -64,12 +65,19 @@ _READ_BY = "data.range", "data.clip", "data.condition_range"
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
 
 
-def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool = False, numbers=None) -> Inputs:
+def make_inputs(
+    built: Experiment,
+    pictures: np.ndarray | Pair,
+    classical: bool = False,
+    numbers=None,
+    console: Console | None = None,
+) -> Inputs:
     """Of pictures uint8 [N, H, W, 3], or of such with what lies beside them.
 
     Args:
       classical: the baselines are also those of a classical method, which takes its time.
       numbers: what the random draws of each picture depend on, see `drawing.observe`.
+      console: where the classical method shows how far it is; None shows nothing.
     """
     pictures, beside = pictures if isinstance(pictures, Pair) else (pictures, None)
     if not built.task.paired and beside is None:
@@ -78,7 +86,8 @@ def make_inputs(built: Experiment, pictures: np.ndarray | Pair, classical: bool 
     baselines = {} if baseline is None else {built.task.baseline_name: baseline}
     if classical and built.task.classical is not None:
         name, restore = built.task.classical
-        baselines[name] = np.stack([restore(each) for each in observed])
+        with drawing.progress_bar(console or Console(quiet=True)) as bar:
+            baselines[name] = np.stack([restore(each) for each in bar.track(observed, description=name)])
     # Some models project and others do not: all are given what projecting takes.
     found = beside is not None and built.task.beside == "low"
     return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baselines, found)

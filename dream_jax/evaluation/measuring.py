@@ -1,5 +1,6 @@
 """Measures of trained models over held-out pictures, for each sampler, number of steps and seed."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,14 +13,14 @@ from rich.console import Console
 
 from dream_jax.data import held_out
 from dream_jax.data.indexed import images_of
-from dream_jax.errors import UserError
+from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import tables
 from dream_jax.evaluation.inputs import Inputs, check_models, consistency_of, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.experiment import Experiment
 from dream_jax.inference import drawing
 from dream_jax.inference.drawing import Model
-from dream_jax.metrics import Compared, Metric, chosen, picture_set, weights
+from dream_jax.metrics import Compared, Metric, chosen, dense, picture_set, weights
 from dream_jax.training import integrity
 
 
@@ -65,7 +66,7 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     first = next(iter(models.values()))
     built, settings = first.experiment, first.experiment.config.evaluation
     data_note = check_models(models)
-    inputs = make_inputs(built, pictures, classical=True)
+    inputs = make_inputs(built, pictures, classical=True, console=console)
     count = len(inputs.pictures)
     measures = load_measures(built, inputs)
     draw = {name: make_drawer(model, inputs.given) for name, model in models.items()}
@@ -149,22 +150,40 @@ def span_of(config) -> tuple[float, float]:
     return tuple(config.data.range) or (0.0, 1.0)
 
 
+def check_known(of: str, originals, span: tuple[float, float], label: Callable[[int], str]) -> None:
+    """Raises UserError for maps of depth of which nothing is known: no mean over pictures has room for them.
+
+    of: what they are, see `Task.measured_as`; label: `(number) -> name` of an original for a person.
+    """
+    unknown = [n for n, original in enumerate(originals) if of == "depth" and not dense.has_depth(original, span)]
+    if unknown:
+        more = f", as in {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        said = f"no pixel that is measured has a depth above 0{more}; leave out what has none"
+        raise UserError(f"{shown(label(unknown[0]))}: {said}")
+
+
+def check_held_out(built: Experiment, pictures: np.ndarray) -> None:
+    """`check_known` of held-out pictures [N, H, W, C]."""
+    check_known(
+        built.task.measured_as, pictures, span_of(built.config), functools.partial(held_out.label, built.config)
+    )
+
+
 def load_measures(built: Experiment, inputs: Inputs) -> Measures:
     """What `config.evaluation` asks to measure against the held-out pictures, with the networks' weights.
 
-    Raises UserError for weights that cannot be had, and for fewer pictures than a metric takes.
+    Raises UserError for weights that cannot be had, fewer pictures than a metric takes, and maps of no depth at all.
     """
-    settings = built.config.evaluation
+    settings, span = built.config.evaluation, span_of(built.config)
+    check_held_out(built, inputs.pictures)
     asked = chosen(settings.protocol, settings.learned, built.task.paired, built.task.measured_as)
     fitting = {name for name, metric in asked.items() if len(inputs.pictures) >= metric.fewest}
     for network in settings.learned:
         names = [name for name, metric in asked.items() if metric.weights == network]
         if not fitting.intersection(names):
             fewest = min(asked[name].fewest for name in names)
-            held_out = f"there are {len(inputs.pictures)} held-out pictures only"
-            raise UserError(
-                f"evaluation.learned: {network} compares sets of at least {fewest} pictures, and {held_out}"
-            )
+            there = f"there are {len(inputs.pictures)} held-out pictures only"
+            raise UserError(f"evaluation.learned: {network} compares sets of at least {fewest} pictures, and {there}")
     asked, about, learned = load_metrics(settings, built.task.paired, built.task.measured_as)
     asked = {name: metric for name, metric in asked.items() if name in fitting}
     originals = picture_set(inputs.pictures, learned)
@@ -172,7 +191,7 @@ def load_measures(built: Experiment, inputs: Inputs) -> Measures:
 
     def compare(results, samples):
         sets = picture_set(results, learned), originals
-        kept = settings.batch_size, samples, settings.channel, settings.border, span_of(built.config)
+        kept = settings.batch_size, samples, settings.channel, settings.border, span
         return Compared(*sets, inputs.observed, consistency, learned, *kept)
 
     identity = {

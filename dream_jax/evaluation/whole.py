@@ -158,7 +158,10 @@ def _measure(models, source, values_of, identity, digests, console, journal):
     with drawing.progress_bar(console) as bar:
         job = bar.add_task("evaluating", total=len(pictures) * len(found))
         for number in pictures:
+            # It takes its time, before any model draws.
+            bar.update(job, description=(built.task.classical or ("evaluating",))[0])
             inputs, label, results = _observe(built, source, number), {"picture": source.label(number)}, {}
+            bar.update(job, description="evaluating")
             notes, shows = inputs.notes, number < built.config.samples.count
             for name, baseline in inputs.baselines.items():
                 of_baselines.append((label | measuring.baseline_row(name), [values_of(inputs, baseline)]))
@@ -192,6 +195,7 @@ def _observe(built, source, number) -> Inputs:
         size = f"{picture.shape[1]}x{picture.shape[0]}"
         raise UserError(f"{shown(source.label(number))}: {size} pixels are too few, at least {least} a side are needed")
     picture = picture[:height, :width]
+    measuring.check_known(task.measured_as, [picture], measuring.span_of(built.config), lambda _: source.label(number))
     if paired is not None:
         cut = paired.beside if paired.scale > 1 else paired.beside[:height, :width]
         picture = Pair(picture, cut)

@@ -12,7 +12,7 @@ _TOLERANCE = 0.0075
 def abs_rel(results: np.ndarray, originals: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
     """Mean of |d - d*| / d* over the pixels of a map with d* > 0: levels twice -> [N].
 
-    span: the numbers that black and white mean. A map without any depth above 0 has no error.
+    span: the numbers that black and white mean. Of a map without any depth above 0, see `has_depth`, it is NaN.
     """
     return _over_depth(results, originals, span, lambda d, true: np.abs(d - true) / true)
 
@@ -22,15 +22,21 @@ def rmse(results: np.ndarray, originals: np.ndarray, span: tuple[float, float] =
     return np.sqrt(_over_depth(results, originals, span, lambda d, true: (d - true) ** 2))
 
 
-def _over_depth(results, originals, span, error):
-    def depth(levels):
-        return span[0] + levels * ((span[1] - span[0]) / np.iinfo(levels.dtype).max)
+def has_depth(original: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> bool:
+    """Whether any pixel of a map [H, W, 1] has a depth above 0; without one nothing of a result can be measured."""
+    return bool((_depth(original, span) > 0).any())
 
+
+def _depth(levels, span):
+    return span[0] + levels * ((span[1] - span[0]) / np.iinfo(levels.dtype).max)
+
+
+def _over_depth(results, originals, span, error):
     means = []
     for result, original in zip(results, originals, strict=True):
-        d, true = depth(result), depth(original)
+        d, true = _depth(result, span), _depth(original, span)
         there = true > 0
-        means.append(error(d[there], true[there]).mean() if there.any() else 0.0)
+        means.append(error(d[there], true[there]).mean() if there.any() else np.nan)
     return np.array(means)
 
 
@@ -40,24 +46,25 @@ def mean_iou(results: np.ndarray, originals: np.ndarray) -> float:
     Maps hold numbers of classes; white is void. Pixels that are void in the original are left out, here and below; a
     result's own void is a class that is wrong everywhere. Without any pixel it is 1.
     """
-    both, either = _overlaps(results, originals)
-    return _ratio(both.sum(0), either.sum(0))
+    both, either = np.zeros((2, 1 + max(_void(results), _void(originals))), np.int64)
+    for pair in zip(results, originals, strict=True):
+        of_one = _overlap(*pair)
+        for total, counts in zip((both, either), of_one, strict=True):
+            total[: len(counts)] += counts
+    return _ratio(both, either)
 
 
 def picture_iou(results: np.ndarray, originals: np.ndarray) -> np.ndarray:
     """`mean_iou` of each map by itself: levels twice -> [N]."""
-    return np.array([_ratio(*each) for each in zip(*_overlaps(results, originals), strict=True)])
+    return np.array([_ratio(*_overlap(*pair)) for pair in zip(results, originals, strict=True)])
 
 
-def _overlaps(results, originals):
-    """(pixels of a class in both maps, in either), int [N, classes]."""
-    count = 1 + int(max(results.max(), originals.max()))
-    both, either = (np.zeros((len(originals), count), np.int64) for _ in range(2))
-    for number, pair in enumerate(zip(results, originals, strict=True)):
-        result, original = _known(*pair)
-        both[number] = np.bincount(original[result == original], minlength=count)
-        either[number] = sum(np.bincount(each, minlength=count) for each in (result, original)) - both[number]
-    return both, either
+def _overlap(result, original):
+    """(pixels of a class in both maps, in either), int [classes], up to the largest that occurs."""
+    result, original = _known(result, original)
+    count = 1 + int(max(result.max(initial=0), original.max(initial=0)))
+    both = np.bincount(original[result == original], minlength=count)
+    return both, sum(np.bincount(each, minlength=count) for each in (result, original)) - both
 
 
 def _ratio(both, either):
@@ -86,7 +93,8 @@ def boundary_f(results: np.ndarray, originals: np.ndarray) -> np.ndarray:
     A pixel is of its class's boundary where a neighbour in its row or column is of another class. It is found where the
     other map has one of that class within 0.75% of the diagonal, rounded up to whole pixels. Precision is the share of
     the result's that are found, recall of the original's (Csurka et al. 2013, "What is a good evaluation measure for
-    semantic segmentation?", section 2.2). Void has no boundary, and maps without any agree: 1.
+    semantic segmentation?", section 2.2). Void has no boundary. Where neither map has any, it is 1 if they
+    are the same where something is known, else 0.
     """
     return np.array([_boundary_f(a[..., 0], b[..., 0]) for a, b in zip(results, originals, strict=True)])
 
@@ -101,7 +109,7 @@ def _boundary_f(result, original):
         # 0 where one map has no boundary of the class.
         precision, recall = _found(ours, theirs, reach), _found(theirs, ours, reach)
         values.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
-    return np.mean(values) if values else 1.0
+    return np.mean(values) if values else float(np.array_equal(result, original))
 
 
 def _edges(classes, void):

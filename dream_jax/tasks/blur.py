@@ -1,5 +1,7 @@
-"""Blur: Gaussian, and of motion along a line. Sums of whole numbers: the same in any order, on any device.
+"""Blur: Gaussian, and of motion along a line.
 
+Sums are of whole numbers, the same in any order and on any device; the weights are rounded from exponentials and
+cosines in float32, whose last bit may be another on another device.
 Beyond an edge the nearest pixel goes on, as `skimage.filters.gaussian` has it.
 """
 

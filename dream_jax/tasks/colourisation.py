@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from dream_jax.errors import UserError
 from dream_jax.tasks import value_range
-from dream_jax.tasks.task import Task, mean_square, restoration
+from dream_jax.tasks.task import Task, as_observed, mean_square, restoration
 
 # ITU-R BT.601, in 65536ths, as Pillow's `convert("L")`.
 LUMA = 19595, 38470, 7471
@@ -19,9 +19,6 @@ def colourisation(residual: bool = False, gain: float = 1.0, channels: int = 3) 
     if channels != 3:
         raise UserError(f"data.channels = {channels}: colourisation is of three colours")
 
-    def condition(observed, sides=None):
-        return value_range.to_float(observed)
-
     def grey(cond):
         return jnp.broadcast_to(cond, (*cond.shape[:-1], 3))
 
@@ -30,12 +27,12 @@ def colourisation(residual: bool = False, gain: float = 1.0, channels: int = 3) 
 
     return restoration(
         lambda keys, picture: luminance(picture),
-        condition,
+        as_observed,
         residual=residual,
         gain=gain,
         reference=grey,
         keep=with_luminance,
-        baseline=lambda observed, sides=None: grey(condition(observed)),
+        baseline=lambda observed, sides=None: grey(as_observed(observed)),
         baseline_name="grey",
         consistency=lambda result, observed: mean_square(luminance(result), jnp.asarray(observed)),
         project=lambda picture, observed: with_luminance(picture, value_range.to_float(observed, picture.dtype)),

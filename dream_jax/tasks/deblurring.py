@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dream_jax.errors import UserError
-from dream_jax.tasks import blur, draws, host, value_range
-from dream_jax.tasks.task import Task, mean_square, restoration
+from dream_jax.tasks import blur, draws, host
+from dream_jax.tasks.task import Task, as_observed, observed_again, restoration
 
 # Of Richardson-Lucy's kernel of motion: how many directions its mean is taken over.
 _ANGLES = 16
@@ -46,13 +46,6 @@ def deblurring(
 
     observe = draws.each(kinds)
 
-    def condition(observed, sides=None):
-        return value_range.to_float(observed)
-
-    def consistency(result, observed):
-        keys = jax.random.split(jax.random.key(0), len(result))
-        return mean_square(observe(keys, result), jnp.asarray(observed))
-
     # Of one width there is one blur.
     known = tuple(blurs) == ("gaussian",) and draws.is_fixed(width)
 
@@ -62,13 +55,13 @@ def deblurring(
     name = f"Richardson-Lucy, {'the' if known else 'mean'} kernel"
     return restoration(
         observe,
-        condition,
+        as_observed,
         residual=residual,
         gain=gain,
-        baseline=condition,
+        baseline=as_observed,
         baseline_name="blurred",
         classical=(name, classical),
-        consistency=consistency if known else None,
+        consistency=observed_again(observe) if known else None,
         columns=lambda observed, baseline: {"blurred": baseline},
         channels=channels,
         cond_channels=channels,

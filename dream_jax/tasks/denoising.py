@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 
-from dream_jax.tasks import draws, host, noise, value_range
-from dream_jax.tasks.task import Task, restoration
+from dream_jax.tasks import draws, host, noise
+from dream_jax.tasks.task import Task, as_observed, restoration
+
+# Of the deviation that is estimated, of white: also where a line of pixels has no diagonal.
+_LEAST = 1e-4
 
 
 def denoising(
@@ -23,16 +26,13 @@ def denoising(
         level_key, key = jax.random.split(key)
         return noise.add(picture, noise.normal(key, picture), draws.within(level_key, deviation))
 
-    def condition(observed, sides=None):
-        return value_range.to_float(observed)
-
     known = deviation[0] if draws.is_fixed(deviation) else None
     return restoration(
         noisy,
-        condition,
+        as_observed,
         residual=residual,
         gain=gain,
-        baseline=condition,
+        baseline=as_observed,
         baseline_name="noisy",
         classical=("non-local means", lambda observed: non_local_means(observed, known)),
         columns=lambda observed, baseline: {"noisy": baseline},
@@ -58,5 +58,7 @@ def non_local_means(observed, deviation: float | None = None):
 
 
 def _estimated(picture):
+    if min(picture.shape[:2]) < 2:
+        return _LEAST
     finest = picture[:-1:2, :-1:2] - picture[1::2, :-1:2] - picture[:-1:2, 1::2] + picture[1::2, 1::2]
-    return max(float(np.median(np.abs(finest))) / 2 / 0.6745, 1e-4)
+    return max(float(np.median(np.abs(finest))) / 2 / 0.6745, _LEAST)

@@ -1,11 +1,8 @@
 """JPEG: pictures from what a lossy file kept of them."""
 
-import jax
-import jax.numpy as jnp
-
 from dream_jax.errors import UserError
-from dream_jax.tasks import draws, host, jpeg_coding, value_range
-from dream_jax.tasks.task import Task, mean_square, restoration
+from dream_jax.tasks import draws, host, jpeg_coding
+from dream_jax.tasks.task import Task, as_observed, observed_again, restoration
 
 
 def jpeg(quality: tuple[int, ...] = (30, 95), residual: bool = False, gain: float = 1.0, channels: int = 3) -> Task:
@@ -22,22 +19,15 @@ def jpeg(quality: tuple[int, ...] = (30, 95), residual: bool = False, gain: floa
     def observe(key, picture):
         return jpeg_coding.code(picture, draws.whole_within(key, quality))
 
-    def condition(observed, sides=None):
-        return value_range.to_float(observed)
-
-    def consistency(result, observed):
-        keys = jax.random.split(jax.random.key(0), len(result))
-        return mean_square(observe(keys, result), jnp.asarray(observed))
-
     return restoration(
         observe,
-        condition,
+        as_observed,
         residual=residual,
         gain=gain,
-        baseline=condition,
+        baseline=as_observed,
         baseline_name="jpeg",
         classical=("total variation", total_variation),
-        consistency=consistency if draws.is_fixed(quality) else None,
+        consistency=observed_again(observe) if draws.is_fixed(quality) else None,
         columns=lambda observed, baseline: {"jpeg": baseline},
         channels=channels,
         cond_channels=channels,

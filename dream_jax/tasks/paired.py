@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from dream_jax.errors import UserError
 from dream_jax.files import palettes
 from dream_jax.tasks import value_range
-from dream_jax.tasks.task import Task, clip, restoration
+from dream_jax.tasks.task import Task, as_observed, clip, restoration
 
 # What can be made of a condition.
 TARGETS = ("picture", "depth", "classes")
@@ -55,18 +55,14 @@ def paired(
     if target == "classes":
         return _classes(num_classes, fields)
     if alike:
-        fields |= {"baseline": _condition, "baseline_name": "condition"}
+        fields |= {"baseline": as_observed, "baseline_name": "condition"}
     if target == "depth":
         fields["shown"] = palettes.of_depth
-    return restoration(_observe, _condition, residual=residual, gain=gain, **fields)
+    return restoration(_observe, as_observed, residual=residual, gain=gain, **fields)
 
 
 def _observe(keys, picture):
     raise UserError("task.name = 'paired': conditions are not made here but must be there: data.condition_folder")
-
-
-def _condition(observed, sides=None):
-    return value_range.to_float(observed)
 
 
 def _classes(number, fields):
@@ -79,7 +75,7 @@ def _classes(number, fields):
 
     return Task(
         _observe,
-        _condition,
+        as_observed,
         encode,
         to_picture=lambda x0, cond: jnp.argmax(x0, -1, keepdims=True).astype(x0.dtype),
         constrain=lambda x0, cond, limit=clip: limit(x0),

@@ -1,6 +1,7 @@
 """Resizing that agrees with Pillow's files, on device."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -132,21 +133,31 @@ def choices(kernel: str, sizes: tuple[tuple[int, int], ...]) -> Choices:
     """Of pairs (size in, size out); raises UserError for one above `BLOCK`."""
     if max(map(max, sizes)) > BLOCK:
         raise UserError(f"task.scales: sides of pictures that are trained on must be at most {BLOCK} pixels")
-    matrices = []
-    for size_in, size_out in sizes:
-        ((high, low), _), *_ = resize_matrices(kernel, size_in, size_out)
-        matrices.append(256 * high.astype(np.int32) + low.astype(np.int32))
-    first = [np.argmax(matrix != 0, 1) for matrix in matrices]
-    taps = max(
-        int(np.max(m.shape[1] - np.argmax(m[:, ::-1] != 0, 1) - f)) for m, f in zip(matrices, first, strict=True)
-    )
-    outputs, inputs = (max(sides) for sides in zip(*(m.shape for m in matrices), strict=True))
+    rows = [_not_zero(kernel, *pair) for pair in sizes]
+    inputs, outputs = (max(sides) for sides in zip(*sizes, strict=True))
+    taps = max(weights.shape[1] for weights, _ in rows)
     weights, starts = np.zeros((len(sizes), outputs, taps), np.int32), np.zeros((len(sizes), outputs), np.int32)
-    for i, (matrix, start) in enumerate(zip(matrices, first, strict=True)):
-        wide = np.pad(matrix, ((0, 0), (0, taps)))
-        weights[i, : len(matrix)] = np.take_along_axis(wide, start[:, None] + np.arange(taps), 1)
-        starts[i, : len(matrix)] = start
+    for i, (row, first) in enumerate(rows):
+        weights[i, : len(row), : row.shape[1]] = row
+        starts[i, : len(row)] = first
     return Choices(weights, starts, inputs)
+
+
+def _not_zero(kernel, size_in, size_out):
+    """(what is not zero of a matrix, int32 [outputs, taps]; the first input of each [outputs])."""
+    ((high, low), _), *_ = resize_matrices(kernel, size_in, size_out)
+    matrix = 256 * high.astype(np.int32) + low.astype(np.int32)
+    first = np.argmax(matrix != 0, 1)
+    taps = int(np.max(size_in - np.argmax(matrix[:, ::-1] != 0, 1) - first))
+    wide = np.pad(matrix, ((0, 0), (0, taps)))
+    return np.take_along_axis(wide, first[:, None] + np.arange(taps), 1), first
+
+
+def bytes_of_choices(kernel: str, sizes: tuple[tuple[int, int], ...]) -> int:
+    """What the weights of `choices` take at most."""
+    support, _ = KERNELS[kernel]
+    taps = max(min(math.ceil(2 * support * max(size_in / size_out, 1)) + 1, size_in) for size_in, size_out in sizes)
+    return 4 * len(sizes) * max(size_out for _, size_out in sizes) * taps
 
 
 def resize_chosen(picture, choice, vertical: Choices, horizontal: Choices):

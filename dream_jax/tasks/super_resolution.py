@@ -17,6 +17,9 @@ DEGRADATIONS = ("kernel", "mixed")
 # Those that a mixed degradation draws from.
 SHRINKING = "pil_bicubic", "pil_bilinear", "pil_box"
 
+# Of the coefficients of scales that are drawn, bytes: compiled programs hold several such tables.
+_LARGE_TABLE = 2**27
+
 
 def super_resolution(
     scale: float,
@@ -95,7 +98,7 @@ def _low_sides(sides, scale):
     """(h, w) of the low-resolution picture of one with sides (H, W)."""
     if scale == 1:
         raise UserError(f"task.scale = 1: {NEEDS_LOW}")
-    height, width = (side // scale if isinstance(scale, int) else max(round(side / scale), 1) for side in sides)
+    height, width = (max(side // scale if isinstance(scale, int) else round(side / scale), 1) for side in sides)
     return height, width
 
 
@@ -128,6 +131,21 @@ def low_sizes(side: int, scales) -> tuple[int, ...]:
     """The sides of low-resolution pictures from the smallest to the largest scale that is drawn."""
     smallest = max(round(side / scales[-1]), 1)
     return tuple(range(smallest, max(round(side / scales[0]), smallest) + 1))
+
+
+def check_scales(side: int, settings) -> None:
+    """Raises UserError where training crops of a side are too large for the scales that `config.task` draws."""
+    if side > resize.BLOCK:
+        raise UserError(f"image_size = {side}: with task.scales it must be at most {resize.BLOCK}")
+    smaller = low_sizes(side, settings.scales)
+    kernels = settings.kernel, *(SHRINKING if settings.degradation == "mixed" else ())
+    down, up = [(side, small) for small in smaller], [(small, side) for small in smaller]
+    most = max(resize.bytes_of_choices(kernel, sizes) for kernel in kernels for sizes in (down, up))
+    if most > _LARGE_TABLE:
+        raise UserError(
+            f"task.scales = {tuple(settings.scales)}: at image_size = {side} their coefficients take {most >> 20} MiB, "
+            f"more than {_LARGE_TABLE >> 20}; choose a narrower range, or smaller training crops"
+        )
 
 
 def _enlarged_again(key, picture, scales, kernel, strengths):

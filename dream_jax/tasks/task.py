@@ -142,6 +142,21 @@ def restoration(
     return Task(observe, condition, encode, to_picture, constrain, paired=True, **fields)
 
 
+def as_observed(observed, sides=None):
+    """What was observed, levels, as the condition that is that picture itself."""
+    return value_range.to_float(observed)
+
+
+def observed_again(observe):
+    """`Task.consistency` of an `observe` that draws nothing."""
+
+    def consistency(result, observed):
+        keys = jax.random.split(jax.random.key(0), len(result))
+        return mean_square(observe(keys, result), jnp.asarray(observed))
+
+    return consistency
+
+
 def mean_square(a, b):
     """Of the difference of levels of one type [B, H, W, C], as values in [0, 1]: [B]."""
     difference = a.astype(jnp.float32) - b.astype(jnp.float32)

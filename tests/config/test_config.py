@@ -211,6 +211,12 @@ def test_impossible_values_are_refused_by_name(base, key, arguments):
         checks.validate(changed(base, *arguments.split()))
 
 
+@pytest.mark.parametrize("name", [name for name, key in keys.KEYS.items() if isinstance(key.default, tuple)])
+@pytest.mark.parametrize("value", [(True,), (True, True), (False, True), (["box"],), ({},)], ids=str)
+def test_a_list_of_what_is_no_number_and_no_name_is_refused(name, value):
+    assert keys.KEYS[name].refuses(value)
+
+
 def test_p_infinite_is_told_what_to_use_instead(base):
     with pytest.raises(UserError, match="null"):
         checks.validate(changed(base, "objective.p=inf"))

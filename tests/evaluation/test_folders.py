@@ -145,5 +145,8 @@ def test_maps_are_measured_as_what_they_are(tmp_path, capsys):
     capsys.readouterr()
     assert run(tmp_path / "a", tmp_path, "--as", "classes") == 2
     assert "maps are compared in pairs" in capsys.readouterr().err
+    images.write(tmp_path / "b" / "1.png", 0 * maps["b"][1], overwrite=True)
+    assert run(*pair, "--as", "depth", "--output", tmp_path / "u.json") == 2 and not (tmp_path / "u.json").exists()
+    assert "b/1.png: no pixel that is measured has a depth above 0" in capsys.readouterr().err.replace("\n", " ")
     assert run(*pair, "--as", "depth", "--config.evaluation.learned=inception") == 2
     assert "these networks take pictures" in capsys.readouterr().err

@@ -1,5 +1,8 @@
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 from stand_ins import fake, nothing, pictures_of
 
 from dream_jax.errors import UserError
@@ -15,6 +18,17 @@ def test_the_baseline_is_the_low_resolution_picture_enlarged():
     assert made.observed.dtype == np.uint8
     np.testing.assert_array_equal(value_range.to_uint8(made.given["cond"]), made.baseline)
     assert [len(array) for array in (made.first(1).pictures, *made.first(1).given.values())] == [1, 1, 1]
+
+
+def test_a_classical_method_shows_its_name_and_how_far_it_is():
+    model, file = fake(nothing, "task.name=jpeg", "image_size=16"), io.StringIO()
+    made = inputs.make_inputs(
+        model.experiment, pictures_of(model), classical=True, console=Console(file=file, width=99)
+    )
+    assert list(made.baselines) == ["jpeg", "total variation"] and len(made.baselines["total variation"]) == 2
+    assert "total variation" in file.getvalue() and "2/2" in file.getvalue()
+    inputs.make_inputs(model.experiment, pictures_of(model), console=Console(file=file))
+    assert file.getvalue().count("total variation") == 1, "which was not asked for"
 
 
 def test_unconditional_models_draw_from_nothing():

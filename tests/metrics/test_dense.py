@@ -1,6 +1,7 @@
 """Against straightforward loops over pixels."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -39,6 +40,15 @@ def test_intersections_over_unions(dtype):
     assert dense.mean_iou(ours, theirs) == pytest.approx(iou(pixels(ours, theirs)))
     accuracy = [sum(a == b for a, b in pairs) / len(pairs) for pairs in each]
     np.testing.assert_allclose(dense.pixel_accuracy(ours, theirs), accuracy)
+
+
+def test_many_maps_of_sixteen_bits_take_no_more_memory_than_one():
+    maps = blobs(0, count=64, side=8, dtype=np.uint16)
+    tracemalloc.start()
+    values = dense.mean_iou(maps, maps[::-1]), dense.picture_iou(maps, maps[::-1])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * 2**20 and values[0] == pytest.approx(iou(pixels(maps, maps[::-1]))) and len(values[1]) == 64
 
 
 def boundary(classes, number, void):
@@ -97,7 +107,7 @@ def test_perfect_and_hopeless_maps():
     void, flat = np.full((1, 8, 8, 1), 255, np.uint8), np.zeros((1, 8, 8, 1), np.uint8)
     for measure in measures:
         assert measure(flat, void) == 1, "where nothing is known, nothing is wrong"
-    for measure in (dense.picture_iou, dense.pixel_accuracy):
+    for measure in measures:
         assert measure(flat, flat + np.uint8(1)) == 0 and measure(void, flat) == 0
     halves = flat.copy()
     halves[:, 4:] = 1
@@ -118,4 +128,8 @@ def test_depth(dtype, span):
     np.testing.assert_allclose(dense.abs_rel(*levels, span), relative)
     np.testing.assert_allclose(dense.rmse(*levels, span), np.sqrt(squares))
     assert not dense.abs_rel(levels[1], levels[1], span).any()
-    assert not dense.rmse(levels[0], 0 * levels[0]).any(), "nothing is known of any pixel"
+    if not span[0]:
+        levels[1, 1] = 0
+        assert [dense.has_depth(each, span) for each in levels[1]] == [True, False, True]
+        for measure in (dense.abs_rel, dense.rmse):
+            assert np.isnan(measure(*levels, span)).tolist() == [False, True, False], "nothing is known of any pixel"

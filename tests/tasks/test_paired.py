@@ -75,6 +75,11 @@ def test_what_cannot_be_is_refused():
         tasks.paired("classes", 1)
     with pytest.raises(UserError, match=r"data\.condition_folder"):
         tasks.paired().make_pair(None, noise(1, 8, 8, 3))
+    changes = "task.name=paired", "task.target=classes", "task.residual=False", "data.channels=1"
+    tiny.tiny_config(*changes, "task.num_classes=255")
+    tiny.tiny_config(*changes, "task.num_classes=256", "data.bits=16")
+    with pytest.raises(UserError, match=r"task\.num_classes = 256: .*data\.bits = 8.* at most 255"):
+        tiny.tiny_config(*changes, "task.num_classes=256")
 
 
 def test_colours_tell_classes_apart():

@@ -142,6 +142,12 @@ def test_the_classical_method_improves_on_what_was_observed(task):
     assert fine.dtype == np.uint16 and np.abs(fine / 257 - restored[0]).max() < 0.51
 
 
+@pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 1)])
+def test_noise_is_not_estimated_of_a_line_of_pixels(shape):
+    line = noise(*shape)
+    np.testing.assert_array_equal(tasks.denoising((10.0, 40.0), channels=shape[-1]).classical[1](line), line)
+
+
 def test_noise_has_the_deviation_that_is_asked():
     grey = np.full((4, 48, 48, 3), 128, np.uint8)
     spread = (observed_by(tasks.denoising((20.0,)), grey).astype(float) - 128).std((1, 2, 3))
@@ -207,6 +213,7 @@ def test_a_mask_that_is_given():
         ("task.quality=20.5", r"task\.quality.*whole"),
         ("task.scales=4,2", r"task\.scales"),
         ("task.scales=3", r"task\.scales"),
+        ("task.drop_label=1", r"task\.drop_label = 1\.0"),
         ("task.scale=0.5", r"task\.scale = 0\.5"),
         ("task.blur=1 task.degradation=mixed", r"task\.blur = 1"),
         ("task.scale=1 task.scales=2,4", r"task\.scale = 1"),

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from dream_jax import tasks
 from dream_jax.config import records
+from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.tasks import blur, jpeg_coding, mixture, resize, value_range
 from dream_jax.tasks import noise as noises
@@ -57,6 +58,37 @@ def test_a_whole_scale_is_the_same_however_it_is_written():
     old["task"] |= {"residual": config.task.residual, "gain": config.task.gain}
     assert records.differences(records.from_record(old), config) == []
     assert tasks.make(tiny.tiny_config("task.scale=2.7")).scale == 2.7
+
+
+@pytest.mark.parametrize("scale", [12, 11.5])
+def test_of_a_picture_smaller_than_the_scale_one_pixel_is_left(scale):
+    task = tasks.super_resolution(scale)
+    observed = task.observe(None, photo(8, 24)[None])
+    assert observed.shape == (1, 1, 2, 3) and task.condition(observed, (8, 24)).shape == (1, 8, 24, 3)
+    for changes in (f"task.scale={4 * scale}", f"task.scale={4 * scale} evaluation.whole=True"):
+        with pytest.raises(UserError, match=rf"^image_size = 32: .*task\.scale = {4 * scale}"):
+            tiny.tiny_config(*changes.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("image_size=4096 task.scales=2,4", r"^image_size = 4096: with task\.scales .* 2048"),
+        ("image_size=512 task.scales=1,512", r"^task\.scales = \(1, 512\): .*image_size = 512.* MiB"),
+        ("image_size=512 task.kernel=pil_box task.scales=1,512 task.degradation=mixed", r"^task\.scales = "),
+    ],
+)
+def test_scales_whose_tables_would_be_huge_are_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        tiny.tiny_config(*changes.split())
+
+
+@pytest.mark.parametrize("kernel", PILLOW)
+def test_what_tables_take_is_known_before(kernel):
+    assert tiny.tiny_config("image_size=512", "task.scales=1,16", f"task.kernel={kernel}")
+    for sizes in (tuple((40, n) for n in range(1, 41)), tuple((n, 40) for n in range(1, 41)), ((24, 9), (24, 10))):
+        made, most = resize.choices(kernel, sizes).weights.nbytes, resize.bytes_of_choices(kernel, sizes)
+        assert made <= most <= 2 * made + 4 * len(sizes) * 40 * 2
 
 
 @pytest.mark.parametrize("kernel", PILLOW)

@@ -140,7 +140,9 @@ def _check_beside(config, c):
     )
     if task.beside in ("low", "condition"):
         _check_folders(config, c, about)
-        there = c[about.folder] is not None or asked
+        # Scenes come with their conditions.
+        bundled = task.beside == "condition" and c.folder is None and c.tfds is None
+        there = c[about.folder] is not None or asked or bundled
         fixed = f"{about.nouns} that are there do not fit resized originals"
         _require(c.resize is None or not there, config, "data.resize", fixed)
         if task.beside == "low" and there:

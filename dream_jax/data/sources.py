@@ -46,7 +46,7 @@ def reading_of(config) -> Reading:
 
 def is_of_classes(config) -> bool:
     """Whether a config's pictures are maps of classes."""
-    return config.task.name == "paired" and config.task.get("target") == "classes"
+    return tasks.make(config).measured_as == "classes"
 
 
 def beside_of(config) -> Beside | None:

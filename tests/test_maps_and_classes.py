@@ -92,6 +92,15 @@ def test_depth_is_written_in_the_numbers_of_its_range(changes, dtype, most, tmp_
     np.testing.assert_allclose(read, np.array([least, least + (most - least) / 3, most]), atol=0.5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("change", ["data.range=0,9", "data.percentile=99", "data.clip=True"])
+def test_classes_have_no_range(change):
+    changes = "task.name=paired", "task.target=classes", "task.num_classes=3", "task.residual=False", "data.channels=1"
+    with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*numbers of classes have no black"):
+        tiny.tiny_config(*changes, change)
+    # Conditions have one.
+    tiny.tiny_config(*changes, "data.clip=True", "data.condition_range=0,9")
+
+
 def test_a_class_that_there_is_not_is_named(tmp_path):
     write_maps(tmp_path, bad=1)
     with pytest.raises(UserError, match=r"1\.png: it has class 7; task\.num_classes = 3 has 0 to 2, and 255"):

@@ -1,4 +1,4 @@
-"""Sources: pictures by index. A source has len(source), and source[i] is a picture uint8 [H, W, 3]."""
+"""Sources: pictures by index. A source has len(source), and source[i] is a picture: levels [H, W, C]."""
 
 import dataclasses
 import zlib
@@ -14,7 +14,7 @@ from dream_jax.tasks.beside import BESIDE
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Pictures by index: len(source), source[i] -> uint8 [H, W, 3].
+    """Pictures by index: len(source), source[i] -> levels [H, W, C], uint8 or uint16, or numbers of classes.
 
     Attributes:
       read: `i -> picture`, for i in 0..pictures-1.

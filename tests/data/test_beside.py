@@ -102,6 +102,8 @@ def test_maps_of_classes_are_read_as_their_own_numbers(tmp_path):
     [
         ("colours.png", noise(9, 8, 3), "one number a pixel"),
         ("lossy.jpg", noise(9, 8, 1), "JPEG does not keep.*PNG"),
+        ("lossy.jp2", noise(9, 8, 1), "JPEG2000 does not keep.*PNG"),
+        ("lossy.jp2", noise(9, 8, 1).astype(np.uint16), "JPEG2000 does not keep.*PNG"),
         ("large.png", np.full((9, 8, 1), 300, np.uint16), r"300, and data\.bits = 8 holds 0 to 255"),
     ],
 )
@@ -113,6 +115,34 @@ def test_what_is_no_map_of_classes_is_refused(tmp_path, name, picture, said):
     (member,) = listing.pictures(tmp_path / "floats.npy").values()
     with pytest.raises(UserError, match=r"floats\.npy.*whole numbers"):
         listing.read(member.picture, Reading(1, 8, classes=True))
+
+
+def test_lossy_maps_of_classes_are_refused(tmp_path):
+    picture, reading = Image.fromarray(noise(16, 24, 3) // 32 * 32), Reading(1, 8, classes=True)
+    picture.save(tmp_path / "plain.webp", quality=90)
+    picture.convert("RGBA").save(tmp_path / "alpha.webp", quality=90)
+    moving = {"save_all": True, "append_images": [picture.rotate(180)]}
+    picture.save(tmp_path / "frames.webp", quality=90, **moving)
+    picture.save(tmp_path / "jpeg.tif", compression="jpeg")
+    for name in "plain.webp", "alpha.webp", "frames.webp", "jpeg.tif":
+        with pytest.raises(UserError, match=rf"{name}.*lossy (WEBP|TIFF) does not keep"):
+            images.read(tmp_path / name, reading)
+    grey = picture.convert("L").convert("RGB")
+    for name, options in ("plain.webp", {}), ("frames.webp", {"save_all": True, "append_images": [picture]}):
+        grey.save(tmp_path / name, lossless=True, **options)
+        np.testing.assert_array_equal(images.read(tmp_path / name, reading), np.asarray(grey)[..., :1])
+
+
+@pytest.mark.parametrize("white", [1, 5, 20, 127, 254, 255, 300])
+def test_portable_maps_of_any_white_keep_their_classes(tmp_path, white):
+    classes = (np.arange(24).reshape(4, 6) * 13 % (min(white, 255) + 1)).astype(np.uint16)
+    head = b"6 4 %d\n" % white
+    (tmp_path / "map.pgm").write_bytes(b"P5 " + head + classes.astype(">u2" if white > 255 else "u1").tobytes())
+    found = images.read(tmp_path / "map.pgm", Reading(1, 8, classes=True))
+    np.testing.assert_array_equal(found[..., 0], classes)
+    if white < 256:
+        (tmp_path / "map.pgm").write_bytes(b"P2 " + head + " ".join(map(str, classes.ravel())).encode())
+        np.testing.assert_array_equal(images.read(tmp_path / "map.pgm", Reading(1, 8, classes=True)), found)
 
 
 def test_masks_are_black_and_white_whatever_they_were(tmp_path):
@@ -418,6 +448,12 @@ def test_a_dataset_of_the_catalog_has_conditions_and_classes(catalog_scenes, mon
     assert config.data.classes == ("b", "a")
     source = sources.open_source(config, "eval")
     assert sorted(source.pair(i).beside.item() for i in range(3)) == [0, 0, 1] and source.kind == "label"
+    with pytest.raises(UserError, match=r"data\.classes: it names 2 classes, and scenes/label has 3"):
+        named = Beside("label", classes=("a", "b"))
+        monkeypatch.setattr(catalog_scenes.info.features["label"], "_num_classes", 3)
+        catalog.tfds_source("scenes", "train", image_key="image", beside=named)
+    with pytest.raises(UserError, match=r"scenes/label: a picture has no class \(-1\)"):
+        catalog._label("scenes/label", -1)
     with pytest.raises(UserError, match=r"data\.label_key.*label.*'map' is not"):
         workdirs.with_classes(tiny.tiny_config(*changes, "data.label_key=map"))
     with pytest.raises(UserError, match=r"data\.condition_key.*image, map.*'depth' is not"):

@@ -12,7 +12,7 @@ from stand_ins import QUIET
 from dream_jax import commands, experiment
 from dream_jax.__main__ import main
 from dream_jax.config import keys, records
-from dream_jax.data import scenes
+from dream_jax.data import scenes, sources
 from dream_jax.errors import UserError
 from dream_jax.files import images
 from dream_jax.files.picture import Picture
@@ -90,6 +90,15 @@ def test_depth_is_written_in_the_numbers_of_its_range(changes, dtype, most, tmp_
     least = 1.5 if dtype == "float32" else 0
     assert read.dtype == dtype
     np.testing.assert_allclose(read, np.array([least, least + (most - least) / 3, most]), atol=0.5, rtol=1e-3)
+
+
+def test_depth_in_floats_needs_its_range(tmp_path):
+    tifffile.imwrite(tmp_path / "near.tif", np.full((8, 8), 0.9, np.float32))
+    changes = "task.name=paired", "task.target=depth", "task.residual=False", "data.channels=1"
+    with pytest.raises(UserError, match=r"near\.tif: floats: say which mean black and white, data\.range=LOW,HIGH"):
+        images.read(tmp_path / "near.tif", sources.reading_of(tiny.tiny_config(*changes)))
+    read = sources.reading_of(tiny.tiny_config(*changes, "data.range=0,9"))
+    assert images.read(tmp_path / "near.tif", read).max() in (25, 26)
 
 
 @pytest.mark.parametrize("change", ["data.range=0,9", "data.percentile=99", "data.clip=True"])

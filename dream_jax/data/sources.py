@@ -41,7 +41,9 @@ def reading_of(config) -> Reading:
     c = config.data
     if is_of_classes(config):
         return Reading(c.channels, c.bits, classes=True)
-    return Reading(c.channels, c.bits, tuple(c.range) or None, c.clip)
+    # Depths of several files are comparable.
+    told = tasks.make(config).measured_as == "depth"
+    return Reading(c.channels, c.bits, tuple(c.range) or None, c.clip, told=told)
 
 
 def is_of_classes(config) -> bool:

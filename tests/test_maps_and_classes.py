@@ -12,7 +12,7 @@ from stand_ins import QUIET, fake, nothing
 from dream_jax import commands, experiment
 from dream_jax.__main__ import main
 from dream_jax.config import keys, records
-from dream_jax.data import scenes
+from dream_jax.data import scenes, sources
 from dream_jax.data.indexed import Pair, Source
 from dream_jax.errors import UserError
 from dream_jax.evaluation import measuring, whole
@@ -107,6 +107,24 @@ def test_a_map_without_any_depth_is_refused_by_name():
     source = Source(maps.__getitem__, 3, name="{}.png".format, beside=conditions.__getitem__, kind="condition")
     with pytest.raises(UserError, match=r"1\.png: no pixel"):
         whole.evaluate({"run": model}, source, QUIET)
+
+
+def test_depth_in_floats_needs_its_range(tmp_path):
+    tifffile.imwrite(tmp_path / "near.tif", np.full((8, 8), 0.9, np.float32))
+    changes = "task.name=paired", "task.target=depth", "task.residual=False", "data.channels=1"
+    with pytest.raises(UserError, match=r"near\.tif: floats: say which mean black and white, data\.range=LOW,HIGH"):
+        images.read(tmp_path / "near.tif", sources.reading_of(tiny.tiny_config(*changes)))
+    read = sources.reading_of(tiny.tiny_config(*changes, "data.range=0,9"))
+    assert images.read(tmp_path / "near.tif", read).max() in (25, 26)
+
+
+@pytest.mark.parametrize("change", ["data.range=0,9", "data.percentile=99", "data.clip=True"])
+def test_classes_have_no_range(change):
+    changes = "task.name=paired", "task.target=classes", "task.num_classes=3", "task.residual=False", "data.channels=1"
+    with pytest.raises(UserError, match=rf"{change.partition('=')[0]} = .*numbers of classes have no black"):
+        tiny.tiny_config(*changes, change)
+    # Conditions have one.
+    tiny.tiny_config(*changes, "data.clip=True", "data.condition_range=0,9")
 
 
 def test_a_class_that_there_is_not_is_named(tmp_path):

@@ -131,6 +131,8 @@ def _check_beside(config, c):
             usual = flat[f"data.{key}"] in (KEYS[f"data.{key}"].default, "none")
             takes = beside.BESIDE[task.beside].nouns if task.beside else "no pictures that are there"
             _require(usual, config, f"data.{key}", f"it is of {about.nouns}; {config.task.name} takes {takes}")
+    if task.measured_as == "classes":
+        _check_numbers_of_classes(config, c)
     if not task.beside:
         return
     about = beside.BESIDE[task.beside]
@@ -141,11 +143,21 @@ def _check_beside(config, c):
     )
     if task.beside in ("low", "condition"):
         _check_folders(config, c, about)
-        there = c[about.folder] is not None or asked
+        # Scenes come with their conditions.
+        bundled = task.beside == "condition" and c.folder is None and c.tfds is None
+        there = c[about.folder] is not None or asked or bundled
         fixed = f"{about.nouns} that are there do not fit resized originals"
         _require(c.resize is None or not there, config, "data.resize", fixed)
         if task.beside == "low" and there:
             beside.check_scale(config)
+
+
+def _check_numbers_of_classes(config, c):
+    """Numbers of classes are read as they are."""
+    said = "numbers of classes have no black and white; conditions have data.condition_range"
+    _require(not c.range, config, "data.range", said)
+    _require(c.percentile is None, config, "data.percentile", said)
+    _require(not c.clip or c.condition_range, config, "data.clip", said)
 
 
 def _check_folders(config, c, about):

@@ -3,6 +3,7 @@
 The table is read by `defaults`, by checking, by the command line, and by docs/keys.md. To add a key, add its line.
 """
 
+import json
 import math
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from dream_jax.tasks.super_resolution import DEGRADATIONS
 # Whole numbers without a bound of their own end here; seeds use all 32 bits.
 MOST = 2**31 - 1
 MOST_SEED = 2**32 - 1
+# Bytes of names of classes in a config.json, half of what `records` reads, and of what stands around each.
+_MOST_OF_NAMES, _AROUND_A_NAME = 2**19, 8
 
 
 class Key(NamedTuple):
@@ -113,8 +116,10 @@ def interval(value):
 
 
 def class_names(value):
-    """Nothing, or different names, as many as labels of 16 bits can number."""
+    """Nothing, or different names, as many as labels of 16 bits can number and as a config.json can hold."""
     good = all(isinstance(name, str) and name for name in value) and len(value) != 1
+    if good and (size := sum(len(json.dumps(name)) + _AROUND_A_NAME for name in value)) > _MOST_OF_NAMES:
+        return f"the {len(value)} names take {size} bytes of config.json; {_MOST_OF_NAMES} are allowed: shorten them"
     return None if good and len(set(value)) == len(value) <= 2**16 else "at least two different names, like cat,dog"
 
 

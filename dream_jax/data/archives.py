@@ -16,7 +16,7 @@ import numpy as np
 
 from dream_jax.errors import UserError, shown, some
 from dream_jax.files import formats, images, limits, zips
-from dream_jax.files.numbers import CLASSES, levels_of
+from dream_jax.files.numbers import CLASSES, levels_of, span_of_mask
 from dream_jax.files.picture import Reading, as_wanted
 
 # What is more than so many bytes must not be so many times larger than the file that it comes from.
@@ -244,16 +244,20 @@ def _pictures(path, key, array):
                     if not opened:
                         opened.append(array.open())
                 picture = np.array(opened[0][number])
-                span = CLASSES if reading.classes else reading.span
-                if picture.dtype.kind == "f" and span is None:
-                    # What one picture holds does not tell what the others mean.
-                    raise ValueError("floats: say which mean black and white, data.range=LOW,HIGH")
-                levels, _ = levels_of(picture.reshape(*picture.shape[:2], -1), span, reading.clip)
-                return as_wanted(levels, reading)
+                picture = picture.reshape(*picture.shape[:2], -1)
+                span, clip = CLASSES if reading.classes else reading.span, reading.clip
+                if reading.mask:
+                    span, clip = span_of_mask(picture), True
+                elif not reading.classes:
+                    reading._replace(told=True).check(picture.dtype)
+                levels, numbers = levels_of(picture, span, clip)
+                return as_wanted(levels, reading, numbers)
             except UserError:
                 raise
             except Exception as error:  # as in `members`
-                raise UserError(f"{shown(path)}/{number:07d}: cannot be read ({shown(error)[:200]})") from error
+                raise UserError(
+                    f"{shown(path)}/{number:07d}: cannot be read ({reading.said(shown(error)[:200])})"
+                ) from error
 
         return read
 

@@ -50,7 +50,9 @@ def of_config(config, kind: str) -> Beside | None:
         return found._replace(scale=int(config.task.scale))
     if kind == "condition":
         span = tuple(c.condition_range) or None
-        return found._replace(reading=Reading(c.condition_channels, c.condition_bits, span, c.clip))
+        return found._replace(
+            reading=Reading(c.condition_channels, c.condition_bits, span, c.clip, told=True, prefix="condition_")
+        )
     return found._replace(reading=MASK) if kind == "mask" else found._replace(reading=LABEL, classes=tuple(c.classes))
 
 

@@ -30,14 +30,17 @@ def tfds_source(
     (~/tensorflow_datasets, or TFDS_DATA_DIR); image_key defaults to "hr", else "image", else the only picture there is.
     beside: what is read with them; reading: how pictures are read.
 
-    Raises UserError if there is no such dataset, split or picture, or if it is not prepared for random access.
+    Raises UserError if there is no such dataset, split or picture, if it is not prepared for random access, or has more
+    classes than `beside` names; and where a picture is read that has no class.
     """
     builder = _prepared(name, data_dir)
     decode = functools.partial(images.read, reading=reading)
     if beside is None:
         return builder_source(builder, split, image_key, decode)
     if beside.kind == "label":
-        found = beside._replace(key=_label_key(builder, beside.key) or "none"), _label
+        key = _label_key(builder, beside.key)
+        _check_names(builder, key, beside.classes)
+        found = beside._replace(key=key or "none"), functools.partial(_label, f"{builder.name}/{key}")
     else:
         found = beside, functools.partial(images.read, reading=beside.read_as(reading))
     return builder_source(builder, split, image_key, decode, beside=found)
@@ -64,7 +67,22 @@ def _label_key(builder, key):
     return key
 
 
-def _label(number):
+def _check_names(builder, key, names):
+    """Raises UserError where a dataset has more classes than there are names."""
+    has = key and builder.info.features[key].num_classes
+    if names and has and has > len(names):
+        raise UserError(
+            f"data.classes: it names {len(names)} classes, and {builder.name}/{key} has {has}; name all, in the order "
+            "of their numbers, or leave it out"
+        )
+
+
+def _label(name, number):
+    if not 0 <= number < 2**16:
+        raise UserError(
+            f"{name}: a picture has no class ({number}); choose a split whose pictures all have one: data.train_split, "
+            "data.eval_split"
+        )
     return np.full((1, 1, 1), number, np.uint16)
 
 

@@ -29,6 +29,7 @@ from dream_jax.data.prepared_folders import Making
 from dream_jax.errors import UserError, shown
 from dream_jax.files import cache, images, limits
 from dream_jax.files.picture import MASK, USUAL, Reading
+from dream_jax.tasks.beside import BESIDE
 
 # Pixels beyond which pictures are prepared one after the other.
 _LARGE = 2**24
@@ -241,7 +242,7 @@ def _write(splits, unfinished, making):
                     notes[note].append(name)
                 yield from made.examples
                 advance()
-            _check_left_out(split, some, left_out, total, making.skip_unreadable, split == list(splits)[-1])
+            _check_left_out(split, some, left_out, total, making, split == list(splits)[-1])
 
         builder = Pictures(
             data_dir=unfinished,
@@ -316,7 +317,9 @@ def _picture(entry, making):
         if making.reading.mask and not picture.any():
             raise UserError(f"{name}: nothing of it is to be painted, for it is black")
         return picture, notes
-    paired = indexed.pair(picture, _beside(entry, making), making.beside.scale, name, making.beside.kind)
+    beside, more = _beside(entry, making)
+    notes += more
+    paired = indexed.pair(picture, beside, making.beside.scale, name, making.beside.kind)
     if paired.image.shape != picture.shape:
         cut = f"are cut at the right and below, as task.scale = {making.beside.scale} does not divide their sides"
         return paired, [(cut, f"{name}: {width}x{height}"), *notes]
@@ -324,9 +327,14 @@ def _picture(entry, making):
 
 
 def _beside(entry, making):
-    if making.beside.kind == "label":
-        return np.full((1, 1, 1), entry.beside, np.uint16)
-    return listing.read(entry.beside, making.beside.read_as(making.reading))
+    """(what lies beside the picture of an entry, notes as in `Made`)."""
+    kind = making.beside.kind
+    if kind == "label":
+        return np.full((1, 1, 1), entry.beside, np.uint16), []
+    found, notes = listing.read_noting(entry.beside, making.beside.read_as(making.reading))
+    if kind == "mask" and not found.any():
+        notes.append("are black, so that nothing is to be painted")
+    return found, [(f"have {BESIDE[kind].nouns} that {note}", shown(entry.beside)) for note in notes]
 
 
 def _is_large(item):
@@ -335,13 +343,13 @@ def _is_large(item):
     return images.claimed_pixels(picture) > _LARGE if isinstance(picture, Path) else picture.large
 
 
-def _check_left_out(split, some, left_out, total, skip_unreadable, last):
-    if not some and skip_unreadable:
-        raise UserError(
-            f"no {split} picture can be used; add some, or set data.eval_folder or another data.eval_percent: "
-            + listing.first(left_out)
-        )
-    if left_out and not skip_unreadable and (last or not some):
+def _check_left_out(split, some, left_out, total, making, last):
+    if not some and making.skip_unreadable:
+        said = f"no {split} picture can be used; add some, or set data.eval_folder or another data.eval_percent: "
+        if making.reading.mask:
+            said = "no mask can be used; add some, or leave out data.mask_folder: masks are then drawn: "
+        raise UserError(said + listing.first(left_out))
+    if left_out and not making.skip_unreadable and (last or not some):
         raise UserError(
             f"{len(left_out)} of {total} pictures cannot be used; set data.skip_unreadable=True to leave them "
             "out: " + listing.first(left_out)

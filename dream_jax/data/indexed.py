@@ -1,4 +1,4 @@
-"""Sources: pictures by index. A source has len(source), and source[i] is a picture uint8 [H, W, 3]."""
+"""Sources: pictures by index. A source has len(source), and source[i] is a picture: levels [H, W, C]."""
 
 import dataclasses
 import zlib
@@ -14,7 +14,7 @@ from dream_jax.tasks.beside import BESIDE
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Pictures by index: len(source), source[i] -> uint8 [H, W, 3].
+    """Pictures by index: len(source), source[i] -> levels [H, W, C], uint8 or uint16, or numbers of classes.
 
     Attributes:
       read: `i -> picture`, for i in 0..pictures-1.
@@ -178,8 +178,16 @@ def _said(source, index):
 
 
 def fit(source, index: int, crop: int, resize: int | None = None) -> np.ndarray | Pair:
-    """A picture of a source, or a pair, with its shorter side resized, of at least `crop` pixels a side."""
+    """A picture of a source, or a pair, with its shorter side resized, of at least `crop` pixels a side.
+
+    Raises UserError for smaller ones, and where what lies beside a picture of its places does not fit a resized one.
+    """
     paired = source.pair(index) if is_paired(source) else None
+    if resize is not None and paired is not None and source.kind != "label":
+        raise UserError(
+            f"data.resize = {resize}: {BESIDE[source.kind].nouns} that are there do not fit resized pictures; "
+            "leave it out"
+        )
     picture = source[index] if paired is None else paired.image
     if resize is not None and min(picture.shape[:2]) != resize:
         try:

@@ -1,6 +1,7 @@
 """Masks of a folder: by name one for each picture, or any number of them, of which each example gets one."""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,21 +13,21 @@ from dream_jax.files.picture import MASK, Reading
 _LOOKED_AT = 8
 
 
-def as_many(folder, masks) -> bool:
-    """Whether these places can hold masks by name: as many as there are of pictures."""
-    return len(listing.several(folder)) == len(listing.several(masks))
+def by_name(
+    pictures, masks, paired: Callable[[], dict[str, listing.Entry]], reading: Reading, what: str
+) -> dict[str, listing.Entry] | None:
+    """The pictures with their own masks; None unless all have one of their name, and of their size.
 
-
-def are_by_name(entries: dict[str, listing.Entry] | None, masks, reading: Reading, what: str) -> bool:
-    """Whether every picture has a mask of its own name, and of its size; says on the screen which it is.
+    It says on the screen which it is.
 
     Args:
-      entries: the pictures with the masks of their names; None where there can be none.
-      masks: the places of the masks.
+      pictures, masks: the places of both; there can be masks by name where these are as many.
+      paired: `() -> pictures with the masks of their names`.
       reading: how the pictures are read.
       what: they are called.
     """
-    entries = list((entries or {}).values())
+    found = paired() if len(listing.several(pictures)) == len(listing.several(masks)) else {}
+    entries = list(found.values())
     named = [entry for entry in entries if entry.beside is not None]
     fits = len(named) == len(entries) > 0 and _some_fit(named, reading)
     said = "each picture has its own, by name"
@@ -35,7 +36,7 @@ def are_by_name(entries: dict[str, listing.Entry] | None, masks, reading: Readin
         why = f" ({len(named)} of {len(entries)} pictures have one of their name)" if partly else ""
         said = f"each example gets any of {len(listing.pictures(masks))}, brought to its size{why}"
     print(f"masks of {what} from {listing.title(masks)}: {said}", file=sys.stderr)
-    return fits
+    return found if fits else None
 
 
 def _some_fit(entries, reading):

@@ -87,5 +87,5 @@ def _about_beside(beside):
 
 
 def _about_reading(reading):
-    *first, classes, mask = reading
-    return [*first, *(["classes"] if classes else []), *(["mask"] if mask else [])]
+    later = [name for name in ("classes", "mask", "told") if getattr(reading, name)]
+    return [reading.channels, reading.bits, reading.span, reading.clip, *later]

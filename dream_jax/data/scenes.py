@@ -34,7 +34,7 @@ def scenes(split: str, config) -> Source:
     Conditions are pictures of scenes, for target picture in low light with noise. Classes of pixels are 0, the wall,
     and one for each kind of shape; for class_conditional there is one shape, and its kind is the label.
 
-    Raises UserError for a task that has no use for them.
+    Raises UserError for a task that has no use for them, and for channels that they have not.
     """
     task, data = config.task, config.data
     single = task.name == "class_conditional"
@@ -46,6 +46,11 @@ def scenes(split: str, config) -> Source:
         raise UserError(
             f"task.num_classes = {task.num_classes}: scenes have {len(NAMES)} kinds of shapes at most{wall}"
         )
+    for key in "channels", "condition_channels":
+        if data[key] not in (1, 3):
+            raise UserError(
+                f"data.{key} = {data[key]}: scenes have three, or one as grey; name others with data.folder"
+            )
     count, first = COUNTS[split]
     of = functools.partial(_made, kinds=kinds, single=single)
 

@@ -41,12 +41,14 @@ def reading_of(config) -> Reading:
     c = config.data
     if is_of_classes(config):
         return Reading(c.channels, c.bits, classes=True)
-    return Reading(c.channels, c.bits, tuple(c.range) or None, c.clip)
+    # Depths of several files are comparable.
+    told = tasks.make(config).measured_as == "depth"
+    return Reading(c.channels, c.bits, tuple(c.range) or None, c.clip, told=told)
 
 
 def is_of_classes(config) -> bool:
     """Whether a config's pictures are maps of classes."""
-    return config.task.name == "paired" and config.task.get("target") == "classes"
+    return tasks.make(config).measured_as == "classes"
 
 
 def beside_of(config) -> Beside | None:
@@ -171,13 +173,13 @@ def _with_masks(config, split, lies):
         from dream_jax.data import folders, masks
 
         held_out = split == "eval" and c.eval_folder is not None
-        own, entries = (
-            lies._replace(folder=None if held_out else chosen, eval_folder=chosen if held_out else None),
-            None,
-        )
-        if masks.as_many(c.eval_folder if held_out else c.folder, chosen):
-            entries = folders.split_files(c.folder, c.eval_folder, c.eval_percent, own)[split]
-        if masks.are_by_name(entries, chosen, reading_of(config), f"the {split} pictures"):
+        own = lies._replace(folder=None if held_out else chosen, eval_folder=chosen if held_out else None)
+
+        def paired():
+            return folders.split_files(c.folder, c.eval_folder, c.eval_percent, own)[split]
+
+        pictures = c.eval_folder if held_out else c.folder
+        if masks.by_name(pictures, chosen, paired, reading_of(config), f"the {split} pictures"):
             if c.resize is not None:
                 raise UserError(f"data.resize = {c.resize}: masks that are there do not fit resized pictures")
             return _of_folder(config, split, own, only=split)

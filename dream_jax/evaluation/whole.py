@@ -52,10 +52,11 @@ def folder_source(folder, beside: Beside | None = None, reading: Reading = USUAL
 
 
 def _with_masks(folder, beside, reading):
-    fit = masks.as_many(folder, beside.folder)
-    entries = listing.pictures(folder, beside.folder, kind="mask") if fit else None
-    if masks.are_by_name(entries, beside.folder, reading, "the pictures"):
-        return _listed(entries, reading, beside)
+    def paired():
+        return listing.pictures(folder, beside.folder, kind="mask")
+
+    if own := masks.by_name(folder, beside.folder, paired, reading, "the pictures"):
+        return _listed(own, reading, beside)
     drawn = _listed(listing.pictures(beside.folder), MASK)
     return dataclasses.replace(_listed(listing.pictures(folder), reading), kind="mask", masks=drawn)
 

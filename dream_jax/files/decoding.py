@@ -23,8 +23,10 @@ _MOST_SCANS = 100
 _MOST_TEXT = 2**22
 # Pixels of a picture in which the nearest of each is looked for.
 _LARGE = 2**24
-# What is written so is not read again to the bit.
-_LOSSY = "JPEG", "MPO", "AVIF", "HEIF"
+# What is written so is not read again to the bit, or need not be; TIFF's compressions by its numbers: of JPEG, old and
+# new, JPEG 2000, WebP, JPEG XL.
+_LOSSY = "JPEG", "MPO", "AVIF", "HEIF", "JPEG2000"
+_COMPRESSION, _LOSSY_TIFF = 259, (6, 7, 33003, 33004, 33005, 34712, 34892, 50001, 50002)
 _PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 
 
@@ -133,14 +135,43 @@ def _read_values(picture, span, clip):
     return levels, numbers
 
 
-def _read_classes(picture, raw):
-    """A loaded Pillow picture's own numbers [H, W, 1 or 3] uint8; raw: Pillow's name of how the file holds them."""
-    if picture.format in _LOSSY:
-        raise ValueError(f"{picture.format} does not keep the numbers of classes; save it as PNG")
+def _check_lossless(picture, file):
+    """Raises ValueError for an opened picture of a format, or compression, that need not keep numbers to the bit."""
+    name = picture.format
+    tiff = name == "TIFF" and picture.tag_v2.get(_COMPRESSION) in _LOSSY_TIFF
+    if name in _LOSSY or tiff or (name == "WEBP" and _is_lossy_webp(file)):
+        raise ValueError(
+            f"{'lossy ' * (name in ('TIFF', 'WEBP'))}{name} does not keep the numbers of classes; save it as PNG"
+        )
+
+
+def _is_lossy_webp(file):
+    """Whether a WebP file, or a frame of it, is lossy: by its chunks (RFC 9649, 2.5)."""
+    before, at = file.tell(), 12
+    try:
+        while file.seek(at) == at and len(head := file.read(8)) == 8:
+            if head[:4] == b"VP8 ":
+                return True
+            # A frame holds chunks after its own 16 bytes.
+            size = int.from_bytes(head[4:], "little")
+            at += 8 + (16 if head[:4] == b"ANMF" else size + size % 2)
+        return False
+    finally:
+        file.seek(before)
+
+
+def _read_classes(picture, raw, white):
+    """A loaded Pillow picture's own numbers [H, W, 1 or 3] uint8.
+
+    raw: Pillow's name of how the file holds them; white: the file's own, which Pillow makes 255.
+    """
     if picture.mode in ("PA", "LA", "La"):
         picture = picture.getchannel(0)
     picture = picture if picture.mode in ("1", "L", "P") else picture.convert("RGB")
     numbers = np.atleast_3d(np.asarray(picture)).astype(np.uint8)
+    if white < 255:
+        # What Pillow rounded to is at least 1 apart.
+        return ((numbers.astype(np.uint16) * white + 127) // 255).astype(np.uint8)
     # Pillow spreads grey of few bits over 0..255.
     return numbers // {"L;2": 85, "L;4": 17}.get(raw, 1)
 
@@ -166,8 +197,11 @@ def _read_colours(picture, space, profile):
 
 def _of_pillow(picture, file, managed, span, clip, among_others):
     """The Picture of an opened Pillow picture, or of the page that it stands at, which is left as it is."""
+    if span == CLASSES:
+        _check_lossless(picture, file)
     found = _read_deep(picture, file, span, clip)
-    raw = next(iter(_tile_arguments(picture)), "")
+    raw, *more = _tile_arguments(picture) or ("",)
+    white = more[0] if picture.format == "PPM" and more else 255
     original, orientation = picture, 1 if found is None else metadata.orientation_of(picture)
     if found is None:
         picture.load()
@@ -185,7 +219,7 @@ def _of_pillow(picture, file, managed, span, clip, among_others):
     elif picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         (colours, numbers), alpha = _read_values(picture, span, clip), None
     elif span == CLASSES:
-        colours, alpha = _read_classes(picture, raw), None
+        colours, alpha = _read_classes(picture, raw, white), None
     else:
         colours, alpha = _read_colours(picture, space, profile)
     grey = colours.shape[2] == 1

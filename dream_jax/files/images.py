@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from dream_jax.errors import UserError, shown
 from dream_jax.files import atomic, decoding, encoding, formats, limits, quiet
 from dream_jax.files.numbers import CLASSES, SIXTEEN, Numbers, of_bits
-from dream_jax.files.picture import USUAL, Picture, Reading, as_mask, as_wanted
+from dream_jax.files.picture import USUAL, Picture, Reading, as_wanted
 
 quiet.silence()
 
@@ -74,7 +74,7 @@ def _start_of(path):
         return file.read(16)
 
 
-def _read(path, managed, which=0, span=None, clip=False):
+def _read(path, managed, which=0, span=None, clip=False, said=str):
     name = "picture" if isinstance(path, bytes) else shown(path)
     try:
         if isinstance(path, bytes):
@@ -88,7 +88,7 @@ def _read(path, managed, which=0, span=None, clip=False):
         with decoding.Reader(open(path, "rb", buffering=0)) as file:
             return decoding.decode(file, managed, which, span, clip)
     except Exception as error:  # Decoders raise almost any kind of exception on damaged files.
-        raise UserError(f"{name}: cannot be read as a picture ({_reason(error, path)})") from error
+        raise UserError(f"{name}: cannot be read as a picture ({said(_reason(error, path))})") from error
 
 
 def claimed_pixels(path) -> int:
@@ -133,14 +133,14 @@ def read_with_alpha(path, reading: Reading = USUAL):
 
 
 def _read_as_wanted(path, reading):
-    (picture,) = _read(path, False, 0, CLASSES if reading.classes else reading.span, reading.clip)
+    span = CLASSES if reading.classes else reading.span
+    (picture,) = _read(path, False, 0, span, reading.clip, reading.said)
     try:
-        if reading.mask:
-            return as_mask(picture.colours, picture.alpha), picture
-        return as_wanted(picture.colours, reading), picture
+        reading.check(picture.numbers.dtype)
+        return as_wanted(picture.colours, reading, picture.numbers, picture.alpha), picture
     except ValueError as error:
         name = "picture" if isinstance(path, bytes) else shown(path)
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {reading.said(str(error))}") from None
 
 
 def read_noting(path, reading: Reading = USUAL) -> tuple[np.ndarray, list[str]]:
@@ -153,7 +153,7 @@ def read_noting(path, reading: Reading = USUAL) -> tuple[np.ndarray, list[str]]:
         and reading.bits == 8
         and not (reading.classes or reading.mask),
     }
-    return colours, [note for note, applies in notes.items() if applies]
+    return colours, [reading.said(note) for note, applies in notes.items() if applies]
 
 
 def read(path, reading: Reading = USUAL):

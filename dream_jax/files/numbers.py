@@ -24,6 +24,7 @@ class Numbers(NamedTuple):
         return np.dtype(np.uint8 if self.dtype == "uint8" else np.uint16)
 
 
+EIGHT = Numbers()
 SIXTEEN = Numbers("uint16", 0.0, 65535.0)
 
 # Instead of a span: the numbers themselves are wanted, not levels.
@@ -62,8 +63,8 @@ def numbers_of(dtype, lowest: float, highest: float, span=None, clip: bool = Fal
             )
     elif not clip and (lowest < span[0] or highest > span[1]):
         raise ValueError(
-            f"its values, {lowest:g}..{highest:g}, lie outside the range {span[0]:g},{span[1]:g}; --clip, or "
-            "data.clip=True to train, cuts them off there"
+            f"its values, {lowest:g}..{highest:g}, lie outside the range {span[0]:g},{span[1]:g} (--range, or "
+            "data.range to train); --clip, or data.clip=True to train, cuts them off there"
         )
     return Numbers(dtype.name, float(span[0]), float(span[1]))
 
@@ -75,6 +76,14 @@ def _usual_span(dtype, highest):
         return (0.0, 1.0 if highest <= 1 else 255.0), "float values must lie in 0..1 or 0..255"
     # A little above 1 may be either; others have no usual black and white.
     return (math.inf, -math.inf), f"what its numbers ({dtype}) mean is not known"
+
+
+def span_of_mask(values: np.ndarray) -> tuple[float, float] | None:
+    """(black, white) of a mask's numbers, None of 8 and 16 bits: 0..1 where none is 2 or more, else 0..255 or more."""
+    if values.dtype in (np.uint8, np.uint16):
+        return None
+    most = values.max()
+    return 0.0, 1.0 if most < _LEAST_OF_255 else 255.0 if most <= 255 else 65535.0
 
 
 def extremes(values: np.ndarray) -> tuple[float, float]:

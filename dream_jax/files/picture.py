@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dream_jax.files.numbers import Numbers, numbers_of_classes, of_bits
+from dream_jax.files.numbers import EIGHT, Numbers, numbers_of_classes, of_bits, to_levels
 
 
 class Picture(NamedTuple):
@@ -44,6 +44,8 @@ class Reading(NamedTuple):
       clip: numbers outside are cut off there, instead of being refused.
       classes: numbers are those of classes, read as they are: grey values, and the indices of palettes.
       mask: levels are 0 or 255, see `as_mask`; what is transparent is 0.
+      told: floats need a span, as the numbers of one file do not tell those of others: 0.9 may be 0.9 of 1 or of 255.
+      prefix: how the names of a config's keys for this begin, for messages: data.{prefix}range.
     """
 
     channels: int | None = 3
@@ -52,33 +54,55 @@ class Reading(NamedTuple):
     clip: bool = False
     classes: bool = False
     mask: bool = False
+    told: bool = False
+    prefix: str = ""
+
+    def said(self, problem: str) -> str:
+        """What is wrong with a file, with the keys that help where it is read so."""
+        if self.mask and "data." in problem:
+            return problem.partition(";")[0].replace(" (data.channels)", "") + "; save the mask as a PNG of 0 and 255"
+        for key in "channels", "bits", "range":
+            problem = problem.replace(f"data.{key}", f"data.{self.prefix}{key}")
+        return problem
+
+    def check(self, dtype) -> None:
+        """Raises ValueError for floats that need a span, and have none."""
+        if self.told and self.span is None and np.dtype(dtype).kind == "f":
+            raise ValueError("floats: say which mean black and white, data.range=LOW,HIGH")
 
 
 USUAL = Reading()
 MASK = Reading(1, 8, mask=True)
 
 
-def as_wanted(levels: np.ndarray, reading: Reading) -> np.ndarray:
-    """Levels [H, W, C] with the channels and bits of a reading; errors as in `of_channels`."""
+def as_wanted(
+    levels: np.ndarray, reading: Reading, numbers: Numbers = EIGHT, alpha: np.ndarray | None = None
+) -> np.ndarray:
+    """Levels [H, W, C] with the channels and bits of a reading; errors as in `of_channels`.
+
+    numbers, alpha: for masks, what the file's numbers mean, and [H, W] what is seen.
+    """
     if reading.classes:
         return numbers_of_classes(levels, reading.bits or 16)
     if reading.mask:
-        return as_mask(levels)
+        one = to_levels(np.ones((1, 1), numbers.dtype), numbers).item()
+        return as_mask(levels, alpha, one=one)
     bits, channels = reading.bits or 8 * levels.dtype.itemsize, reading.channels or levels.shape[2]
     return of_channels(of_bits(levels, bits), channels)
 
 
-def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None, most: int | None = None) -> np.ndarray:
+def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None, most: int | None = None, one: int = 1) -> np.ndarray:
     """0 or 255 [H, W, 1] of grey levels [H, W, C], which count as much as alpha [H, W] lets them be seen.
 
-    Half of white is white, and so is 1 where no level that is seen is greater: `most`, which `greatest` tells, where
-    these are but some rows of a mask. Raises ValueError for other bands than grey or RGB.
+    Half of white is white, and so is the number 1, whose level is `one`, where no level that is seen is greater: `most`,
+    which `greatest` tells, where these are but some rows of a mask. Raises ValueError for other bands than grey or RGB.
     """
     if levels.shape[2] not in (1, 3):
         raise ValueError(f"a mask is grey or RGB, and this has {levels.shape[2]} bands")
     most = greatest(levels, alpha) if most is None else most
     # Before levels of 16 bits become those of 8, where 1 would be black.
-    levels = np.where(levels > 0, np.uint8(255), np.uint8(0)) if most == 1 else of_bits(levels, 8)
+    ones = most == one < np.iinfo(levels.dtype).max
+    levels = np.where(levels == one, np.uint8(255), np.uint8(0)) if ones else of_bits(levels, 8)
     seen = of_channels(levels, 1)
     if alpha is not None:
         seen = (seen.astype(np.uint16) * of_bits(alpha, 8)[..., None] + 127) // 255

@@ -51,15 +51,21 @@ BESIDE = {
 }
 
 
+# What makes them anew, of a dataset that has them.
+_REMEDY = "(or data.lr_key=none)"
+
+
 def check_scale(config) -> None:
     """Raises UserError where low-resolution pictures that are there cannot be of the scale that a config trains."""
     scale, scales = config.task.scale, tuple(config.task.scales)
     for key, made in (("blur", config.task.blur > 0), ("degradation", config.task.degradation == "mixed")):
         if made:
-            raise UserError(f"task.{key} = {config.task[key]}: low-resolution pictures that are there are as they are")
+            raise UserError(
+                f"task.{key} = {config.task[key]}: low-resolution pictures that are there are as they are {_REMEDY}"
+            )
     if scales:
-        raise UserError(f"task.scales = {scales}: low-resolution pictures that are there are of one scale, task.scale")
-    if int(scale) != scale:
         raise UserError(
-            f"task.scale = {scale}: low-resolution pictures that are there are of a whole scale (or data.lr_key=none)"
+            f"task.scales = {scales}: low-resolution pictures that are there are of one scale, task.scale {_REMEDY}"
         )
+    if int(scale) != scale:
+        raise UserError(f"task.scale = {scale}: low-resolution pictures that are there are of a whole scale {_REMEDY}")

@@ -48,8 +48,9 @@ def names(source, config, step: int) -> list[str]:
 def save_batch(workdir: Path, step: int, source, pictures, config) -> str:
     """Writes the batch of a step to `bad_batches/step_N.npz` and `.png`, unless it is there; says where it is.
 
-    The `.npz` holds image, uint8 [G, H, W, C], before flips, and of pairs beside, uint8 [G, h, w, C]; row, int32 [G];
-    index, int64 [G], the place in the data; and name, str [G]. The `.png` shows the pictures in the order of rows.
+    The `.npz` holds image, levels [G, H, W, C], before flips, and of pairs beside, levels [G, h, w, .], of classes
+    uint16 [G, 1, 1, 1]; row, int32 [G]; index, int64 [G], the place in the data; and name, str [G]. The `.png` shows
+    the pictures in the order of rows.
     """
     path = workdir / "bad_batches" / f"step_{step:07d}.npz"
     if path.exists():

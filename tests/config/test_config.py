@@ -217,6 +217,15 @@ def test_a_list_of_what_is_no_number_and_no_name_is_refused(name, value):
     assert keys.KEYS[name].refuses(value)
 
 
+def test_names_of_classes_are_no_longer_than_a_config_can_hold(tmp_path):
+    fitting = tuple(f"{'é' * 80}{number}" for number in range(1000))
+    assert keys.class_names(fitting) is None
+    nested = keys.nest(keys.flatten(command_line.load(ROOT / "configs" / "base.py")) | {"data.classes": fitting})
+    records.save(nested, tmp_path / "config.json")
+    assert tuple(records.read(tmp_path / "config.json").data.classes) == fitting
+    assert "the 2000 names take 9" in keys.class_names(tuple(f"{name}{i}" for name in fitting for i in "ab"))
+
+
 def test_p_infinite_is_told_what_to_use_instead(base):
     with pytest.raises(UserError, match="null"):
         checks.validate(changed(base, "objective.p=inf"))

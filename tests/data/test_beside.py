@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tifffile
 import tiny
 from photos import noise
 from PIL import Image
@@ -102,6 +103,8 @@ def test_maps_of_classes_are_read_as_their_own_numbers(tmp_path):
     [
         ("colours.png", noise(9, 8, 3), "one number a pixel"),
         ("lossy.jpg", noise(9, 8, 1), "JPEG does not keep.*PNG"),
+        ("lossy.jp2", noise(9, 8, 1), "JPEG2000 does not keep.*PNG"),
+        ("lossy.jp2", noise(9, 8, 1).astype(np.uint16), "JPEG2000 does not keep.*PNG"),
         ("large.png", np.full((9, 8, 1), 300, np.uint16), r"300, and data\.bits = 8 holds 0 to 255"),
     ],
 )
@@ -115,6 +118,34 @@ def test_what_is_no_map_of_classes_is_refused(tmp_path, name, picture, said):
         listing.read(member.picture, Reading(1, 8, classes=True))
 
 
+def test_lossy_maps_of_classes_are_refused(tmp_path):
+    picture, reading = Image.fromarray(noise(16, 24, 3) // 32 * 32), Reading(1, 8, classes=True)
+    picture.save(tmp_path / "plain.webp", quality=90)
+    picture.convert("RGBA").save(tmp_path / "alpha.webp", quality=90)
+    moving = {"save_all": True, "append_images": [picture.rotate(180)]}
+    picture.save(tmp_path / "frames.webp", quality=90, **moving)
+    picture.save(tmp_path / "jpeg.tif", compression="jpeg")
+    for name in "plain.webp", "alpha.webp", "frames.webp", "jpeg.tif":
+        with pytest.raises(UserError, match=rf"{name}.*lossy (WEBP|TIFF) does not keep"):
+            images.read(tmp_path / name, reading)
+    grey = picture.convert("L").convert("RGB")
+    for name, options in ("plain.webp", {}), ("frames.webp", {"save_all": True, "append_images": [picture]}):
+        grey.save(tmp_path / name, lossless=True, **options)
+        np.testing.assert_array_equal(images.read(tmp_path / name, reading), np.asarray(grey)[..., :1])
+
+
+@pytest.mark.parametrize("white", [1, 5, 20, 127, 254, 255, 300])
+def test_portable_maps_of_any_white_keep_their_classes(tmp_path, white):
+    classes = (np.arange(24).reshape(4, 6) * 13 % (min(white, 255) + 1)).astype(np.uint16)
+    head = b"6 4 %d\n" % white
+    (tmp_path / "map.pgm").write_bytes(b"P5 " + head + classes.astype(">u2" if white > 255 else "u1").tobytes())
+    found = images.read(tmp_path / "map.pgm", Reading(1, 8, classes=True))
+    np.testing.assert_array_equal(found[..., 0], classes)
+    if white < 256:
+        (tmp_path / "map.pgm").write_bytes(b"P2 " + head + " ".join(map(str, classes.ravel())).encode())
+        np.testing.assert_array_equal(images.read(tmp_path / "map.pgm", Reading(1, 8, classes=True)), found)
+
+
 def test_masks_are_black_and_white_whatever_they_were(tmp_path):
     wanted = np.zeros((6, 4, 1), np.uint8)
     wanted[:3] = 255
@@ -124,18 +155,74 @@ def test_masks_are_black_and_white_whatever_they_were(tmp_path):
         "grey": grey,
         "colours": np.repeat(grey, 3, -1),
         "deep": grey.astype(np.uint16) * 257,
+        "deep ones": (wanted // 255).astype(np.uint16),
         "drawn": drawn,
         "ones": wanted // 255,
     }
     for name, picture in kinds.items():
         images.write(tmp_path / f"{name}.png", picture)
         np.testing.assert_array_equal(images.read(tmp_path / f"{name}.png", MASK), wanted, err_msg=name)
-    np.savez(tmp_path / "ones.npz", wanted[None] // 255)
-    (member,) = listing.pictures(tmp_path / "ones.npz").values()
-    np.testing.assert_array_equal(listing.read(member.picture, MASK), wanted)
+    tifffile.imwrite(tmp_path / "float.tif", wanted[..., 0] / np.float32(255))
+    np.testing.assert_array_equal(images.read(tmp_path / "float.tif", MASK), wanted)
+    arrays = {"u1": 1, "u2": 1, "i8": 1, "i4": 255, "f4": 1, "f8": 255, "f2": 0.5}
+    for dtype, white in arrays.items():
+        np.savez(tmp_path / "masks.npz", (wanted[None] > 0).astype(dtype) * np.asarray(white, dtype))
+        (member,) = listing.pictures(tmp_path / "masks.npz").values()
+        np.testing.assert_array_equal(listing.read(member.picture, MASK), wanted, err_msg=dtype)
+    tifffile.imwrite(tmp_path / "bands.tif", noise(6, 4, 5), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "other.tif", wanted[..., 0].astype(np.int32))
+    for name, problem in ("bands.tif", "5 bands, and 1 are asked for"), ("other.tif", "is not known"):
+        with pytest.raises(UserError, match=rf"{name}.*{problem}.*save the mask as a PNG") as error:
+            images.read(tmp_path / name, MASK)
+        assert "data." not in str(error.value)
+
+
+def test_black_masks_by_name_are_said_and_those_that_cannot_be_read_named(tmp_path, capsys):
+    write(tmp_path / "pictures", {f"{i}.png": picture for i, picture in enumerate(noise(3, 40, 36, 3))})
+    write(tmp_path / "masks", {f"{i}.png": mask for i, mask in enumerate(np.zeros((3, 40, 36, 1), np.uint8))})
+    dark = Image.fromarray(np.ones((40, 36), np.uint8), "P")
+    dark.putpalette([0, 0, 0, 128, 0, 0])
+    dark.save(tmp_path / "masks" / "1.png")
+    sources.open_source(config_of("inpainting", tmp_path, f"data.mask_folder={tmp_path / 'masks'}"), "train")
+    assert "have masks that are black, so that nothing is to be painted" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.png").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"no mask can be used.*data\.mask_folder(?s:.)*a\.png"):
+        folders.masks_source(tmp_path / "none", tmp_path / "cache", skip_unreadable=True)
 
 
 # Conditions.
+
+
+def test_keys_of_conditions_are_those_that_help(tmp_path, capsys):
+    write(tmp_path / "pictures", {f"{i}.png": picture for i, picture in enumerate(noise(3, 40, 36, 3))})
+    deep = noise(3, 40, 36, 4).astype(np.uint16) * 257
+    write(tmp_path / "deep", {f"{i}.png": picture for i, picture in enumerate(deep)})
+    sources.open_source(config_of("paired", tmp_path, f"data.condition_folder={tmp_path / 'deep'}"), "train")
+    said = capsys.readouterr().err
+    assert "3 of 3 pictures have conditions that have more than 8 bits" in said and "data.condition_bits=16" in said
+    assert "have conditions that have transparency, which is not used: " in said
+
+    read = sources.beside_of(config_of("paired", tmp_path)).reading
+    tifffile.imwrite(tmp_path / "bands.tif", noise(6, 4, 5), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "floats.tif", noise(6, 4, 3) / np.float32(255))
+    tifffile.imwrite(tmp_path / "whole.tif", noise(6, 4).astype(np.int32))
+    np.save(tmp_path / "floats.npy", noise(1, 6, 4, 3) / 255)
+    problems = {
+        "bands.tif": "channels",
+        "floats.tif": "range=LOW,HIGH",
+        "whole.tif": "range",
+        "floats.npy": "range=LOW",
+    }
+    for name, key in problems.items():
+        (item,) = (
+            listing.pictures(tmp_path / name).values() if name[-3:] == "npy" else (listing.Entry(tmp_path / name),)
+        )
+        with pytest.raises(UserError, match=rf"{name}.*data\.condition_{key}"):
+            listing.read(item.picture, read)
+    with pytest.raises(UserError, match=r"outside the range 0,0\.5 .*data\.condition_range.*data\.clip"):
+        listing.read(tmp_path / "floats.tif", read._replace(span=(0.0, 0.5)))
+    assert listing.read(tmp_path / "floats.tif", read._replace(span=(0.0, 1.0))).shape == (6, 4, 3)
 
 
 def deep_targets(folder, count=6, side=70):
@@ -418,6 +505,12 @@ def test_a_dataset_of_the_catalog_has_conditions_and_classes(catalog_scenes, mon
     assert config.data.classes == ("b", "a")
     source = sources.open_source(config, "eval")
     assert sorted(source.pair(i).beside.item() for i in range(3)) == [0, 0, 1] and source.kind == "label"
+    with pytest.raises(UserError, match=r"data\.classes: it names 2 classes, and scenes/label has 3"):
+        named = Beside("label", classes=("a", "b"))
+        monkeypatch.setattr(catalog_scenes.info.features["label"], "_num_classes", 3)
+        catalog.tfds_source("scenes", "train", image_key="image", beside=named)
+    with pytest.raises(UserError, match=r"scenes/label: a picture has no class \(-1\)"):
+        catalog._label("scenes/label", -1)
     with pytest.raises(UserError, match=r"data\.label_key.*label.*'map' is not"):
         workdirs.with_classes(tiny.tiny_config(*changes, "data.label_key=map"))
     with pytest.raises(UserError, match=r"data\.condition_key.*image, map.*'depth' is not"):

@@ -293,6 +293,8 @@ def test_any_folders_of_pairs_are_measured(tmp_path):
         (["data.lr_key=lr"], r"data\.lr_key = 'lr'.*data\.tfds"),
         (["data.folder=high", "data.lr_folder=low", "task.name=unconditional"], "unconditional takes no pictures"),
         (["task.scale=1", "data.folder=a", "data.lr_folder=b", "sampling.project=True"], r"sampling\.project"),
+        (["data.tfds=a", "data.lr_key=lr", "task.degradation=mixed"], r"are as they are \(or data\.lr_key=none\)"),
+        (["data.tfds=a", "data.lr_key=lr", "task.scales=2,3"], r"one scale, task\.scale \(or data\.lr_key=none\)"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(changes, said):

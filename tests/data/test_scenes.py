@@ -50,8 +50,22 @@ def test_a_label_is_the_kind_of_the_one_shape():
             (*PAIRED, "task.target=classes", "data.channels=1", "task.num_classes=9"),
             "6 kinds of shapes at most, and the wall",
         ),
+        ((*PAIRED, "data.channels=4"), r"data\.channels = 4: scenes have three"),
+        ((*PAIRED, "data.condition_channels=4"), r"data\.condition_channels = 4: scenes have three"),
     ],
 )
 def test_scenes_for_nothing_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
         sources.open_source(tiny.tiny_config(*changes), "train")
+
+
+def test_what_lies_beside_pictures_does_not_fit_resized_ones():
+    with pytest.raises(UserError, match=r"data\.resize = 40: conditions"):
+        tiny.tiny_config(*PAIRED, "data.resize=40")
+    source = sources.open_source(tiny.tiny_config(*PAIRED), "train")
+    with pytest.raises(UserError, match=r"data\.resize = 40: conditions that are there do not fit"):
+        indexed.fit(source, 0, 16, resize=40)
+    label = "task.name=class_conditional", "task.residual=False", "data.bundled=scenes", "data.classes=disc,square"
+    source = sources.open_source(tiny.tiny_config(*label), "train")
+    pair = indexed.fit(source, 0, 16, resize=40)
+    assert pair.image.shape == (40, 40, 3) and pair.beside.shape == (1, 1, 1)

@@ -94,11 +94,13 @@ def as_wanted(
 def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None, most: int | None = None, one: int = 1) -> np.ndarray:
     """0 or 255 [H, W, 1] of grey levels [H, W, C], which count as much as alpha [H, W] lets them be seen.
 
-    Half of white is white, and so is the number 1, whose level is `one`, where no level that is seen is greater: `most`,
-    which `greatest` tells, where these are but some rows of a mask. Raises ValueError for other bands than grey or RGB.
+    Half of white is white, and so is the number 1, whose level is `one`, where no level that is seen is greater. That
+    is `most`, which `greatest` tells, where these are but some rows of a mask. Raises ValueError for other bands than grey or RGB.
     """
     if levels.shape[2] not in (1, 3):
-        raise ValueError(f"a mask is grey or RGB, and this has {levels.shape[2]} bands")
+        raise ValueError(
+            f"a mask is grey or RGB, and this has {levels.shape[2]} bands; save the mask as a PNG of 0 and 255"
+        )
     most = greatest(levels, alpha) if most is None else most
     # Before levels of 16 bits become those of 8, where 1 would be black.
     ones = most == one < np.iinfo(levels.dtype).max

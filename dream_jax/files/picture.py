@@ -95,7 +95,8 @@ def as_mask(levels: np.ndarray, alpha: np.ndarray | None = None, most: int | Non
     """0 or 255 [H, W, 1] of grey levels [H, W, C], which count as much as alpha [H, W] lets them be seen.
 
     Half of white is white, and so is the number 1, whose level is `one`, where no level that is seen is greater. That
-    is `most`, which `greatest` tells, where these are but some rows of a mask. Raises ValueError for other bands than grey or RGB.
+    is `most`, which `greatest` tells, where these are but some rows of a mask. Raises ValueError for other bands than
+    grey or RGB.
     """
     if levels.shape[2] not in (1, 3):
         raise ValueError(

@@ -12,6 +12,8 @@ from dream_jax.tasks.task import Task, as_observed, observed_again, restoration
 
 # Of Richardson-Lucy's kernel of motion: how many directions its mean is taken over.
 _ANGLES = 16
+# Reaches of the kernel that a picture is continued by, against less than a third of a grey level of darkness.
+_PAD = 4
 
 
 def deblurring(
@@ -87,7 +89,8 @@ def richardson_lucy(observed, kernel, steps: int = 10):
     """Richardson 1972 and Lucy 1974, by scikit-image; levels [H, W, C] on the host, a kernel [K, K] of sum 1."""
     from skimage import restoration as classical
 
-    reach = len(kernel) // 2
-    padded = np.pad(host.to_unit(observed), [(reach, reach), (reach, reach), (0, 0)], "edge")
+    # Beyond the pad there is darkness, which comes nearer with each step.
+    pad = _PAD * (len(kernel) // 2)
+    padded = np.pad(host.to_unit(observed), [(pad, pad), (pad, pad), (0, 0)], "edge")
     planes = [classical.richardson_lucy(plane, kernel, steps) for plane in np.moveaxis(padded, -1, 0)]
-    return host.to_levels(np.stack(planes, -1)[reach:-reach, reach:-reach], observed.dtype)
+    return host.to_levels(np.stack(planes, -1)[pad:-pad, pad:-pad], observed.dtype)

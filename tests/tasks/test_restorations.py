@@ -1,6 +1,7 @@
 """The tasks that restore pictures, each by what all of them promise and by what is its own."""
 
 import io
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,21 @@ def test_the_classical_method_improves_on_what_was_observed(task):
     assert restored.dtype == np.uint8 and psnr(restored, pictures) > psnr(baseline, pictures) + 0.2
     fine = task.classical[1](observed[0].astype(np.uint16) * 257)
     assert fine.dtype == np.uint16 and np.abs(fine / 257 - restored[0]).max() < 0.51
+
+
+def test_deblurring_on_the_host_takes_no_darkness_in_from_beyond_the_edge(monkeypatch):
+    task = tasks.deblurring()
+    for level in (40, 200, 255):
+        flat = np.full((12, 16, 3), level, np.uint8)
+        np.testing.assert_allclose(task.classical[1](flat), flat, atol=1)
+    observed = observed_by(task, photos(24))[0]
+    found = task.classical[1](observed)
+    others = []
+    for reaches in (1, 8):
+        monkeypatch.setattr(sys.modules[tasks.deblurring.__module__], "_PAD", reaches)
+        others.append(task.classical[1](observed))
+    assert np.abs(found.astype(int) - others[1]).max() <= 1, "more of a pad changes nothing"
+    assert psnr(found, photos(24)[0]) > psnr(others[0], photos(24)[0]) + 1
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 1)])

@@ -66,9 +66,8 @@ def generate(
     kinds = classes.parse(experiment, wanted)
     sides = drawing.sides_of(experiment, size)
     rows = drawing.make_rows(experiment, sampler, steps)
-    pictures = output / "pictures"
-    check_folder(pictures)
-    path_of = functools.partial(_path, pictures, experiment.task.channels)
+    check_folder(output / "pictures")
+    path_of = functools.partial(_path, output / "pictures", experiment.task.channels)
 
     model = trained.load_weights(workdir, experiment, trained.step_of(workdir, experiment, checkpoint))
     asked = {"sampler": sampler, "steps": steps, "seed": seed, "count": count}
@@ -78,16 +77,11 @@ def generate(
         asked["classes"] = "all" if kinds == classes.parse(experiment) else kinds
     _claim(output, _about(model, asked), overwrite)
     missing = [i for i in range(count) if overwrite or not path_of(i).exists()]
-    with drawing.progress_bar(console) as bar:
-        job = bar.add_task("generating", total=count, completed=count - len(missing))
-        for numbers, drawn in _draw(model, rows, seed, missing, batch_size, sides, kinds):
-            for number, picture in zip(numbers, drawn, strict=True):
-                _write(path_of(number), picture, overwrite)
-            bar.advance(job, len(numbers))
-    shown = np.stack([images.read(path_of(i), _AS_IT_IS) for i in range(min(count, _SHOWN))])
-    images.write(output / "grid.png", grids.mosaic(shown), overwrite=True)
+    drawn = _draw(model, rows, seed, missing, batch_size, sides, kinds)
+    _write_all(drawn, path_of, overwrite, count, len(missing), console)
+    _write_grid(output / "grid.png", [path_of(i) for i in range(min(count, _SHOWN))])
     others = ", the others were there" if len(missing) < count else ""
-    done = f"{len(missing)} of {count} drawn into {pictures}{others}; the first in {output}/grid.png"
+    done = f"{len(missing)} of {count} drawn into {output}/pictures{others}; the first in {output}/grid.png"
     console.print(done, markup=False)
 
 
@@ -131,6 +125,19 @@ def _draw(model, rows, seed, numbers, batch_size, sides, kinds):
 
 def _path(folder, channels, number) -> Path:
     return folder / f"{number:06d}{'.png' if channels in (1, 3) else '.tif'}"
+
+
+def _write_all(batches, path_of, overwrite, count, missing, console):
+    with drawing.progress_bar(console) as bar:
+        job = bar.add_task("generating", total=count, completed=count - missing)
+        for numbers, drawn in batches:
+            for number, picture in zip(numbers, drawn, strict=True):
+                _write(path_of(number), picture, overwrite)
+            bar.advance(job, len(numbers))
+
+
+def _write_grid(path, pictures):
+    images.write(path, grids.mosaic(np.stack([images.read(each, _AS_IT_IS) for each in pictures])), overwrite=True)
 
 
 def _write(path, levels, overwrite):

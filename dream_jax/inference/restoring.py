@@ -77,33 +77,33 @@ def restore(
     the end with its reason, and the others are done. Raises UserError, before anything is loaded or compiled, where
     nothing can be done at all.
     """
-    experiment = trained.open_experiment(workdir, overrides, only_sampling=True, scale=scale)
-    if not experiment.task.paired:
-        made = f"it makes pictures from nothing ({experiment.config.task.name})"
-        raise UserError(f"{workdir}: this model restores none, {made}; choose another, or use generate")
+    experiment = _open(workdir, overrides, scale)
     wanted = wanted._replace(masks=_find_masks(workdir, experiment, mask))
     rows = drawing.make_rows(experiment, sampler, steps)
     _check_options(experiment, seed, samples, memory, tile)
     step = trained.step_of(workdir, experiment, checkpoint)
     jobs, there = list_jobs(sources, output, suffix, range(seed, seed + samples), overwrite)
-    if observation.is_map(experiment.task):
-        _check_maps(jobs)
-    if wanted.masks is not None:
-        masks.check_results(wanted.masks, jobs)
+    _check_results(experiment, wanted, jobs)
     _tell_passed_over(sources, console)
-    if scale is not None:
-        _tell_scale(workdir, scale, console)
+    _tell_scale(workdir, scale, console)
     already = f", {there} already there, however made" if there else ""
     if not jobs:
         console.print(f"nothing to do{already}; --overwrite makes them again", markup=False)
         return 0
     with drawing.progress_bar(console) as bar:
-        enlarges = experiment.task.scale != 1
-        report = Report(bar, count_results(jobs), ENLARGING if enlarges else RESTORING)
+        times = f"{experiment.task.scale:g}x " if experiment.task.scale != 1 else ""
+        report = Report(bar, count_results(jobs), ENLARGING if times else RESTORING)
         planner = _make_planner(workdir, experiment, step, rows, memory, tile, report)
         _restore(jobs, experiment, planner, rows, wanted, overwrite, report, console)
-    times = f"{experiment.task.scale:g}x " if enlarges else ""
     return report.tell(console, len(jobs), f"{times}into {shown(output)}{already}")
+
+
+def _open(workdir, overrides, scale):
+    experiment = trained.open_experiment(workdir, overrides, only_sampling=True, scale=scale)
+    if not experiment.task.paired:
+        made = f"it makes pictures from nothing ({experiment.config.task.name})"
+        raise UserError(f"{workdir}: this model restores none, {made}; choose another, or use generate")
+    return experiment
 
 
 def _find_masks(workdir, experiment, place):
@@ -115,10 +115,12 @@ def _find_masks(workdir, experiment, place):
     return masks.find(place) if takes else None
 
 
-def _check_maps(jobs):
-    """Raises UserError for results in files that change their numbers."""
+def _check_results(experiment, wanted, jobs):
+    """Raises UserError for maps in files that change their numbers, and for results that would replace a mask."""
+    if wanted.masks is not None:
+        masks.check_results(wanted.masks, jobs)
     for result in (result for job in jobs for _, result in job.results):
-        if result.suffix.lower() not in _KEEP_NUMBERS:
+        if observation.is_map(experiment.task) and result.suffix.lower() not in _KEEP_NUMBERS:
             raise UserError(
                 f"{shown(result)}: a map's numbers are kept by {' '.join(_KEEP_NUMBERS)}; use one, or --format png"
             )
@@ -126,7 +128,7 @@ def _check_maps(jobs):
 
 def _tell_scale(workdir, scale, console):
     low, high = trained.scales_of(workdir)
-    if low == high != scale:
+    if scale is not None and low == high != scale:
         console.print(f"{workdir}: trained to enlarge {low:g} times, used for {scale:g} times", markup=False)
 
 

@@ -99,10 +99,10 @@ def test_a_map_without_any_depth_is_refused_by_name():
     model, maps = fake(nothing, *changes), np.full((3, SIDE, SIDE, 1), 9, np.uint8)
     measuring.check_held_out(model.experiment, maps)
     maps[1:] = 0
-    with pytest.raises(UserError, match=r"1: no pixel that is measured has a depth above 0, as in 1 more"):
+    with pytest.raises(UserError, match=r"scene \d+1: no pixel that is measured has a depth above 0, as in 1 more"):
         measuring.check_held_out(model.experiment, maps)
     conditions = np.zeros((3, SIDE, SIDE, 3), np.uint8)
-    with pytest.raises(UserError, match="1: no pixel"):
+    with pytest.raises(UserError, match=r"scene \d+1: no pixel"):
         measuring.evaluate({"run": model}, Pair(maps, conditions), QUIET)
     source = Source(maps.__getitem__, 3, name="{}.png".format, beside=conditions.__getitem__, kind="condition")
     with pytest.raises(UserError, match=r"1\.png: no pixel"):

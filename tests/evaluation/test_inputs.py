@@ -21,14 +21,14 @@ def test_the_baseline_is_the_low_resolution_picture_enlarged():
 
 
 def test_a_classical_method_shows_its_name_and_how_far_it_is():
-    model, file = fake(nothing, "task.name=jpeg", "image_size=16"), io.StringIO()
+    model, file = fake(nothing, "task.name=denoising", "image_size=16"), io.StringIO()
     made = inputs.make_inputs(
         model.experiment, pictures_of(model), classical=True, console=Console(file=file, width=99)
     )
-    assert list(made.baselines) == ["jpeg", "total variation"] and len(made.baselines["total variation"]) == 2
-    assert "total variation" in file.getvalue() and "2/2" in file.getvalue()
+    assert list(made.baselines) == ["noisy", "non-local means"] and len(made.baselines["non-local means"]) == 2
+    assert "non-local means" in file.getvalue() and "2/2" in file.getvalue()
     inputs.make_inputs(model.experiment, pictures_of(model), console=Console(file=file))
-    assert file.getvalue().count("total variation") == 1, "which was not asked for"
+    assert file.getvalue().count("non-local means") == 1, "which was not asked for"
 
 
 def test_unconditional_models_draw_from_nothing():

@@ -65,8 +65,8 @@ def test_of_a_picture_smaller_than_the_scale_one_pixel_is_left(scale):
     task = tasks.super_resolution(scale)
     observed = task.observe(None, photo(8, 24)[None])
     assert observed.shape == (1, 1, 2, 3) and task.condition(observed, (8, 24)).shape == (1, 8, 24, 3)
-    for changes in (f"task.scale={4 * scale}", f"task.scale={4 * scale} evaluation.whole=True"):
-        with pytest.raises(UserError, match=rf"^image_size = 32: .*task\.scale = {4 * scale}"):
+    for changes in (f"task.scale={3 * scale}", f"task.scale={3 * scale} evaluation.whole=True"):
+        with pytest.raises(UserError, match=rf"^image_size = 32: .*task\.scale = {3 * scale}"):
             tiny.tiny_config(*changes.split())
 
 

@@ -205,7 +205,7 @@ def test_keys_of_conditions_are_those_that_help(tmp_path, capsys):
 
     read = sources.beside_of(config_of("paired", tmp_path)).reading
     tifffile.imwrite(tmp_path / "bands.tif", noise(6, 4, 5), photometric="minisblack", planarconfig="contig")
-    tifffile.imwrite(tmp_path / "floats.tif", noise(6, 4, 3) / np.float32(255))
+    tifffile.imwrite(tmp_path / "floats.tif", noise(6, 4, 3) / np.float32(255), photometric="rgb")
     tifffile.imwrite(tmp_path / "whole.tif", noise(6, 4).astype(np.int32))
     np.save(tmp_path / "floats.npy", noise(1, 6, 4, 3) / 255)
     problems = {

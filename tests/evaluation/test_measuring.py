@@ -75,7 +75,7 @@ def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path
 
 def test_models_of_other_tasks_are_not_compared():
     models = {"two": fake(nothing), "four": fake(nothing, "task.scale=4")}
-    with pytest.raises(UserError, match=r"task\.scale are 2 and 4"):
+    with pytest.raises(UserError, match=r"task\.scale are 2\.0 and 4\.0"):
         measuring.evaluate(models, pictures_of(models["two"]), QUIET)
 
 

@@ -54,8 +54,8 @@ class Form(NamedTuple):
 
 
 # A network of one level attends once, in its middle. Compiling is most of what the short form costs.
-# A task that draws for every example is the short form's: what is drawn must not depend on the layout.
-LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,), task="denoising")
+# The short form's is a task that draws for every example, on a process that ends in noise alone.
+LONG_FORM, SHORT_FORM = Form(20, (1, 2)), Form(3, (1,), process=True, task="denoising")
 PROCESS_FORM = Form(3, (1,), process=True)
 
 

@@ -204,16 +204,13 @@ def test_the_network_is_traced_once_for_the_estimate_and_once_for_the_gradient(m
     assert len(traced) == 2
 
 
-def test_a_step_at_noise_alone_is_finite_and_that_of_the_whole_batch():
+def test_losses_at_noise_alone_are_finite():
     # Of two levels, half of the examples have the last, where alpha is 0.
     process = "schedule.name=rddm", "schedule.num_steps=2", "schedule.continuous=False", "evaluation.steps=1,"
-    train_step, make, batch = make_stepper(*process)
     losses_of = make_losses(small(*process), jax.random.key(0, impl="threefry2x32"), EPOCH)
+    _, make, batch = make_stepper(*process)
     losses, facts = jax.jit(losses_of, static_argnums=3)(make().params, batch, jnp.int32(0), True)
     assert set(np.asarray(facts["t"])) == {1, 2} and np.isfinite(losses).all()
-    _, metrics = train_step(make(), batch, True)
-    assert is_finite(jax.device_get(metrics))
-    np.testing.assert_allclose(metrics["loss"], losses.mean(), rtol=1e-5)
 
 
 def test_a_step_donates_its_state(stepper):

@@ -12,7 +12,7 @@ from dream_jax.tasks.jpeg import jpeg
 from dream_jax.tasks.mixture import Strengths
 from dream_jax.tasks.paired import paired
 from dream_jax.tasks.super_resolution import super_resolution
-from dream_jax.tasks.task import Task, restoration
+from dream_jax.tasks.task import Task, degraded, restoration
 from dream_jax.tasks.unconditional import unconditional
 
 
@@ -61,6 +61,7 @@ __all__ = [
     "class_conditional",
     "colourisation",
     "deblurring",
+    "degraded",
     "denoising",
     "inpainting",
     "jpeg",

@@ -8,7 +8,7 @@ import numpy as np
 
 from dream_jax.errors import UserError
 from dream_jax.tasks import blur, draws, host
-from dream_jax.tasks.task import Task, as_observed, observed_again, restoration
+from dream_jax.tasks.task import Task, degraded, observed_again
 
 # Of Richardson-Lucy's kernel of motion: how many directions its mean is taken over.
 _ANGLES = 16
@@ -55,18 +55,14 @@ def deblurring(
         return richardson_lucy(observed, mean_kernel(tuple(blurs), tuple(width), tuple(length)))
 
     name = f"Richardson-Lucy, {'the' if known else 'mean'} kernel"
-    return restoration(
+    return degraded(
         observe,
-        as_observed,
+        "blurred",
         residual=residual,
         gain=gain,
-        baseline=as_observed,
-        baseline_name="blurred",
         classical=(name, classical),
         consistency=observed_again(observe) if known else None,
-        columns=lambda observed, baseline: {"blurred": baseline},
         channels=channels,
-        cond_channels=channels,
     )
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from dream_jax.tasks import draws, host, noise
-from dream_jax.tasks.task import Task, as_observed, restoration
+from dream_jax.tasks.task import Task, degraded
 
 # Of the deviation that is estimated, of white: also where a line of pixels has no diagonal.
 _LEAST = 1e-4
@@ -27,17 +27,13 @@ def denoising(
         return noise.add(picture, noise.normal(key, picture), draws.within(level_key, deviation))
 
     known = deviation[0] if draws.is_fixed(deviation) else None
-    return restoration(
+    return degraded(
         noisy,
-        as_observed,
+        "noisy",
         residual=residual,
         gain=gain,
-        baseline=as_observed,
-        baseline_name="noisy",
         classical=("non-local means", lambda observed: non_local_means(observed, known)),
-        columns=lambda observed, baseline: {"noisy": baseline},
         channels=channels,
-        cond_channels=channels,
     )
 
 

@@ -2,7 +2,7 @@
 
 from dream_jax.errors import UserError
 from dream_jax.tasks import draws, host, jpeg_coding
-from dream_jax.tasks.task import Task, as_observed, observed_again, restoration
+from dream_jax.tasks.task import Task, degraded, observed_again
 
 
 def jpeg(quality: tuple[int, ...] = (30, 95), residual: bool = False, gain: float = 1.0, channels: int = 3) -> Task:
@@ -19,18 +19,14 @@ def jpeg(quality: tuple[int, ...] = (30, 95), residual: bool = False, gain: floa
     def observe(key, picture):
         return jpeg_coding.code(picture, draws.whole_within(key, quality))
 
-    return restoration(
+    return degraded(
         observe,
-        as_observed,
+        "jpeg",
         residual=residual,
         gain=gain,
-        baseline=as_observed,
-        baseline_name="jpeg",
         classical=("total variation", total_variation),
         consistency=observed_again(observe) if draws.is_fixed(quality) else None,
-        columns=lambda observed, baseline: {"jpeg": baseline},
         channels=channels,
-        cond_channels=channels,
     )
 
 

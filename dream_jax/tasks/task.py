@@ -142,6 +142,20 @@ def restoration(
     return Task(observe, condition, encode, to_picture, constrain, paired=True, **fields)
 
 
+def degraded(observe, name: str, *, channels: int = 3, **fields) -> Task:
+    """A `restoration` of what is observed as a picture of the same size and channels, called `name`."""
+    return restoration(
+        observe,
+        as_observed,
+        baseline=as_observed,
+        baseline_name=name,
+        columns=lambda observed, baseline: {name: baseline},
+        channels=channels,
+        cond_channels=channels,
+        **fields,
+    )
+
+
 def as_observed(observed, sides=None):
     """What was observed, levels, as the condition that is that picture itself."""
     return value_range.to_float(observed)

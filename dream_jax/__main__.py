@@ -12,7 +12,7 @@ import traceback
 from rich.console import Console
 
 from dream_jax.errors import UserError, shown
-from dream_jax.runtime import compilation_cache, platforms, processes
+from dream_jax.runtime import compilation_cache, garbage, platforms, processes
 
 CONFIG_HELP = "any config key: --config.KEY=VALUE, for example --config.objective.p=None"
 SAMPLING_HELP = "how pictures are drawn: --config.sampling.KEY=VALUE, for example --config.sampling.eta=1"
@@ -283,4 +283,5 @@ def _add_studies(commands) -> None:
 
 
 if __name__ == "__main__":
+    garbage.collect_seldom()
     sys.exit(main())

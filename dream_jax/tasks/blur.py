@@ -7,7 +7,6 @@ Beyond an edge the nearest pixel goes on, as `skimage.filters.gaussian` has it.
 
 import jax
 import jax.numpy as jnp
-from scipy import fft
 
 from dream_jax.tasks import value_range
 
@@ -80,6 +79,9 @@ def convolve(picture, weights):
     """Whole levels [H, W, C] convolved with weights int32 [K, K] which sum to 2**10, and rounded at the end."""
     height, width, _ = picture.shape
     reach = weights.shape[0] // 2
+    # Only now: SciPy is a tenth of a start's time, and few runs blur.
+    from scipy import fft
+
     shape = [fft.next_fast_len(side + 2 * reach, real=True) for side in (height, width)]
     pads = [(reach, size - side - reach) for size, side in zip(shape, (height, width), strict=True)]
     padded = jnp.pad(picture.astype(jnp.int32), [*pads, (0, 0)], "edge").transpose(2, 0, 1)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 
 from dream_jax.errors import UserError
 from dream_jax.tasks import value_range
@@ -182,6 +181,8 @@ def _shrink_and_inverse(kernel, size_in, size_out, width):
     shrink, _ = coefficients(kernel, size_in, size_out)
     if not width:
         return shrink, np.linalg.pinv(shrink)
+    from scipy import ndimage
+
     # What blurring takes to less than a tenth is not to be had back of whole levels.
     shrink = shrink @ ndimage.gaussian_filter1d(np.eye(size_in), width, axis=0, mode="nearest", truncate=4.0)
     return shrink, np.linalg.pinv(shrink, rcond=0.1)

@@ -33,7 +33,7 @@ from dream_jax import experiment
 from dream_jax.config import checks
 from dream_jax.data import batches
 from dream_jax.optimizers import make_optimizer
-from dream_jax.runtime import sharding
+from dream_jax.runtime import garbage, sharding
 from dream_jax.training import train_state
 from dream_jax.training.train_step import make_train_step
 
@@ -368,6 +368,7 @@ def main() -> int:
     parser.add_argument("--join", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
+        garbage.collect_seldom()
         address, processes, number = options.join
         if int(processes) > 1:
             jax.distributed.initialize(address, num_processes=int(processes), process_id=int(number))

@@ -94,6 +94,8 @@ def _resize_axis(levels, axis, size, kernel, times):
     return jnp.concatenate(blocks, axis)
 
 
+# Jitted, as pictures are also resized one by one: a size is compiled once, not each of its twenty operations.
+@functools.partial(jax.jit, static_argnames=("height", "width", "kernel"))
 def resize(pictures, height, width, kernel="pil_bicubic"):
     """Resize as Pillow's `Image.resize`: antialiased when shrinking, horizontally, then vertically, rounded after each.
 

@@ -33,7 +33,7 @@ from dream_jax import experiment
 from dream_jax.config import checks, command_line, records
 from dream_jax.data import folders, listing
 from dream_jax.errors import UserError
-from dream_jax.files import images, limits, listings, tensors, windows
+from dream_jax.files import images, limits, picture_files, tensors, windows
 from dream_jax.metrics import weights as metric_weights
 from dream_jax.networks import pytorch
 from dream_jax.training import model_folder
@@ -321,7 +321,7 @@ def table(found) -> str:
 def photographs(folder, count: int = 24, side: int = 96) -> list[np.ndarray]:
     """Crops of side x 2/3 side pixels of the first pictures of a folder that can be read and are as large."""
     found = []
-    for path in listings.list_pictures(folder):
+    for path in picture_files.list_pictures(folder):
         with contextlib.suppress(UserError):
             picture = images.read(path)
             if min(picture.shape[:2]) >= side:

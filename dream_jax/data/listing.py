@@ -12,7 +12,7 @@ import numpy as np
 
 from dream_jax.data import archives
 from dream_jax.errors import UserError, shown, some
-from dream_jax.files import formats, images, listings
+from dream_jax.files import formats, images, picture_files
 from dream_jax.files.picture import USUAL, Reading
 from dream_jax.tasks.beside import BESIDE
 
@@ -179,7 +179,7 @@ def _of_one(place) -> dict:
     if archives.is_archive(place):
         return archives.members(place)
     folder = Path(place).expanduser()
-    return {path.relative_to(folder).as_posix(): path for path in listings.list_pictures(folder)}
+    return {path.relative_to(folder).as_posix(): path for path in picture_files.list_pictures(folder)}
 
 
 def _paired(originals, others, scale, kind):

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dream_jax.errors import UserError, shown
 from dream_jax.evaluation import measuring
-from dream_jax.files import atomic, images, listings
+from dream_jax.files import atomic, images, picture_files
 from dream_jax.files.numbers import of_bits
 from dream_jax.files.picture import Reading, of_channels
 from dream_jax.inference import drawing
@@ -80,7 +80,7 @@ def measure(results, originals, settings, console: Console, reading: Reading = I
 def _named(folder) -> dict[str, Path]:
     """{name without its suffix: file} of a folder's pictures."""
     found = {}
-    for path in listings.list_pictures(folder):
+    for path in picture_files.list_pictures(folder):
         name = shown(path.relative_to(Path(folder).expanduser()).with_suffix("").as_posix())
         if name in found:
             raise UserError(f"{shown(found[name])} and {shown(path)} have one name; which is to be measured?")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import formats, listings
+from dream_jax.files import formats, picture_files
 from dream_jax.files.names import check_folder
 
 
@@ -68,7 +68,7 @@ def _named(source, output):
 def list_passed_over(sources) -> list[Path]:
     """The files in folders that are no picture files by their suffix, but for those that systems leave there."""
     folders = [Path(source).expanduser() for source in sources]
-    return [path for folder in folders if folder.is_dir() for path in listings.list_others(folder)]
+    return [path for folder in folders if folder.is_dir() for path in picture_files.list_others(folder)]
 
 
 def count_results(jobs: list[Job]) -> int:
@@ -79,7 +79,7 @@ def _pictures_of(source, output):
     """The pictures in a folder but for those in the output, which are results."""
     if _is_within(source, output) and _is_within(output, source):
         raise UserError(f"{shown(output)}: the results need another folder than the pictures")
-    pictures = listings.list_pictures(source)
+    pictures = picture_files.list_pictures(source)
     if _is_within(output, source):
         pictures = [picture for picture in pictures if not _is_within(picture, output)]
     if not pictures:

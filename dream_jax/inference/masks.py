@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dream_jax.errors import UserError, shown
-from dream_jax.files import images, listings, windows
+from dream_jax.files import images, picture_files, windows
 from dream_jax.files.picture import MASK, as_mask, greatest
 from dream_jax.inference.jobs import Job
 
@@ -32,7 +32,7 @@ def find(place) -> Masks:
             raise UserError(f"--mask {shown(place)}: there is no such mask or folder")
         return Masks(place)
     files = {}
-    for path in listings.list_pictures(place):
+    for path in picture_files.list_pictures(place):
         files.setdefault(_stem(path.relative_to(place)), []).append(path)
     return Masks(place, files)
 

@@ -9,7 +9,7 @@ from photos import noise
 from PIL import ExifTags, Image, ImageCms
 
 from dream_jax.errors import UserError
-from dream_jax.files import decoding, images, listings
+from dream_jax.files import decoding, images, picture_files
 from dream_jax.files.picture import Picture
 from dream_jax.tasks import resize
 
@@ -360,18 +360,18 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_list_pictures(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        listings.list_pictures(tmp_path / "missing")
+        picture_files.list_pictures(tmp_path / "missing")
     with pytest.raises(UserError, match="no pictures found"):
-        listings.list_pictures(tmp_path)
+        picture_files.list_pictures(tmp_path)
     names = ["b.PNG", "a/c.jpeg", "a/b/d.TiFF", "z.webp"]
     for name in [*names, "notes.txt", "png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    assert listings.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
-    assert listings.list_pictures(str(tmp_path)) == listings.list_pictures(tmp_path)
+    assert picture_files.list_pictures(tmp_path) == sorted(tmp_path / name for name in names)
+    assert picture_files.list_pictures(str(tmp_path)) == picture_files.list_pictures(tmp_path)
     with pytest.raises(UserError, match="a file, not a folder"):
-        listings.list_pictures(tmp_path / "b.PNG")
+        picture_files.list_pictures(tmp_path / "b.PNG")
 
 
 def test_linked_folders_are_listed_once_and_sidecars_never(tmp_path, monkeypatch):
@@ -384,9 +384,9 @@ def test_linked_folders_are_listed_once_and_sidecars_never(tmp_path, monkeypatch
         (inside / name).symlink_to(outside)
     (outside / "back").symlink_to(inside)
     found = [inside / "a.png", inside / "one" / "o.png"]
-    assert listings.list_pictures(inside) == found
+    assert picture_files.list_pictures(inside) == found
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert listings.list_pictures("~/pictures") == found
+    assert picture_files.list_pictures("~/pictures") == found
 
 
 def test_bands_that_no_model_has_are_counted(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from dream_jax.__main__ import main
 from dream_jax.config import records
 from dream_jax.errors import UserError
-from dream_jax.files import images, listings
+from dream_jax.files import images, picture_files
 from dream_jax.inference import drawing, jobs, restoring, trained
 from dream_jax.inference.tile_plans import Shape
 from dream_jax.tasks import resize
@@ -135,7 +135,7 @@ def test_a_folder_is_mirrored_past_bad_pictures_and_made_complete_later(tiny_wor
         (source / name).touch()
     assert run(tiny_workdir, source, output) == 1
     results = [output / name for name in names]
-    assert listings.list_pictures(output) == results
+    assert picture_files.list_pictures(output) == results
     for name, result in zip(names, results, strict=True):
         np.testing.assert_array_equal(images.read(result), bicubic(images.read(source / name)))
     out, errors = capsys.readouterr()
@@ -269,7 +269,7 @@ def test_a_format_can_be_asked_for(tiny_workdir, tmp_path):
     for name in "a.webp", "b/c.bmp":
         images.write(tmp_path / "low" / name, picture_of(0, 16, 16))
     assert run(tiny_workdir, tmp_path / "low", tmp_path / "high", "--format", "png") == 0
-    assert listings.list_pictures(tmp_path / "high") == [tmp_path / "high" / name for name in ("a.png", "b/c.png")]
+    assert picture_files.list_pictures(tmp_path / "high") == [tmp_path / "high" / name for name in ("a.png", "b/c.png")]
 
 
 def test_what_stands_beside_the_pixels_is_kept(tiny_workdir, tmp_path):

@@ -202,7 +202,8 @@ class Worker:
         self._start()
 
     def _start(self):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_work, args=(other, self._readers), daemon=True)
         self._process.start()

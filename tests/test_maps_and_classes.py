@@ -141,6 +141,7 @@ def test_pictures_of_the_classes_of_folders(tmp_path):
         *("task.name=class_conditional", "task.residual=False", f"data.folder={tmp_path / 'animals'}"),
         *(f"data.cache_dir={tmp_path / 'cache'}", "objective.name=standard", "data.eval_percent=40", "image_size=16"),
         "data.classes=bird,fish",
+        "steps=0",
     )
     # The names are to be found.
     config = keys.nest(keys.flatten(config) | {"data.classes": ()})

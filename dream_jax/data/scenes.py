@@ -90,16 +90,24 @@ def _made(number: int, kinds: int, single: bool) -> Scene:
         # What is near is large.
         radius = 0.3 if single else 0.06 / (distance + 0.15) + 0.04
         x0, y0 = rng.uniform(0.3, 0.7, 2) if single else rng.random(2)
-        x, y = across - x0, down - y0
+        # No shape reaches beyond its radius.
+        near = np.s_[_within(y0, radius), _within(x0, radius)]
+        x, y = across[near] - x0, down[near] - y0
         inside, edge = _inside(x / radius, y / radius, kind, rng.uniform(0, 2 * np.pi))
         bulge = np.sqrt(np.clip(1 - edge**2, 0, 1))
         light = 0.5 + 0.5 * np.clip(0.6 * bulge - 0.5 * (x + y) / radius, -0.5, 1)
-        picture = np.where(inside[..., None], _painted(rng, x, y) * light[..., None], picture)
-        depth = np.where(inside, distance - 0.05 * bulge, depth)
-        classes = np.where(inside, kind + 1, classes)
+        picture[near] = np.where(inside[..., None], _painted(rng, x, y) * light[..., None], picture[near])
+        depth[near] = np.where(inside, distance - 0.05 * bulge, depth[near])
+        classes[near] = np.where(inside, kind + 1, classes[near])
     # Haze: what is far is pale.
     haze = 0.6 * depth[..., None]
     return Scene(picture * (1 - haze) + 0.8 * haze, depth[..., None], classes[..., None])
+
+
+def _within(centre, radius) -> slice:
+    """The pixels of an axis that lie within a radius of a centre, both as parts of the side, and one more each way."""
+    first, last = (int(np.floor(SIDE * (centre + reach))) for reach in (-radius, radius))
+    return slice(max(first, 0), max(last + 2, 0))
 
 
 def _inside(x, y, kind, turn):

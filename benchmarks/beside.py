@@ -20,6 +20,7 @@ import glob
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -98,10 +99,11 @@ def make_parts(options) -> dict[str, capped.Part]:
         command = [sys.executable, "-m", "benchmarks.ours", json.dumps(spec)]
         if whose != "ours":
             code = ["--official", str(Path(options.official).resolve())] if options.official else []
-            command = [options.python, str(OFFICIAL), *code, "--spec", json.dumps(spec)]
+            python = os.path.abspath(shutil.which(options.python) or options.python)
+            command = [python, str(OFFICIAL), *code, "--spec", json.dumps(spec)]
         parts[name] = capped.Part(
             command=command,
-            cap=math.inf if options.turns else cap,
+            cap=math.inf if options.turns else cap * options.patience,
             questions=questions(name, spec["kind"], options.turns or times, options.network),
             program=json.dumps(spec) if command[1] == "-m" and spec["kind"] == "step" else None,
             kept=name in KEPT and options.gpu and not options.parts,
@@ -239,11 +241,12 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, help="instead of the network's")
     parser.add_argument("--turns", type=int, metavar="N", help="the parts take turns, N each, without caps")
     parser.add_argument("--limit", type=float, help=f"seconds of the whole command ({LIMIT}, with --turns none)")
+    parser.add_argument("--patience", type=float, default=1, metavar="N", help="N times the caps, on a slow machine")
     options = parser.parse_args()
     options.gpu = bool(glob.glob("/dev/nvidia[0-9]*")) and os.environ.get("JAX_PLATFORMS") != "cpu"
     options.network = options.network or ("paper" if options.gpu else "tiny")
     options.batch_size = options.batch_size or PRESETS[options.network]["batch_size"]
-    parts, limit = make_parts(options), options.limit or (math.inf if options.turns else LIMIT)
+    parts, limit = make_parts(options), options.limit or (math.inf if options.turns else LIMIT * options.patience)
     head = {"commit": report.commit(), "jax": report.versions("jax")["jax"], "gpu": options.gpu}
     head |= {"network": options.network, "side": PRESETS[options.network]["image_size"]}
     head |= {"batch_size": options.batch_size, "turns": ", all taking turns" if options.turns else ""}

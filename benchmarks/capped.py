@@ -28,8 +28,10 @@ MEASURED, LOG, DONE = "measured.jsonl", "log.txt", "done"
 LEAST = 10
 # Bytes of a file of what is kept, and the most files.
 PIECE, PIECES = 15 * 2**20, 4
-# What compilers keep, by the variables that name its folders; what is first is kept first.
-KEPT = {"JAX_COMPILATION_CACHE_DIR": "jax", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+# What compilers keep, by the variables that name its folders; what is first is kept first. XLA takes a program for
+# another one where the folder has another name, so JAX's is relative to where parts run.
+JAX = "JAX_COMPILATION_CACHE_DIR"
+KEPT = {JAX: "jax", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 # Starts a command that is killed when the process that started it is.
 MORTAL = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 
@@ -80,11 +82,13 @@ def read(out: Path) -> dict:
 class Process:
     """The other side of a part."""
 
-    def __init__(self, part: Part, environment: dict, log, until: float):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "env": environment}
+    def __init__(self, part: Part, folder: Path, environment: dict, log, until: float):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         mortal = [sys.executable, "-S", "-c", MORTAL] if sys.platform == "linux" else []
         # A session of its own, so that it can be killed with all that it has started.
-        self.process = subprocess.Popen([*mortal, *part.command], cwd=report.ROOT, start_new_session=True, **pipes)
+        self.process = subprocess.Popen(
+            [*mortal, *part.command], cwd=folder, env=environment, start_new_session=True, **pipes
+        )
         self.begun, self.until, self.left = time.monotonic(), until, b""
 
     def ask(self, question: dict) -> dict:
@@ -139,11 +143,11 @@ class Runner:
         self.out, self.head, self.until, self.changed, self.packed = out, head, until, changed, None
         self.work = Path(tempfile.mkdtemp(prefix="benchmark-"))
         self.cache = self.work / "cache"
-        (self.cache / KEPT["JAX_COMPILATION_CACHE_DIR"]).mkdir(parents=True)
+        (self.cache / KEPT[JAX]).mkdir(parents=True)
         unpack(carried or out, self.cache)
         folders = {variable: str(self.cache / folder) for variable, folder in KEPT.items()}
-        self.environment = os.environ | folders | {"TMPDIR": str(self.work)}
-        self.environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        paths = {"PYTHONPATH": str(report.ROOT), "TMPDIR": str(self.work), JAX: KEPT[JAX]}
+        self.environment = os.environ | folders | paths | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def __enter__(self):
         return self
@@ -164,7 +168,7 @@ class Runner:
                             continue
                         print(f"-- {name}", file=log, flush=True)
                         until = min(time.monotonic() + part.cap, self.until)
-                        running[name] = Process(part, self.environment, log, until)
+                        running[name] = Process(part, self.cache, self.environment, log, until)
             for name in list(running):
                 self._hear(name, parts[name], running, None)
             for turn in range(max((len(part.questions) for part in parts.values()), default=0)):
@@ -181,7 +185,7 @@ class Runner:
 
     def _mark(self, part: Part) -> Path:
         said = json.dumps([self.head, part.program])
-        return self.cache / KEPT["JAX_COMPILATION_CACHE_DIR"] / f"kept-{hashlib.sha256(said.encode()).hexdigest()}"
+        return self.cache / KEPT[JAX] / f"kept-{hashlib.sha256(said.encode()).hexdigest()}"
 
     def _hear(self, name: str, part: Part, running: dict, turn: int | None) -> None:
         """Keeps a process's facts (turn None) or its answer to a question; stops it after the last, or if it fails."""

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks import ablation, agreement, report, scaling, soak, trace
-from benchmarks.capped import NotMeasured
+from benchmarks import ablation, agreement, capped, report, scaling, soak, trace
 from benchmarks.train_step import make_config
 from dream_jax import experiment
 from dream_jax.inference import drawing
@@ -34,7 +33,7 @@ COMPILED, FOUND = "/jax/core/compile/backend_compile_duration", "/jax/compilatio
 def device_facts(spec: dict) -> dict:
     device = jax.devices()[0]
     if spec["gpu"] and device.platform == "cpu":
-        raise NotMeasured("JAX sees no GPU")
+        raise capped.NotMeasured("JAX sees no GPU")
     kind = f"CPU, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
     return {"device": kind, "versions": report.versions("jax", "jaxlib", "flax", "optax", "numpy")}
 
@@ -199,6 +198,8 @@ def deterministic(spec: dict):
 
     Runs use the device, in turn, so that this process does not.
     """
+    # Its runs are in another folder than this process.
+    os.environ[capped.JAX] = os.path.abspath(os.environ[capped.JAX])
     trials = soak.Trials(Path(tempfile.mkdtemp()), seed=0, quick=not spec["gpu"], gpu=spec["gpu"])
     workdir, seconds = trials.straight()
 
@@ -221,7 +222,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     try:
         facts, reply = KINDS[spec["kind"]](spec)
-    except NotMeasured as reason:
+    except capped.NotMeasured as reason:
         facts, reply = {"not_measured": str(reason)}, None
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:

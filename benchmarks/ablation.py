@@ -1,4 +1,4 @@
-"""What makes the train step fast on CPU, undone, for `benchmarks.train_step --without`."""
+"""What makes the train step fast on CPU, undone, for the parts "without ..." of `benchmarks.beside`."""
 
 import flax.linen as nn
 import jax

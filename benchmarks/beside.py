@@ -29,6 +29,7 @@ from pathlib import Path
 
 from benchmarks import ablation, capped, report, trace
 from benchmarks.train_step import PRESETS
+from dream_jax.errors import UserError
 
 PAGE, OFFICIAL = "beside.md", Path(__file__).with_name("official.py")
 # Seconds of the whole command, and those of them for its end.
@@ -57,7 +58,7 @@ PARTS = {
 THEN = {
     "sampling": (150, "ours", SAMPLING, 3),
     "torch sampling": (150, "official", SAMPLING | COMPILED, 3),
-    "deterministic": (120, "ours", {"kind": "deterministic"}, 1),
+    "deterministic": (200, "ours", {"kind": "deterministic"}, 1),
     "half batch": (300, "ours", STEP | {"times": 0.5}, 3),
     "double batch": (300, "ours", STEP | {"times": 2}, 3),
     "standard, compiled": (300, "ours", STANDARD, 3),
@@ -126,14 +127,14 @@ def result(part: dict) -> str:
     if processors := column(part, "processors"):
         said.append(f"{statistics.median(processors):.3f} processor seconds")
     if peaks := column(part, "peak_bytes"):
-        said.append(f"peak {max(peaks) / 2**30:.2f} GiB")
+        said.append(f"peak {max(peaks) / 2**20:,.0f} MiB")
     if "program_bytes" in facts:
-        said.append(f"{facts['program_bytes'] / 2**30:.2f} GiB by the compiler's count")
+        said.append(f"{facts['program_bytes'] / 2**20:,.0f} MiB by the compiler's count")
         said.append(f"ready after {facts['ready_seconds']:.0f} s, {'kept' if facts['kept'] else 'compiled'}")
     for asked, answer in zip(part["questions"], part["answers"], strict=True):
         if "flops_per_second" in answer:
             said.append(
-                f"{answer['flops_per_second'] / 1e12:.2f} TFLOP/s, {answer['bytes_per_second'] / 1e12:.3f} TB/s"
+                f"{answer['flops_per_second'] / 1e12:.3g} TFLOP/s, {answer['bytes_per_second'] / 1e9:,.1f} GB/s"
             )
         if "kernels" in answer:
             said.append(f"{answer['kernels'] / asked['profile']:,.0f} kernels a step")
@@ -144,9 +145,8 @@ def result(part: dict) -> str:
 
 def ratios(parts: dict) -> str:
     """Of times, turn by turn, and of what the step computes to the ceiling."""
-    pairs = [
-        (name, "step") for name in (*PARTS, *THEN, *MORE) if "batch" not in name and ALL[name][2]["kind"] == "step"
-    ]
+    steps = [name for name, (*_, of, _) in ALL.items() if of["kind"] == "step" and "times" not in of]
+    pairs = [(name, "step") for name in steps if not name.startswith(("step", "standard", "profile"))]
     pairs += [("step", "standard"), ("torch sampling", "sampling"), ("official sampling", "sampling")]
     lines = []
     for a, b in pairs:
@@ -250,13 +250,18 @@ def main() -> int:
     head = {"commit": report.commit(), "jax": report.versions("jax")["jax"], "gpu": options.gpu}
     head |= {"network": options.network, "side": PRESETS[options.network]["image_size"]}
     head |= {"batch_size": options.batch_size, "turns": ", all taking turns" if options.turns else ""}
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
     def show():
         (options.out / f"{PAGE}.part").write_text(page(options.out, head))
         (options.out / f"{PAGE}.part").replace(options.out / PAGE)
 
-    with capped.Runner(options.out, head, begun + limit - RESERVE, show, options.carried) as runner:
+    try:
+        runner = capped.Runner(options.out, head, begun + limit - RESERVE, show, options.carried)
+    except UserError as error:
+        parser.error(str(error))
+    with runner:
         for group in [parts] if options.turns else [{name: part} for name, part in parts.items()]:
             runner.measure(group)
             for name in group:

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks import ablation, agreement, capped, report, scaling, soak, trace
+from benchmarks import agreement, capped, report, scaling, soak, trace
 from benchmarks.train_step import make_config
 from dream_jax import experiment
 from dream_jax.inference import drawing
+from dream_jax.networks import convolution
 from dream_jax.runtime import compiler, sharding
 
 COMPILED, FOUND = "/jax/core/compile/backend_compile_duration", "/jax/compilation_cache/cache_hits"
@@ -45,10 +46,13 @@ def dtype_of(spec: dict):
 def step(spec: dict):
     """Train steps: {"count": N} is answered with the seconds of one of N, {"profile": N} with where the time of N goes.
 
-    The peak of memory is told where no program was compiled in this process: choosing among algorithms takes more.
+    spec["without"] names what makes them fast on CPU, to be undone: compiler options, our gradients of convolutions. The
+    peak of memory is told where no program was compiled in this process: choosing among algorithms takes more.
     """
-    for name in spec.get("without", ()):
-        ablation.WITHOUT[name]()
+    if "options" in spec.get("without", ()):
+        compiler.options = lambda deterministic=False: {}
+    if "gradients" in spec.get("without", ()):
+        convolution.conv_general_dilated = lax.conv_general_dilated
     facts, compiled, found = device_facts(spec), [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(seconds) if event == COMPILED else None

@@ -17,13 +17,13 @@ OPERATIONS = {
     "matrix products": r"\bdot\b|cublas|gemm",
     "random bits": r"rng|shift-right-logical.*\bxor\b",
 }
-NAMES = {
+IN_NETWORK = {
     "attention": r"attention|softmax",
     "norm and activation": r"norm|silu",
     "dropout": r"dropout|threefry|random_bits",
     "concatenations": r"concatenate",
 }
-COPIES = r"^(copy|transpose|bitcast|pad|slice)|copy|transpose"
+OUTSIDE = {"random bits": r"threefry|random|_normal|_uniform"}
 # Kernels of libraries, by the names that these give them, where the program's name for them is not known.
 LIBRARIES = {
     "convolutions": r"conv|fprop|dgrad|wgrad|implicit",
@@ -34,13 +34,14 @@ LIBRARIES = {
 
 def kind_of(operation: str, name: str) -> str:
     """The kind of an operation of a program, by itself and by its place in the program."""
-    for said, kinds in ((operation, OPERATIONS), (name, NAMES)):
+    inside = "UNet" in name
+    for said, kinds in ((operation, OPERATIONS), (name, IN_NETWORK if inside else OUTSIDE)):
         for kind, pattern in kinds.items():
             if re.search(pattern, said):
                 return kind
-    if "UNet" in name:
+    if inside:
         return "other in the network"
-    return "copies and transposes" if re.search(COPIES, operation) else "optimizer, norms and the rest"
+    return "copies and transposes" if re.search("copy|transpose", operation) else "optimizer, norms and the rest"
 
 
 def kind_of_kernel(name: str) -> str:
@@ -53,6 +54,8 @@ def operations(text: str) -> dict[str, tuple[str, str]]:
     bodies = {name: " ".join(re.findall(r" ([\w-]+)\(", body)) for name, body in computations}
     found = {}
     for name, operation, rest in re.findall(r"^\s+(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\((.*)$", text, re.MULTILINE):
+        if operation in ("while", "call", "conditional"):
+            continue  # their time is that of what they run
         called = re.search(r"calls=%?([\w.-]+)", rest)
         targets = re.findall(r"__cud\w+\$\w+|__cublas[\w$]*", rest)
         what = operation if called is None else bodies.get(called[1], "")
@@ -99,7 +102,7 @@ def shares(run, text: str) -> dict:
         kinds[label(key, known)] += taken
     if not on_device:
         # Eigen's convolutions are tasks of their own, which leave no trace.
-        kinds[UNTRACED] = processors - sum(kinds.values())
+        kinds[UNTRACED] = max(0, processors - sum(kinds.values()))
     longest = [[key, known.get(key, ("", ""))[1], taken, counts[key]] for key, taken in seconds.most_common(40)]
     return {"kinds": dict(kinds.most_common()), "kernels": sum(counts.values()), "longest": longest}
 

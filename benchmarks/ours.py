@@ -46,7 +46,7 @@ def dtype_of(spec: dict):
 def step(spec: dict):
     """Train steps: {"count": N} is answered with the seconds of one of N, {"profile": N} with where the time of N goes.
 
-    spec["without"] names what makes them fast on CPU, to be undone: compiler options, our gradients of convolutions. The
+    spec["without"] names what makes them fast on CPU, to be undone: compiler options, gradients of convolutions. The
     peak of memory is told where no program was compiled in this process: choosing among algorithms takes more.
     """
     if "options" in spec.get("without", ()):

@@ -83,7 +83,8 @@ class Process:
     """The other side of a part."""
 
     def __init__(self, part: Part, folder: Path, environment: dict, log, until: float):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        # Without a buffer: one that cannot be written any more could not be closed either.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "bufsize": 0}
         mortal = [sys.executable, "-S", "-c", MORTAL] if sys.platform == "linux" else []
         # A session of its own, so that it can be killed with all that it has started.
         self.process = subprocess.Popen(
@@ -94,7 +95,6 @@ class Process:
     def ask(self, question: dict) -> dict:
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
-            self.process.stdin.flush()
         except BrokenPipeError:
             raise NotMeasured(f"its process ended with status {self.process.wait()}, see {LOG}") from None
         return self.answer()

@@ -85,7 +85,7 @@ def questions(name: str, kind: str, times: int, network: str) -> tuple:
     if kind == "sampling":
         return times * ({"steps": 100, "batch": 100} if large else {"steps": 10, "batch": 8},)
     if kind == "convolutions":
-        shapes = [(max(side // 16, 4) if tiny else side, *channels) for side, *channels in SHAPES]
+        shapes = [(side // 8 if tiny else side, *channels) for side, *channels in SHAPES]
         return tuple(dict(zip(("side", "inputs", "outputs"), shape, strict=True)) for shape in shapes)
     return tuple({"number": number} for number in range(1 if tiny else 4)) if kind == "deterministic" else ({},)
 

@@ -1,29 +1,36 @@
-"""The official PyTorch DREAM code, for `benchmarks.train_step` and `benchmarks.sampling`, which start this file.
+"""PyTorch's side of `benchmarks.beside`, in a process of its own.
 
     python benchmarks/official.py --official PATH --spec JSON
 
-runs with a Python that has PyTorch, and needs nothing of JAX or of this project. Model, weights, objective, update,
-noise schedule and the move from one level to the next are those of the code at PATH, driven as its main.py drives
-them, and tuned as the spec lists. Its own sampling loop divides by zero below 500 steps, where it counts which pictures
-to keep, so the loop around its `p_sample` is here. Prints one line of facts, then answers each line of its standard
-input: {"count": N} with the seconds and processor seconds of N train steps each, {"steps": N, "batch": B} with the
-seconds that B pictures in N steps took.
+runs with a Python that has PyTorch, and needs nothing of JAX or of this project. Model, objective, update, noise
+schedule and the move from one level to the next are those of the official DREAM code at PATH, driven as its main.py
+drives them, and tuned as the spec lists. Its own sampling loop divides by zero below 500 steps, where it counts which
+pictures to keep, so the loop around its `p_sample` is here. Its first weights are normal ones instead of orthogonal
+ones, which take long to make.
+
+Prints a line of facts when it is ready, and then answers each line of its standard input, as `ours.py` does:
+{"count": N} with the seconds of one of N train steps, {"steps": N, "batch": B} with those that B pictures in N steps
+took, {"side", "inputs", "outputs"} with those of a convolution and its gradients. The device is waited for once.
 """
 
 import argparse
 import contextlib
-import functools
 import importlib.machinery
 import importlib.util
 import json
+import os
 import platform
 import sys
 import time
 import types
 from pathlib import Path
 
-import numpy as np
-import torch
+try:
+    import numpy as np
+    import torch
+except ModuleNotFoundError as error:
+    print(json.dumps({"not_measured": f"no {error.name}"}), flush=True)
+    sys.exit()
 
 
 def options_of(spec: dict, device: str) -> dict:
@@ -64,6 +71,7 @@ def make_trainer(spec: dict, device: str):
     torch.manual_seed(0)
     np.random.seed(0)
     torch.backends.cudnn.benchmark = True
+    torch.nn.init.orthogonal_ = lambda tensor, gain=1: torch.nn.init.kaiming_normal_(tensor)
     import model as official
 
     trainer = official.create_model(options_of(spec, device))
@@ -71,7 +79,7 @@ def make_trainer(spec: dict, device: str):
     layout = torch.channels_last if "channels_last" in tuned else torch.contiguous_format
     if "channels_last" in tuned:
         trainer.netG.to(memory_format=layout)
-    if "compile" in tuned:
+    if "compile" in tuned and spec["kind"] == "step":
         trainer.netG.denoise_fn = torch.compile(trainer.netG.denoise_fn)
     precision = contextlib.nullcontext
     if "bfloat16" in tuned:
@@ -82,73 +90,145 @@ def make_trainer(spec: dict, device: str):
     return trainer, precision, layout
 
 
-def make_step(spec: dict, device: str, trainer, precision, layout):
-    """`step()`: one update of the official trainer."""
+def step(spec: dict, device: str):
+    """`reply(count)` with the seconds of one update of the official trainer, and the peak of memory since the last."""
+    trainer, precision, layout = make_trainer(spec, device)
     tuned = spec["tuned"]
     shape = spec["batch_size"], 3, spec["image_size"], spec["image_size"]
     data = {name: torch.rand(shape) * 2 - 1 for name in ("HR", "SR")}
-    order = str(spec["p"])
-    if not tuned:
 
-        def step():
-            trainer.feed_data(dict(data))
-            trainer.optimize_parameters(order=order)
+    def shipped():
+        trainer.feed_data(dict(data))
+        trainer.optimize_parameters(order="1.0")
 
-        return step
+    if tuned:
+        optimizer = torch.optim.Adam(trainer.netG.parameters(), lr=1e-4, fused="fused Adam" in tuned)
+        data = {name: value.contiguous(memory_format=layout) for name, value in data.items()}
+        if device == "cuda":
+            data = {name: value.pin_memory() for name, value in data.items()}
 
-    optimizer = torch.optim.Adam(trainer.netG.parameters(), lr=1e-4, fused="fused Adam" in tuned)
-
-    def step():
+    def tuned_step():
         # As the trainer's optimize_parameters, without reading the loss back at every step.
-        pair = {name: value.to(device, memory_format=layout, non_blocking=True) for name, value in data.items()}
+        pair = {name: value.to(device, non_blocking=True) for name, value in data.items()}
         optimizer.zero_grad(set_to_none=True)
         with precision():
-            loss = trainer.netG(pair, order=order)
+            loss = trainer.netG(pair, order="1.0")
         (loss.sum() / pair["HR"].numel()).backward()
         optimizer.step()
 
-    return step
+    def reply(count):
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            tuned_step() if tuned else shipped()
+        synchronize(device)
+        said = {"seconds": (time.perf_counter() - begun[0]) / count}
+        said |= {"processors": (time.process_time() - begun[1]) / count}
+        return said | {"peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None}
+
+    warm_up = [reply(1)["seconds"] for _ in range(3)]
+    facts = {"parameters": count_of(trainer), "batch_size": spec["batch_size"], "ready_seconds": sum(warm_up)}
+    return facts, reply
 
 
-def make_sample(spec: dict, device: str, trainer, precision, layout):
-    """`sample(steps, batch) -> seconds` from noise to bytes on the host."""
+def count_of(trainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.netG.parameters())
+
+
+def sampling(spec: dict, device: str):
+    """`reply(steps, batch)` with the seconds from noise to bytes on the host."""
+    trainer, precision, layout = make_trainer(spec, device)
     diffusion, side = trainer.netG.eval(), spec["image_size"]
 
-    def sample(steps, batch):
+    def move(x, cond, row):
+        level, of_x, of_eps, of_x0, of_x_t, sigma = row
+        eps = diffusion.denoise_fn(torch.cat([cond, x], dim=1), level.expand(len(x), 1))
+        return of_x0 * (of_x * x - of_eps * eps).clamp(-1, 1) + of_x_t * x + sigma * torch.randn_like(x)
+
+    tuned_move = torch.compile(move) if "compile" in spec["tuned"] else move
+
+    def shipped(x, cond, steps):
+        for number in reversed(range(steps)):
+            x, _ = diffusion.p_sample(x, number, condition_x=cond)
+        return x
+
+    def tuned(x, cond, steps):
+        # As its p_sample, with the numbers of all steps on the device before the first.
+        sigma = (0.5 * diffusion.posterior_log_variance_clipped).exp()
+        sigma[0] = 0
+        columns = (
+            torch.tensor(diffusion.sqrt_alphas_cumprod_prev[1:], dtype=torch.float32, device=device),
+            *(
+                *(diffusion.sqrt_recip_alphas_cumprod, diffusion.sqrt_recipm1_alphas_cumprod),
+                *(diffusion.posterior_mean_coef1, diffusion.posterior_mean_coef2, sigma),
+            ),
+        )
+        for row in torch.stack(columns, dim=1).flip(0):
+            x = tuned_move(x, cond, row)
+        return x
+
+    @torch.no_grad()
+    def draw(steps, batch):
         # Fewer steps are another schedule there, from the same first to the same last beta.
         diffusion.set_new_noise_schedule(schedule_of(steps), device)
         cond = (torch.rand(batch, 3, side, side, device=device) * 2 - 1).to(memory_format=layout)
+        synchronize(device)
         begun = time.perf_counter()
-        x = torch.randn_like(cond)
         with precision():
-            for number in reversed(range(steps)):
-                x, _ = diffusion.p_sample(x, number, condition_x=cond)
+            x = (tuned if spec["tuned"] else shipped)(torch.randn_like(cond), cond, steps)
         pictures = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
         taken = time.perf_counter() - begun
         assert pictures.shape == cond.shape
-        return taken
+        return {"seconds": taken}
 
-    return sample
+    warm = set()
+
+    def reply(steps, batch):
+        # What is compiled for the first batch is not told.
+        for _ in range(0 if batch in warm else 2):
+            draw(1, batch)
+        warm.add(batch)
+        return draw(steps, batch)
+
+    return {"parameters": count_of(trainer)}, reply
 
 
-def ceilings(device: str, dtype) -> dict:
-    """What the device does at best here: a matrix product's FLOP/s and a copy's bytes/s, read and written."""
-    n, size = (8192, 2**28) if device == "cuda" else (1536, 2**25)
-    a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
-    source = torch.rand(size, device=device)
-    target = torch.empty_like(source)
+def convolutions(spec: dict, device: str):
+    """`reply(side, inputs, outputs)` with the seconds of a 3 x 3 convolution and of its two gradients."""
+    torch.backends.cudnn.benchmark = True
+    options = {"device": device, "dtype": torch.bfloat16 if spec["gpu"] else torch.float32}
 
-    def seconds(call):
+    def seconds_of(call, calls=10, turns=3):
         taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            call()
+        for turn in range(turns + 1):
+            begun = time.perf_counter()
+            for _ in range(calls if turn else 1):
+                call()
             synchronize(device)
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+            taken.append((time.perf_counter() - begun) / calls)
+        return min(taken[1:])
 
-    product, copy = seconds(lambda: torch.matmul(a, b)), seconds(lambda: target.copy_(source))
-    return {"flops_per_second": 2 * n**3 / product, "bytes_per_second": 2 * 4 * size / copy}
+    def reply(side, inputs, outputs):
+        shapes = (
+            (spec["batch_size"], inputs, side, side),
+            (outputs, inputs, 3, 3),
+            (spec["batch_size"], outputs, side, side),
+        )
+        x, kernel, cotangent = (torch.randn(shape, **options).to(memory_format=torch.channels_last) for shape in shapes)
+
+        def gradient(*mask):
+            return torch.ops.aten.convolution_backward(
+                cotangent, x, kernel, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (*mask, False)
+            )
+
+        return {
+            "forward": seconds_of(lambda: torch.nn.functional.conv2d(x, kernel, padding=1)),
+            "input": seconds_of(lambda: gradient(True, False)),
+            "kernel": seconds_of(lambda: gradient(False, True)),
+        }
+
+    return {}, reply
 
 
 def synchronize(device: str) -> None:
@@ -156,56 +236,39 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def time_steps(step, device: str, count: int) -> list:
-    """(seconds, processor seconds) of each of so many calls."""
-    taken = []
-    for _ in range(count):
-        start = time.perf_counter(), time.process_time()
-        step()
-        synchronize(device)
-        taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return taken
+KINDS = {"step": step, "sampling": sampling, "convolutions": convolutions}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--official", type=Path, required=True)
-    parser.add_argument("--spec", type=json.loads, required=True)
-    options = parser.parse_args()
-    spec = options.spec
-    root = options.official / "sr3" if (options.official / "sr3").is_dir() else options.official
-    sys.path.insert(0, str(root))
+def find(official: Path) -> None:
+    """Lets the official code be imported."""
+    sys.path.insert(0, str(official / "sr3" if (official / "sr3").is_dir() else official))
     # Its files name them at the top and use them for progress bars, if at all.
     for name in ("torchvision", "tqdm"):
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = types.ModuleType(name)
             sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
             sys.modules[name].tqdm = iter
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if spec.get("threads"):
-        torch.set_num_threads(spec["threads"])
 
-    trainer, precision, layout = make_trainer(spec, device)
-    facts = {
-        "parameters": sum(p.numel() for p in trainer.netG.parameters()),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-    }
-    if spec.get("batch_size"):
-        step = make_step(spec, device, trainer, precision, layout)
-        answer = functools.partial(time_steps, step, device)
-        first = sum(seconds for seconds, _ in time_steps(step, device, 2))
-        facts["warm_up_seconds"] = first - 2 * min(time_steps(step, device, 2))[0]
-        facts["peak_bytes"] = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    else:
-        answer = make_sample(spec, device, trainer, precision, layout)
-        for batch in spec["batches"]:
-            answer(steps=1, batch=batch)
-    if spec.get("ceilings"):
-        facts["ceilings"] = ceilings(device, torch.bfloat16 if "bfloat16" in spec["tuned"] else torch.float32)
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--official", type=Path)
+    parser.add_argument("--spec", type=json.loads, required=True)
+    options = parser.parse_args()
+    spec, device = options.spec, "cuda" if torch.cuda.is_available() else "cpu"
+    if spec["gpu"] and device == "cpu":
+        print(json.dumps({"not_measured": "PyTorch sees no GPU"}), flush=True)
+        return
+    if options.official:
+        find(options.official)
+    if device == "cpu":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    facts, reply = KINDS[spec["kind"]](spec, device)
+    facts["device"] = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    facts["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), flush=True)
+        print(json.dumps(reply(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

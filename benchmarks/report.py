@@ -11,10 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def write(name: str, text: str, record: dict, quiet: bool = False) -> None:
+def write(name: str, text: str, record: dict) -> None:
     """Writes a benchmark's page and its record to benchmarks/results/NAME.md and .json, and prints the page."""
-    if not quiet:
-        print(text)
+    print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

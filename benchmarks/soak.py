@@ -9,7 +9,8 @@ every array), metrics.jsonl, evaluation and sample pictures are those of the run
 --kills: SIGKILL. --terms: SIGTERM and SIGINT. --pairs: two processes, of which one is killed, or both are asked to
 stop. --flips, --cuts: a bit of a checkpoint's files is flipped, a file cut; the checkpoint must be found damaged, and
 an older one used, or hold what it held. --disks: the run's file system (a small tmpfs, Linux only) is full at some
-moment; the run must stop with a message, and go on where there is room. --gpu: on a GPU, with `deterministic`.
+moment; the run must stop with a message, and go on where there is room. On a GPU, with `deterministic`, runs are killed
+by `benchmarks.beside --then`.
 
 Prints a table, writes it to benchmarks/results/, and exits with 1 where any trial fails.
 """
@@ -277,14 +278,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
-    parser.add_argument("--gpu", action="store_true", help="on a GPU, with deterministic operations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs go; kept (default: a temporary one)")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        return soak(Trials(folder, options.seed, gpu=options.gpu), options)
+        return soak(Trials(folder, options.seed), options)
 
 
 def soak(trials, options) -> int:
@@ -300,7 +300,7 @@ def soak(trials, options) -> int:
                 print(failures[-1], file=sys.stderr)
         if count:
             rows.append({"interruption": name, "trials": count, "as uninterrupted": len(met), "met": met})
-            write(options, rows, {}, failures)
+            write(rows, {}, failures)
 
     def pair(number):
         # In turns: either process is killed, or the launcher is told to stop.
@@ -314,7 +314,7 @@ def soak(trials, options) -> int:
     sizes = spread(trials.straight()[0], options.disks) if options.disks else []
     attempt("a full disk", options.disks, lambda n: trials.robbed(sizes[n]))
     damages = trials.damaged(options.flips, options.cuts) if options.flips + options.cuts else {}
-    write(options, rows, damages, failures)
+    write(rows, damages, failures)
     return int(bool(failures) or any(what == "SILENT" for _, what in damages))
 
 
@@ -324,7 +324,7 @@ def spread(workdir, count: int) -> list[int]:
     return [max(64, (size + 1024) * number // count) for number in range(count)]
 
 
-def write(options, rows, damages, failures) -> None:
+def write(rows, damages, failures) -> None:
     table = "\n".join(
         f"| {row['interruption']} | {row['trials']} | {row['as uninterrupted']} | {remark(row['met'])} |"
         for row in rows
@@ -333,10 +333,9 @@ def write(options, rows, damages, failures) -> None:
     disks = [met for row in rows for met in row["met"] if "said" in met]
     robbed = "\n".join(f"| {m['kilobytes']} | {m['step'] or 'none'} | {m['status']} | {m['said']} |" for m in disks)
     versions = report.versions("jax", "jaxlib", "orbax-checkpoint")
-    device = "one GPU, with `deterministic`" if options.gpu else f"CPU ({os.cpu_count()} cores)"
     text = f"""# Soak
 
-`python -m benchmarks.soak{" --gpu" if options.gpu else ""}` on {device}:
+`python -m benchmarks.soak` on CPU ({os.cpu_count()} cores):
 {report.listed(versions)}.
 
 {STEPS} steps of a small network, with dropout, flips and a checkpoint every 10 steps, interrupted at a random moment
@@ -363,7 +362,7 @@ Full disks: the run's last checkpoint, its exit status and its message. Each was
         text += "\n## FAILED\n\n" + "\n\n".join(f"```\n{failure}\n```" for failure in failures) + "\n"
     record = {"versions": versions, "rows": rows, "failures": failures}
     record["damages"] = [{"damage": kind, "outcome": what, "count": n} for (kind, what), n in sorted(damages.items())]
-    report.write("soak_gpu" if options.gpu else "soak", text, record)
+    report.write("soak", text, record)
 
 
 def remark(met) -> str:

@@ -1,4 +1,4 @@
-"""PyTorch's side of `benchmarks.beside`, in a process of its own.
+"""PyTorch's side of `benchmarks.against_pytorch`, in a process of its own.
 
     python benchmarks/official.py --official PATH --spec JSON
 

@@ -1,4 +1,4 @@
-"""Our side of `benchmarks.beside`, in a process of its own.
+"""Our side of `benchmarks.against_pytorch`, in a process of its own.
 
     python -m benchmarks.ours SPEC
 

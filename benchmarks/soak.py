@@ -10,7 +10,7 @@ every array), metrics.jsonl, evaluation and sample pictures are those of the run
 stop. --flips, --cuts: a bit of a checkpoint's files is flipped, a file cut; the checkpoint must be found damaged, and
 an older one used, or hold what it held. --disks: the run's file system (a small tmpfs, Linux only) is full at some
 moment; the run must stop with a message, and go on where there is room. On a GPU, with `deterministic`, runs are killed
-by `benchmarks.beside --then`.
+by `benchmarks.against_pytorch --then`.
 
 Prints a table, writes it to benchmarks/results/, and exits with 1 where any trial fails.
 """

@@ -1,4 +1,4 @@
-"""The short form of `python -m benchmarks.beside`: what it does with parts, one of them a real one."""
+"""The short form of `python -m benchmarks.against_pytorch`: what it does with parts, one of them a real one."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import types
 import pytest
 import tiny
 
-from benchmarks import beside, capped, ours, trace
+from benchmarks import against_pytorch, capped, ours, trace
 from dream_jax.errors import UserError
 
 # Tells its facts, and answers after as many seconds as it is asked to.
@@ -148,16 +148,16 @@ def test_parts_without_what_they_need_say_so_and_all_others_have_a_command(tmp_p
     torchless.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     torchless.chmod(0o755)
     options = [str(tmp_path / "out"), "--python", str(torchless), "--parts", "torch convolutions", "official"]
-    monkeypatch.setattr(sys, "argv", ["beside", *options])
-    assert beside.main() == 0
-    page = (tmp_path / "out" / beside.PAGE).read_text()
+    monkeypatch.setattr(sys, "argv", ["against_pytorch", *options])
+    assert against_pytorch.main() == 0
+    page = (tmp_path / "out" / against_pytorch.PAGE).read_text()
     assert "| official |  | not measured: no --official |" in page
     assert "| torch convolutions |  | not measured: no " in page
     for network in ("paper", "tiny"):
-        for name, (_, _, measured, times) in beside.ALL.items():
-            assert beside.questions(name, measured["kind"], times, network)
-    whole = sum(cap for cap, *_ in beside.PARTS.values())
-    assert beside.PARTS["step"][0] < beside.LIMIT < whole and not math.isnan(whole)
+        for name, (_, _, measured, times) in against_pytorch.ALL.items():
+            assert against_pytorch.questions(name, measured["kind"], times, network)
+    whole = sum(cap for cap, *_ in against_pytorch.PARTS.values())
+    assert against_pytorch.PARTS["step"][0] < against_pytorch.LIMIT < whole and not math.isnan(whole)
 
 
 def test_convolutions_are_timed_for_real():

@@ -1,18 +1,18 @@
 """The train step beside PyTorch: on one GPU in nine minutes from a bare start, or on CPU by turns.
 
-    python -m benchmarks.beside OUT [--official CHECKOUT] [--python PYTHON] [--then] [--parts NAME ...]
+    python -m benchmarks.against_pytorch OUT [--official CHECKOUT] [--python PYTHON] [--then] [--parts NAME ...]
 
 measures the parts of PARTS in order of value, with --then those of THEN, each in a process of its own that is killed at
-its cap, one after the other: no two programs are compiled at once. OUT/measured.jsonl and the page OUT/beside.md have
-what was measured at once, OUT/log.txt what the processes said. Whatever ends the command, they keep what was done, and
-the same command goes on with what is not done. What was compiled, and how its algorithms were chosen, is kept in
-OUT/cache.0, cache.1, ..., and used where OUT or --carried has it: then parts start in seconds.
+its cap, one after the other: no two programs are compiled at once. OUT/measured.jsonl and OUT/against_pytorch.md, the
+page, have what was measured at once, OUT/log.txt what the processes said. Whatever ends the command, they keep what was
+done, and the same command goes on with what is not done. What was compiled, and how its algorithms were chosen, is kept
+in OUT/cache.0, cache.1, ..., and used where OUT or --carried has it: then parts start in seconds.
 
 CHECKOUT is a checkout of the official DREAM code, and PYTHON has PyTorch; parts that need what is not there are "not
 measured". Without a GPU the network is a tiny one, with which the command takes minutes and tells nothing about speed.
 For a CPU's speed, let parts of a larger one take turns, so that whatever else the machine does meets them all alike:
 
-    python -m benchmarks.beside OUT --official CHECKOUT --network small --turns 7 --parts step standard official
+    python -m benchmarks.against_pytorch OUT --official CHECKOUT --network small --turns 7 --parts step official
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks import capped, report, trace
 from benchmarks.train_step import PRESETS
 from dream_jax.errors import UserError
 
-PAGE, OFFICIAL = "beside.md", Path(__file__).with_name("official.py")
+PAGE, OFFICIAL = "against_pytorch.md", Path(__file__).with_name("official.py")
 # Seconds of the whole command, and those of them for its end.
 LIMIT, RESERVE = 540, 10
 # (pixels of a side, channels in, channels out) of 3 x 3 convolutions of SR3's network.
@@ -196,7 +196,7 @@ def page(out: Path, head: dict) -> str:
     )
     return f"""# The train step beside PyTorch
 
-`python -m benchmarks.beside` at {head["commit"]} on {"; ".join(devices) or "an unknown device"}:
+`python -m benchmarks.against_pytorch` at {head["commit"]} on {"; ".join(devices) or "an unknown device"}:
 {report.listed(versions)}.
 
 SR3 UNet of {network["parameters"]:,} parameters, {head["side"]} x {head["side"]} pixels, batch {head["batch_size"]},

@@ -2,7 +2,6 @@
 
 import contextlib
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +26,7 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
       held_out: the pictures that are evaluated, uint8 [N, H, W, C], or pairs.
     """
     config = run.config
-    count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    count = run.state.params.layout.count
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     console.print(
         f"{run.experiment.objective.title} ({config.objective.kind}), network of {count:,} parameters in "

@@ -28,7 +28,7 @@ from dream_jax.config import checks
 from dream_jax.networks import convolution
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import train_state
+from dream_jax.training import flat, train_state
 from dream_jax.training.train_step import make_train_step
 
 BOUND = 1.3
@@ -61,7 +61,7 @@ def make_timer(accumulation: int, batch):
         lambda: train_state.create(built.network, optimizer, jax.random.key(0), built.inputs_shape())
     )
     specs = sharding.state_specs(shapes, mesh)
-    state = train_state.start(jax.tree.map(jax.numpy.asarray, agreement.weights(shapes.params)), optimizer)
+    state = train_state.start(jax.tree.map(jax.numpy.asarray, agreement.weights(flat.shapes(shapes.params))), optimizer)
     state = jax.device_put(state, sharding.named(specs, mesh))
     batch = jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
     train_step = make_train_step(built, optimizer, mesh, specs, 1).lower(state, batch, True).compile()

@@ -20,7 +20,7 @@ _ALIGNED = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """Where each leaf of a tree lies in the buffers. `layout_of` makes one for each tree, so it is compared by identity.
+    """Where each leaf of a tree lies in the buffers. `layout_of` makes one for like trees: it is compared by identity.
 
     Attributes:
       structure: of the tree.

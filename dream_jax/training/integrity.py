@@ -93,6 +93,8 @@ def _sums_of_flat(part):
     """The sums of all leaves of its tree: of the runs in the buffers that are of one leaf, added up on the host."""
     layout, sums = part.layout, np.zeros((len(part.layout.leaves), 2), np.uint32)
     for dtype, buffer in part.buffers.items():
+        if not buffer.size:
+            continue
         shards = buffer.sharding.mesh.shape["shard"] if _is_split(buffer.sharding) else 1
         leaf, *runs = _runs(layout, dtype, shards)
         np.add.at(sums, leaf, jax.device_get(_computed(_summing_runs, buffer, *runs)))

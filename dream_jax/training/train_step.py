@@ -183,9 +183,7 @@ def start_state(experiment: Experiment, optimizer, mesh):
     """(init, specs): a jitted function that makes the first state laid out on the mesh, and its layout."""
 
     def create(key):
-        return train_state.create(
-            experiment.network, optimizer, key, experiment.inputs_shape(), mesh.shape["shard"]
-        )
+        return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape(), mesh.shape["shard"])
 
     key = jax.random.key(experiment.config.seed, impl="threefry2x32")
     specs = sharding.state_specs(jax.eval_shape(create, key), mesh)

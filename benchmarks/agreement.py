@@ -25,7 +25,6 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from benchmarks import report
 from configs import base
@@ -34,7 +33,7 @@ from dream_jax.config import checks
 from dream_jax.data import batches
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import garbage, sharding
-from dream_jax.training import train_state
+from dream_jax.training import flat, train_state
 from dream_jax.training.train_step import make_train_step
 
 BATCH, SIZE = 32, 16
@@ -200,7 +199,7 @@ def train(dtype: str, variant: Variant, cases, form: Form = LONG_FORM) -> dict:
     known = optimizers(config, mesh)
     optimizer = either([known[case] for case in cases])
     shapes = jax.eval_shape(
-        lambda: train_state.create(built.network, optimizer, jax.random.key(0), built.inputs_shape())
+        lambda: train_state.create(built.network, optimizer, jax.random.key(0), built.inputs_shape(), variant.shard)
     )
     specs = specs_of(shapes, mesh)
     train_step = make_train_step(built, optimizer, mesh, specs, form.steps)
@@ -214,16 +213,13 @@ def train(dtype: str, variant: Variant, cases, form: Form = LONG_FORM) -> dict:
     def numbered_locally(index):
         return np.arange(BATCH, dtype=np.int32)[index] - (index[0].start or 0)
 
-    @jax.jit
-    def whole(tree):
-        return lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
-
-    def fetch(name, tree):
-        leaves = jax.tree_util.tree_leaves_with_path(whole(tree))
+    def fetch(name, part):
+        leaves = jax.tree_util.tree_leaves_with_path(flat.trees(part))
         paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-        return {f"{name}/{path}": np.asarray(leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)}
+        return {f"{name}/{path}": leaf.copy() for path, (_, leaf) in zip(paths, leaves, strict=True)}
 
-    params, zeros = weights(shapes.params), jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params = flat.flatten(weights(flat.shapes(shapes.params)), variant.shard)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     results = {}
     for number, case in enumerate(cases):
         state = zeros.replace(params=params, ema=params, opt_state=(np.int32(number), zeros.opt_state[1]))

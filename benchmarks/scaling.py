@@ -36,7 +36,7 @@ from dream_jax import experiment
 from dream_jax.config import checks
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import train_state
+from dream_jax.training import flat, train_state
 from dream_jax.training.train_step import make_train_step
 from launch import local
 
@@ -91,8 +91,9 @@ def prepare(config, mesh) -> Prepared:
     """Compiles a config's train step for a mesh. Weights and pictures are drawn by numpy, alike in all processes."""
     built = experiment.build(config)
     optimizer = make_optimizer(config.optimizer)
+    shards = mesh.shape["shard"]
     shapes = jax.eval_shape(
-        lambda: train_state.create(built.network, optimizer, jax.random.key(0), built.inputs_shape())
+        lambda: train_state.create(built.network, optimizer, jax.random.key(0), built.inputs_shape(), shards)
     )
     specs = sharding.state_specs(shapes, mesh)
     train_step = make_train_step(built, optimizer, mesh, specs, 1)
@@ -100,10 +101,8 @@ def prepare(config, mesh) -> Prepared:
     def place(value, layout):
         return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
 
-    params, zeros = (
-        agreement.weights(shapes.params),
-        jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
-    )
+    params = flat.flatten(agreement.weights(flat.shapes(shapes.params)), shards)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state = jax.tree.map(place, zeros.replace(params=params, ema=params), sharding.named(specs, mesh))
     shape = config.batch_size, config.image_size, config.image_size, 3
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -116,7 +116,7 @@ def _evaluate_run(run, begun_at, pictures, mesh, console):
         drawn = sample_grids.over_training(run.workdir / "samples")
         if drawn is not None:
             images.write(run.workdir / "samples.png", drawn, overwrite=True)
-    models = {run.workdir.name: Model(run.experiment, run.state.ema, run.step, mesh, str(run.workdir))}
+    models = {run.workdir.name: Model(run.experiment, run.average(), run.step, mesh, str(run.workdir))}
     if run.config.evaluation.whole:
         record, columns = whole.evaluate(models, sources.open_source(run.config, "eval"), console)
     else:

@@ -1,6 +1,7 @@
 """Optimizers: optax's, with warmup, decay and clipping by the global norm.
 
-To add an optimizer, add its line to OPTIMIZERS.
+To add an optimizer, add its line to OPTIMIZERS. It is given all parameters of a dtype as one array [N], so it treats
+each element by itself, or all alike: one that knows kernels by their shape, or each by its norm, does not work here.
 """
 
 from dream_jax.errors import UserError

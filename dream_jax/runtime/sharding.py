@@ -68,6 +68,11 @@ def on_host(tree):
     return jax.tree.map(whole, tree)
 
 
+def from_host(array, layout):
+    """An array that all processes have, laid out on the devices."""
+    return jax.make_array_from_callback(array.shape, layout, array.__getitem__)
+
+
 def sum_to_specs(tree, specs):
     """Inside shard_map: the sums of all devices' leaves, of which each device keeps the part that the leaf's spec says.
 

@@ -14,6 +14,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
@@ -21,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 from dream_jax.errors import UserError
 from dream_jax.files.names import is_bucket
 from dream_jax.runtime import consensus
-from dream_jax.training import integrity
+from dream_jax.training import flat, integrity
 
 # Beside the folder of checkpoints: where those go that a run does not use, and what a file there says of them.
 DAMAGED, ROLLED_BACK = "damaged", "rolled_back"
@@ -103,11 +104,13 @@ def facts(directory, step: int) -> dict:
 def save(manager, state, about: dict) -> None:
     """Saves the state under its step, with `about` (config, versions, data) beside it; returns before it is written.
 
+    Of flat parts the trees are saved.
+
     Raises UserError, here or in `wait`, where it cannot be written; earlier checkpoints stay whole.
     """
     _check_room(manager.directory, state)
     about = integrity.seal(about, state)
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(flat.trees(state)), about=ocp.args.JsonSave(about))
     with _writing(manager):
         manager.save(int(state.step), args=arguments)
 
@@ -225,11 +228,13 @@ def read(folder, target, accept=lambda about: None, partial: bool = False):
         about = integrity.unseal(ocp.JsonCheckpointHandler().restore(folder / "about", args=ocp.args.JsonRestore()))
         accept(about)
         if partial and "leaves" in about:
-            about["leaves"] = integrity.part(about["leaves"], target)
+            about["leaves"] = integrity.part(about["leaves"], flat.shapes(target))
         if "leaves" in about:
             # Before the state is read: orbax would cast it to the dtype of the target.
-            integrity.check_shapes(folder, about["leaves"], target)
-        return ((_read_part if partial else _read_whole)(folder / "state", target), about), None
+            integrity.check_shapes(folder, about["leaves"], flat.shapes(target))
+        on_disk = flat.map_flat(_read_by_host, target)
+        tree = (_read_part if partial else _read_whole)(folder / "state", on_disk)
+        return (flat.placed(tree, target), about), None
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
@@ -237,6 +242,11 @@ def read(folder, target, accept=lambda about: None, partial: bool = False):
         if getattr(error, "errno", None) in _PASSING or any(word in reason for word in _PASSING_WORDS):
             raise UserError(f"{folder}: this checkpoint cannot be read ({reason})") from error
         return None, reason
+
+
+def _read_by_host(part):
+    """What orbax takes for the wish to read arrays as numpy's: such arrays, here of one zero each."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), flat.shapes(part))
 
 
 def _read_whole(folder, target):
@@ -249,7 +259,7 @@ def _read_part(folder, target):
     tree = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
     leaves = integrity.named_leaves(tree)
     # orbax leaves the shape where it finds no array.
-    missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array)]
+    missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array | np.ndarray)]
     if missing:
         raise ValueError(f"{len(missing)} of {len(leaves)} arrays are not there, {missing[0]} the first")
     return tree

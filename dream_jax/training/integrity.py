@@ -7,6 +7,7 @@ the restore. They find damage, not forgery.
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 import zlib
@@ -20,6 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
+from dream_jax.training import flat
+
+# Elements of a buffer that are summed at once.
+_PART = 2**16
 
 
 def seal(about: dict, tree) -> dict:
@@ -62,20 +67,55 @@ def digest(params) -> str:
 
 
 def describe(tree) -> dict:
-    """{name: {"shape", "dtype", "sums"}} of a tree of arrays, on whatever devices they are."""
-    leaves = named_leaves(tree)
-    # One program for each shape, not one for all leaves: a network has hundreds of leaves and a dozen shapes.
-    sums = {}
-    for name, leaf in leaves.items():
-        sums[name] = _summing(_everywhere(leaf.sharding))(leaf)
-        if len(leaf.sharding.device_set) > 1:
-            # On CPUs, programs that sum over several devices block each other when many run at once.
-            sums[name].block_until_ready()
-    sums = jax.device_get(sums)
+    """{name: {"shape", "dtype", "sums"}} of a tree of arrays, on whatever devices they are.
+
+    Those of a flat part are of the leaves of its tree, and the same as if it were one.
+    """
+    sums = []
+    for node in flat.nodes(tree):
+        sums.extend(_sums_of_flat(node) if isinstance(node, flat.Flat) else [_computed(_summing, node)])
     return {
-        name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": sums[name].tolist()}
-        for name, leaf in leaves.items()
+        name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": of_leaf.tolist()}
+        for (name, leaf), of_leaf in zip(named_leaves(flat.shapes(tree)).items(), jax.device_get(sums), strict=True)
     }
+
+
+def _computed(make, array, *others):
+    # One program for each shape, not one for all leaves: a network has hundreds of leaves and a dozen shapes.
+    result = make(array.sharding)(array, *others)
+    if len(array.sharding.device_set) > 1:
+        # On CPUs, programs that sum over several devices block each other when many run at once.
+        result.block_until_ready()
+    return result
+
+
+def _sums_of_flat(part):
+    """The sums of all leaves of its tree: of the runs in the buffers that are of one leaf, added up on the host."""
+    layout, sums = part.layout, np.zeros((len(part.layout.leaves), 2), np.uint32)
+    for dtype, buffer in part.buffers.items():
+        if not buffer.size:
+            continue
+        shards = buffer.sharding.mesh.shape["shard"] if _is_split(buffer.sharding) else 1
+        leaf, *runs = _runs(layout, dtype, shards)
+        np.add.at(sums, leaf, jax.device_get(_computed(_summing_runs, buffer, *runs)))
+    return list(sums)
+
+
+@functools.cache
+def _runs(layout, dtype, shards):
+    """Of each run in a buffer: its leaf, start in its shard, start in its leaf, and length. [shards * runs] each."""
+    size = layout.sizes[dtype] // shards
+    rows = [[] for _ in range(shards)]
+    for shard, number in itertools.product(range(shards), layout.order[dtype]):
+        start = layout.starts[number]
+        end = min(start + layout.leaves[number].size, (shard + 1) * size)
+        rows[shard] += [
+            (number, at - shard * size, at - start, min(_PART, end - at))
+            for at in range(max(start, shard * size), end, _PART)
+        ]
+    # Runs of no length make the rows alike.
+    longest = max(map(len, rows))
+    return np.array([row + [(0, 0, 0, 0)] * (longest - len(row)) for row in rows], np.int32).reshape(-1, 4).T
 
 
 def part(leaves: dict, target) -> dict:
@@ -113,19 +153,26 @@ def checksums(array):
     Integers, so the sums depend neither on the order nor on the devices. A change of one element always changes both
     sums, because each function is one-to-one; any other change is missed once in 2^64.
     """
-    size = array.dtype.itemsize
-    if array.dtype == bool:
-        bits = array.astype(jnp.uint32)
-    elif size <= 4:
-        bits = lax.bitcast_convert_type(array, f"uint{8 * size}").astype(jnp.uint32)
-    else:
-        bits = lax.bitcast_convert_type(array, jnp.uint32)
+    bits = _bits(array)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for dimension in range(bits.ndim):
         stride = np.uint32(np.prod(bits.shape[dimension + 1 :], dtype=np.uint64) % 2**32)
         place += lax.broadcasted_iota(jnp.uint32, bits.shape, dimension) * stride
-    mixed = _mix(bits ^ _mix(place)), _mix(bits + _mix(place ^ np.uint32(0x9E3779B9)))
-    return jnp.stack([jnp.sum(m, dtype=jnp.uint32) for m in mixed])
+    return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32) for mixed in _mixed(bits, place)])
+
+
+def _bits(array):
+    """The bits of an array's elements, uint32; of elements of 8 bytes [..., 2]."""
+    size = array.dtype.itemsize
+    if array.dtype == bool:
+        return array.astype(jnp.uint32)
+    if size <= 4:
+        return lax.bitcast_convert_type(array, f"uint{8 * size}").astype(jnp.uint32)
+    return lax.bitcast_convert_type(array, jnp.uint32)
+
+
+def _mixed(bits, place):
+    return _mix(bits ^ _mix(place)), _mix(bits + _mix(place ^ np.uint32(0x9E3779B9)))
 
 
 def _mix(x):
@@ -135,9 +182,39 @@ def _mix(x):
     return x ^ (x >> 16)
 
 
+def _checksums_of_runs(buffer, starts, places, lengths):
+    """The `checksums` of runs in a buffer, uint32 [runs, 2], each with the places of its elements in its leaf."""
+    size = min(_PART, buffer.size)
+
+    def of_run(run):
+        start, place, length = run
+        # What is read ends where the buffer does; of it the run's elements are number 0 to length - 1.
+        begin = jnp.minimum(start, buffer.size - size)
+        number = begin - start + lax.iota(jnp.int32, size)
+        bits = _bits(lax.dynamic_slice(buffer, [begin], [size])).reshape(size, -1)
+        words = bits.shape[1]
+        place = (place + number).astype(jnp.uint32)[:, None] * np.uint32(words) + lax.iota(jnp.uint32, words)[None]
+        within = ((number >= 0) & (number < length))[:, None]
+        return jnp.stack([jnp.sum(jnp.where(within, m, 0), dtype=jnp.uint32) for m in _mixed(bits, place)])
+
+    return lax.map(of_run, (starts, places, lengths))
+
+
 @functools.cache
 def _summing(sharding):
-    return jax.jit(checksums, out_shardings=sharding)
+    return jax.jit(checksums, out_shardings=_everywhere(sharding))
+
+
+@functools.cache
+def _summing_runs(sharding):
+    summing = _checksums_of_runs
+    if _is_split(sharding):
+        summing = jax.shard_map(summing, mesh=sharding.mesh, in_specs=P("shard"), out_specs=P("shard"))
+    return jax.jit(summing, out_shardings=_everywhere(sharding))
+
+
+def _is_split(sharding):
+    return isinstance(sharding, NamedSharding) and "shard" in sharding.spec
 
 
 def _everywhere(sharding):

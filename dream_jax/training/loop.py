@@ -110,7 +110,7 @@ def _log(run, verdict, rate, show, console):
 
 
 def _draw(run, sampler):
-    grid = sampler(run.state.ema)
+    grid = sampler(run.average())
     if run.log:
         images.write(run.workdir / "samples" / f"step_{run.step:07d}.png", grid, overwrite=True)
         run.log.picture(run.step, "samples", grid)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from dream_jax import objectives
@@ -27,6 +27,7 @@ from dream_jax.training import (
     bad_numbers,
     bad_step_files,
     checkpoint,
+    flat,
     mirror,
     origin,
     parent,
@@ -61,7 +62,8 @@ def make_program(experiment: Experiment, mesh: jax.sharding.Mesh, steps_per_epoc
     optimizer = make_optimizer(experiment.config.optimizer)
     init, specs = start_state(experiment, optimizer, mesh)
     layout = sharding.named(specs, mesh)
-    start = jax.jit(functools.partial(train_state.start, optimizer=optimizer), out_shardings=layout)
+    shards = mesh.shape["shard"]
+    start = jax.jit(functools.partial(train_state.start, optimizer=optimizer, shards=shards), out_shardings=layout)
     train_step = make_train_step(experiment, optimizer, mesh, specs, steps_per_epoch)
     return Program(init, start, train_step, layout, NamedSharding(mesh, sharding.BATCH))
 
@@ -163,18 +165,26 @@ class Run:
         if self.config.network.weights is None:
             self.tell("initialising the network")
             return jax.block_until_ready(self.program.init())
-        return self.program.start(published_weights.read(self.experiment, jax.eval_shape(self.program.init).params))
+        return self.program.start(published_weights.read(self.experiment, self._shapes()))
+
+    def _shapes(self):
+        """The parameters as ShapeDtypeStructs."""
+        return flat.shapes(jax.eval_shape(self.program.init).params)
 
     def _state_of_parent(self):
         """The first state, from the weights of `config.init`; process 0 records where they are from."""
-        shapes = jax.eval_shape(self.program.init).params
         params, about = parent.read(
-            self.experiment, shapes, lambda: sharding.on_host(self.program.init().params), self.tell
+            self.experiment, self._shapes(), lambda: flat.trees(self.program.init().params), self.tell
         )
         if self.chief:
             atomic.write_json(self.workdir / "parent.json", about)
         self.tell(f"beginning with the weights of {self.config.init.path}")
         return self.program.start(params)
+
+    def average(self) -> dict:
+        """The averaged weights as the network takes them, a tree on every device."""
+        everywhere = NamedSharding(self.program.batch_layout.mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: sharding.from_host(leaf, everywhere), flat.trees(self.state.ema))
 
     def advance(self, batches: Batches) -> None:
         """Does the next step; one that is left out is only counted."""

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dream_jax.data.indexed import has_beside, images_of
 from dream_jax.experiment import compute_dtype
+from dream_jax.training import flat
 from dream_jax.training.run import Run
 
 # What is said of what lies beside pictures, of `tasks.beside.BESIDE`.
@@ -27,7 +28,7 @@ def introduce(console: Console, run: Run, held_out, mesh) -> None:
       held_out: the pictures that are evaluated, uint8 [N, H, W, C], or pairs.
     """
     config = run.config
-    count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(flat.shapes(run.state.params)))
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     console.print(
         f"{run.experiment.objective.title} ({config.objective.kind}), network of {count:,} parameters in "

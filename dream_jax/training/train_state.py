@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dream_jax.training import flat
+from dream_jax.training.flat import Flat
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -13,24 +16,27 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, the number of steps done, with those that were not applied.
-      params: the network's parameters, a tree.
-      ema: their running average, a tree like params.
-      opt_state: the state of the optax optimizer.
+      params: the network's parameters.
+      ema: their running average.
+      opt_state: the state of the optax optimizer, whose moments are flat as the parameters are.
     """
 
     step: jax.Array
-    params: optax.Params
-    ema: optax.Params
+    params: Flat
+    ema: Flat
     opt_state: optax.OptState
 
 
-def create(network: nn.Module, optimizer: optax.GradientTransformation, key, inputs_shape: tuple) -> TrainState:
-    """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable."""
-    return start(network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"], optimizer)
+def create(
+    network: nn.Module, optimizer: optax.GradientTransformation, key, inputs_shape: tuple, shards: int = 1
+) -> TrainState:
+    """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable. See `start`."""
+    return start(network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"], optimizer, shards)
 
 
-def start(params: optax.Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, from these parameters."""
+def start(params: optax.Params, optimizer: optax.GradientTransformation, shards: int = 1) -> TrainState:
+    """The state before the first step, from a tree of parameters, in buffers that divide into so many shards."""
+    params = flat.flatten(params, shards)
     # A copy, because a train step cannot donate one buffer as both params and ema.
     ema = jax.tree.map(jnp.copy, params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=ema, opt_state=optimizer.init(params))

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dream_jax import noise_schedule, objectives
 from dream_jax.experiment import Experiment
 from dream_jax.runtime import compiler, sharding
-from dream_jax.training import train_state
+from dream_jax.training import flat, train_state
 from dream_jax.training.bad_numbers import FINITE, QUARTILES
 from dream_jax.training.train_state import TrainState
 
@@ -95,6 +95,8 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
             out_specs=(specs.params, P()),
         )(state.params, batch, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        # Some optimizers divide by the gradient, which is 0 there.
+        updates = flat.without_filling(updates)
         params = optax.apply_updates(state.params, updates)
         decay = train_state.ema_decay(state.step, config.ema_decay)
         ema = jax.tree.map(lambda e, p: e + (1 - decay).astype(p.dtype) * (p - e), state.ema, params)
@@ -119,7 +121,10 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
 
 
 def _make_local_gradient(experiment, mesh, specs, steps_per_epoch):
-    """`(params, batch, step, rectify) -> (gradient, sums)` inside shard_map: of this device's rows, summed over all."""
+    """`(params, batch, step, rectify) -> (gradient, sums)` inside shard_map: of this device's rows, summed over all.
+
+    params and gradient are flat.
+    """
     accumulation, num_steps = experiment.config.accumulation, experiment.schedule.num_steps
     key = jax.random.key(experiment.config.seed, impl="threefry2x32")
     losses = make_losses(experiment, key, steps_per_epoch)
@@ -129,13 +134,16 @@ def _make_local_gradient(experiment, mesh, specs, steps_per_epoch):
 
     def local_gradient(params, batch, step, rectify):
         # Differentiating with respect to per-device parameters keeps the all-reduce out of the loop over microbatches.
-        params = jax.tree.map(varying, params)
+        layout, params = params.layout, jax.tree.map(varying, params).tree()
         microbatches = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), batch)
 
         # Jitted, it is traced once for the shapes of its results and for the loop.
         @jax.jit
-        @functools.partial(jax.grad, has_aux=True)
         def gradient_of(params, microbatch):
+            gradient, sums = jax.grad(loss_of, has_aux=True)(params, microbatch)
+            return layout.flatten(gradient), sums
+
+        def loss_of(params, microbatch):
             loss, facts = losses(params, microbatch, step, rectify)
             quartile = (facts.pop("t") - 1) * QUARTILES // num_steps
             member = (quartile[:, None] == jnp.arange(QUARTILES)[None]).astype(loss.dtype)
@@ -175,7 +183,7 @@ def start_state(experiment: Experiment, optimizer, mesh):
     """(init, specs): a jitted function that makes the first state laid out on the mesh, and its layout."""
 
     def create(key):
-        return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape())
+        return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape(), mesh.shape["shard"])
 
     key = jax.random.key(experiment.config.seed, impl="threefry2x32")
     specs = sharding.state_specs(jax.eval_shape(create, key), mesh)

@@ -12,7 +12,7 @@ from dream_jax.errors import UserError
 from dream_jax.inference import trained
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import checkpoint, weights
+from dream_jax.training import checkpoint, flat, weights
 from dream_jax.training.train_step import start_state
 
 # A reading that fails leaves others of orbax's unfinished, whose ends nobody waits for.
@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
             states[step] = start.replace(step=start.step + step, ema=ema)
             checkpoint.save(manager, states[step], {"data": "none"})
             checkpoint.wait(manager)
-    return workdir, states
+    return workdir, flat.trees(states)
 
 
 @pytest.fixture

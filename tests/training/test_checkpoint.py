@@ -11,7 +11,7 @@ import pytest
 
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding
-from dream_jax.training import checkpoint, train_state
+from dream_jax.training import checkpoint, flat, train_state
 
 # A reading that fails leaves others of orbax's unfinished, whose ends nobody waits for.
 pytestmark = [
@@ -77,6 +77,21 @@ def names(folder):
 def test_what_was_saved_comes_back_to_the_bit(saved):
     step, state, told = restore(saved)
     assert step == 2 and told == [] and same(state, make_state(2))
+
+
+def test_flat_parts_are_trees_on_the_disk(saved, tmp_path):
+    """So they are in checkpoints of earlier versions, which saved trees of arrays on the devices."""
+
+    def as_tree(step):
+        return jax.tree.map(jnp.asarray, flat.trees(make_state(step)))
+
+    write(tmp_path / "trees", [2], as_tree)
+    about = [json.loads((folder / "2" / "about" / "metadata").read_text()) for folder in (saved, tmp_path / "trees")]
+    assert about[0] == about[1] and len(about[0]["leaves"]) == 2 + 4 * 2
+    step, state, told = restore(tmp_path / "trees")
+    assert step == 2 and told == [] and same(state, make_state(2)) and isinstance(state.params, flat.Flat)
+    step, state, told = restore(saved, as_tree(0))
+    assert step == 2 and told == [] and same(state, as_tree(2)) and state.params["kernel"].shape == (64, 3, 64)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -207,7 +222,7 @@ def test_a_checkpoint_without_checksums_is_restored_with_a_word(directory):
 
 
 def test_another_dtype_or_shape_is_refused_and_is_no_damage(directory):
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.ndim == 3 else a, make_state(0))
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.ndim == 3 else a, flat.trees(make_state(0)))
     with pytest.raises(UserError, match=r"it has float32 \[64, 3, 64\], and bfloat16 \[64, 3, 64\] is wanted"):
         restore(directory, half, move=True)
     with pytest.raises(UserError, match=r"it has float32 \[64, 3, 64\], and float32 \[32, 3, 32\] is wanted"):

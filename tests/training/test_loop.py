@@ -13,7 +13,7 @@ from dream_jax import experiment
 from dream_jax.data import batches, bundled, sources
 from dream_jax.errors import UserError
 from dream_jax.runtime import sharding, stopping
-from dream_jax.training import bad_step_files, loop, train_state
+from dream_jax.training import bad_step_files, flat, loop, train_state
 from dream_jax.training.bad_numbers import QUARTILES
 from dream_jax.training.run import open_run
 
@@ -37,14 +37,14 @@ def begin(monkeypatch):
     def make_train_step(wrong, *_):
         def train_step(state, batch, rectify):
             number = int(state.step) + 1
-            broken = float(state.params["w"]) > 1e6
+            broken = weight(state) > 1e6
             loss = np.float32(np.nan if number in wrong["nan"] else 100 if broken else 1 + 0.1 * (-1) ** number)
             counts = np.ones(QUARTILES, np.float32)
             metrics = {name: loss for name in ("loss", "gradient_norm", "update_norm", "eps_error", "lam")}
             metrics |= {"level_losses": counts * loss, "level_counts": counts}
             if np.isfinite(loss):
                 change = 1e9 if number == wrong["breaks"] else number
-                state = state.replace(params={"w": state.params["w"] + change})
+                state = state.replace(params=jax.tree.map(lambda a: a + change, state.params))
             return state.replace(step=state.step + 1), metrics
 
         return train_step
@@ -64,6 +64,10 @@ def begin(monkeypatch):
         return run
 
     return begin
+
+
+def weight(state):
+    return float(flat.trees(state.params)["w"])
 
 
 def saved_steps(workdir):
@@ -184,7 +188,7 @@ def test_a_rise_is_rolled_back_to_before_it_past_checkpoints_that_hold_it(tmp_pa
     run = begin(tmp_path / "run", *changes, breaks=23)
     (record,) = lines(tmp_path / "run" / "rollbacks.jsonl")
     assert record["steps"][:2] == [23, 24] and record["to"] == 22 and record["at"] > 26
-    assert run.state.params["w"] < 1e6
+    assert weight(run.state) < 1e6
     # They are moved aside, not lost.
     assert sorted(path.name for path in (tmp_path / "run" / "rolled_back").iterdir()) == [
         f"{step}-1" for step in range(24, record["at"], 2)
@@ -198,7 +202,7 @@ def test_a_rise_is_rolled_back_to_before_it_past_checkpoints_that_hold_it(tmp_pa
 def test_a_rise_is_warned_of(tmp_path, begin):
     run = begin(tmp_path, breaks=23)
     assert [line for line in run.said if "the loss has risen since step 24" in line]
-    assert not run.skipped and run.state.params["w"] > 1e6
+    assert not run.skipped and weight(run.state) > 1e6
 
 
 def test_a_run_that_comes_no_further_stops(tmp_path, begin):

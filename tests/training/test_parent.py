@@ -12,7 +12,7 @@ from dream_jax.errors import UserError
 from dream_jax.inference import trained
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import checkpoint, integrity, parent, weights
+from dream_jax.training import checkpoint, flat, integrity, parent, weights
 from dream_jax.training.train_step import start_state
 
 LOSSES = {1: 0.5, 2: 0.3, 3: None}
@@ -32,7 +32,7 @@ def saved(tmp_path_factory):
             states[step] = first.replace(step=first.step + step, params=params, ema=ema)
             checkpoint.save(manager, states[step], {"loss": loss})
             checkpoint.wait(manager)
-    return workdir, jax.device_get(states)
+    return workdir, flat.trees(states)
 
 
 def read(workdir, *changes):

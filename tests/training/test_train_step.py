@@ -1,9 +1,6 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 from jax.sharding import NamedSharding
@@ -13,7 +10,8 @@ from dream_jax import experiment, objectives
 from dream_jax.data import batches
 from dream_jax.optimizers import make_optimizer
 from dream_jax.runtime import sharding
-from dream_jax.training import loop, train_state
+from dream_jax.training import flat, loop, train_state
+from dream_jax.training import weights as model_weights
 from dream_jax.training.bad_numbers import is_finite
 from dream_jax.training.train_step import make_losses, make_train_step
 
@@ -40,9 +38,7 @@ def batch_of(rows):
 
 
 def weights(built):
-    create = functools.partial(train_state.create, built.network, optax.sgd(0.1), jax.random.key(0))
-    shapes = jax.eval_shape(lambda: create(built.inputs_shape()).params)
-    return jax.tree.map(jnp.asarray, agreement.weights(shapes))
+    return jax.tree.map(jnp.asarray, agreement.weights(model_weights.shapes_of(built)))
 
 
 def lowered(built, rectify=True):
@@ -209,7 +205,7 @@ def test_losses_at_noise_alone_are_finite():
     process = "schedule.name=rddm", "schedule.num_steps=2", "schedule.continuous=False", "evaluation.steps=1,"
     losses_of = make_losses(small(*process), jax.random.key(0, impl="threefry2x32"), EPOCH)
     _, make, batch = make_stepper(*process)
-    losses, facts = jax.jit(losses_of, static_argnums=3)(make().params, batch, jnp.int32(0), True)
+    losses, facts = jax.jit(losses_of, static_argnums=3)(flat.trees(make().params), batch, jnp.int32(0), True)
     assert set(np.asarray(facts["t"])) == {1, 2} and np.isfinite(losses).all()
 
 
@@ -236,9 +232,9 @@ def test_the_average_starts_as_a_copy_and_follows_the_weights(stepper):
 def test_a_step_that_is_not_finite_is_not_applied(stepper):
     train_step, make, batch = stepper
     state, metrics = train_step(make(), batch, True)
-    poisoned = state.replace(
-        params=state.params | {"conv_in": jax.tree.map(lambda a: a * 1e38, state.params["conv_in"])}
-    )
+    params = flat.trees(state.params)
+    params |= {"conv_in": jax.tree.map(lambda a: a * 1e38, params["conv_in"])}
+    poisoned = state.replace(params=jax.tree.map(jnp.asarray, flat.flatten(params)))
     before = jax.tree.map(np.asarray, poisoned)
     after, bad = train_step(poisoned, batch, True)
     assert not np.isfinite(bad["gradient_norm"])

@@ -124,12 +124,12 @@ def conv(features: int, kernel_size: int = 3, stride: int = 1, apart: bool = Fal
     apart: as BiasApart.
     """
     half = kernel_size // 2
+    options.setdefault("conv_general_dilated", conv_general_dilated)
     return (BiasApart if apart else nn.Conv)(
         features,
         (kernel_size, kernel_size),
         (stride, stride),
         ((half, half), (half, half)),
-        conv_general_dilated=conv_general_dilated,
         **options,
     )
 
@@ -143,7 +143,7 @@ def wide_conv(features: int, dtype, **options) -> nn.Conv:
     def products(x, w, strides, padding, **_):
         return _wide_conv(x.astype(dtype), w.astype(dtype), strides, padding, wide)
 
-    return conv(features, dtype=wide, **options).clone(conv_general_dilated=products)
+    return conv(features, dtype=wide, conv_general_dilated=products, **options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -1,6 +1,7 @@
 """GroupNorm, and what a residual block does beside it, as one operation with a gradient of its own."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -103,25 +104,28 @@ def _backward(groups, dtype, silu, rate, saved, g):
 _normalize.defvjp(_forward, _backward)
 
 
-def _pixel_sums(*arrays):
-    """The sums over pixels [B, C] of each array."""
-    if jax.default_backend() != "gpu":
-        return [jnp.sum(a, axis=(1, 2)) for a in arrays]
-    # As one reduction: of two, XLA:GPU writes what they share out in float32.
-    zeros = [jnp.zeros_like(a[0, 0, 0, 0]) for a in arrays]
-    return lax.reduce(arrays, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], (1, 2))
-
-
 def _moments(x):
     """Mean and variance over pixels [B, C], in one pass over the picture.
 
     The sums are of differences from one of the channel's own values: E[x^2] - E[x]^2 alone loses digits where the mean
-    is large.
+    is large. Values of 16 bits have none to lose in float32.
     """
+    pixels = x.shape[1] * x.shape[2]
+    few_digits = x.dtype.itemsize == 2
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    pivot = x[:, :1, :1]
-    first, second = jnp.mean(x - pivot, axis=(1, 2)), jnp.mean(jnp.square(x - pivot), axis=(1, 2))
+    pivot = jnp.zeros_like(x[:, :1, :1]) if few_digits else x[:, :1, :1]
+    first, second = (total / pixels for total in _pixel_sums(x - pivot, jnp.square(x - pivot)))
     return first + pivot[:, 0, 0], second - jnp.square(first)
+
+
+def _pixel_sums(*pictures):
+    """The sums over pixels [B, C] of each picture [B, H, W, C], in bands first.
+
+    Of a sum over all pixels XLA:GPU holds that it has too few threads, and writes out, in float32, what is summed.
+    """
+    batch, height, _, channels = pictures[0].shape
+    bands = [jnp.sum(x.reshape(batch, math.gcd(height, 16), -1, channels), axis=2) for x in pictures]
+    return [jnp.sum(x, axis=1) for x in lax.optimization_barrier(bands)]
 
 
 def _line(mean, variance, scale, bias, factor, shift, groups):

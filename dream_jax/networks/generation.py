@@ -97,7 +97,7 @@ class GenerationUNet(nn.Module):
             x = convolution.double_size_conv(multiplier * self.channels, name=f"up_{i}_conv", **doubling)(x)
             skip = skips.pop()
             skip = jax.image.resize(skip, (*x.shape[:3], skip.shape[-1]), "bilinear")
-            x = x, skip
+            x = layers.side_by_side(x, skip)
             for j in range(self.num_res_blocks):
                 x = block(x, f"up_{i}_{j}", multiplier * self.channels)
             if i in self.attention_levels:

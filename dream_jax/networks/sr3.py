@@ -95,7 +95,8 @@ class SR3UNet(nn.Module):
 
         for i, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             for j in range(self.num_res_blocks + 1):
-                x = block(layers.side_by_side(x, skips.pop()), f"up_{i}_{j}", multiplier * self.inner_channels, i in self.attention_levels)
+                x = layers.side_by_side(x, skips.pop())
+                x = block(x, f"up_{i}_{j}", multiplier * self.inner_channels, i in self.attention_levels)
             if i > 0:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = convolution.conv(x.shape[-1], name=f"up_{i}_conv", **options)(x)

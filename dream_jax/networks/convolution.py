@@ -44,10 +44,13 @@ def conv_general_dilated(
     if feature_group_count != 1 or batch_group_count != 1:
         raise NotImplementedError("grouped convolutions are not supported")
     if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(
+        features = rhs.shape[3]
+        lhs, rhs = _by_eights(lhs, rhs)
+        y = lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, _NHWC,
             precision=precision, preferred_element_type=preferred_element_type,
         )  # fmt: skip
+        return y if features == y.shape[-1] else y[..., :features]
     strides = tuple(window_strides)
     lhs_dilation = tuple(lhs_dilation or (1, 1))
     rhs_dilation = tuple(rhs_dilation or (1, 1))
@@ -56,6 +59,18 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(lhs.shape[1:3], dilated, strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
     return _conv(lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, precision, preferred_element_type)
+
+
+def _by_eights(x, w):
+    """Pictures and kernel with channels as tensor cores take them, by eights: XLA adds zeros to float16 alone."""
+    if jax.default_backend() != "gpu" or x.dtype.itemsize != 2:
+        return x, w
+    few, few_features = (-n % 8 for n in w.shape[2:])
+    if few:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, few)))
+    if few or few_features:
+        w = jnp.pad(w, ((0, 0), (0, 0), (0, few), (0, few_features)))
+    return x, w
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6, 7))
@@ -93,17 +108,60 @@ def _conv_backward(strides, padding, x_dilation, w_dilation, precision, result_t
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def conv(features: int, kernel_size: int = 3, stride: int = 1, **options) -> nn.Conv:
-    """A square convolution padded by kernel_size // 2 on every side, PyTorch's habit ("SAME" differs at stride 2)."""
+class BiasApart(nn.Conv):
+    """`nn.Conv` that returns (result without bias, bias [C]), for whom adds it in a pass of its own."""
+
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, inputs):
+        return super().__call__(inputs), self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+
+
+def conv(features: int, kernel_size: int = 3, stride: int = 1, apart: bool = False, **options) -> nn.Conv:
+    """A square convolution padded by kernel_size // 2 on every side, PyTorch's habit ("SAME" differs at stride 2).
+
+    apart: as BiasApart.
+    """
     half = kernel_size // 2
-    return nn.Conv(
+    options.setdefault("conv_general_dilated", conv_general_dilated)
+    return (BiasApart if apart else nn.Conv)(
         features,
         (kernel_size, kernel_size),
         (stride, stride),
         ((half, half), (half, half)),
-        conv_general_dilated=conv_general_dilated,
         **options,
     )
+
+
+def wide_conv(features: int, dtype, **options) -> nn.Conv:
+    """`conv` with products in dtype and a result in float32 or better, whose bias is added there."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    if dtype == wide:
+        return conv(features, dtype=dtype, **options)
+
+    def products(x, w, strides, padding, **_):
+        return _wide_conv(x.astype(dtype), w.astype(dtype), strides, padding, wide)
+
+    return conv(features, dtype=wide, conv_general_dilated=products, **options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _wide_conv(x, w, strides, padding, wide):
+    return conv_general_dilated(x, w, strides, padding, preferred_element_type=wide)
+
+
+def _wide_conv_forward(x, w, *static):
+    return _wide_conv(x, w, *static), (x, w)
+
+
+def _wide_conv_backward(strides, padding, wide, saved, g):
+    # Of the operands' type, as of every other convolution: lax has no gradient of two types.
+    _, transpose = jax.vjp(lambda x, w: conv_general_dilated(x, w, strides, padding), *saved)
+    return transpose(g.astype(saved[0].dtype))
+
+
+_wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
 
 
 def double_size_conv(features: int, **options) -> nn.Conv:

@@ -97,15 +97,15 @@ class GenerationUNet(nn.Module):
             x = convolution.double_size_conv(multiplier * self.channels, name=f"up_{i}_conv", **doubling)(x)
             skip = skips.pop()
             skip = jax.image.resize(skip, (*x.shape[:3], skip.shape[-1]), "bilinear")
-            x = jnp.concatenate([x, skip], axis=-1)
+            x = layers.side_by_side(x, skip)
             for j in range(self.num_res_blocks):
                 x = block(x, f"up_{i}_{j}", multiplier * self.channels)
             if i in self.attention_levels:
                 x = attend(x, f"up_{i}_attention")
 
-        types["dtype"] = jnp.promote_types(self.dtype, jnp.float32)
-        x = nn.silu(layers.group_norm(x, self.norm_groups, name="norm_out", **types))
-        return convolution.conv(self.out_channels, name="conv_out", kernel_init=nn.initializers.zeros, **types)(x)
+        x = layers.group_norm(x, self.norm_groups, name="norm_out", silu=True, **types)
+        options["kernel_init"] = nn.initializers.zeros
+        return convolution.wide_conv(self.out_channels, name="conv_out", **options)(x)
 
 
 def build(config, task, dtype) -> GenerationUNet:

@@ -24,7 +24,7 @@ class SR3UNet(nn.Module):
         dropout: rate inside the residual blocks, where the call gives keys.
         out_channels: channels of the output.
         patch: n > 1 works on n x n patches as pixels of n * n as many channels: n * n times cheaper.
-        dtype: of the computation. Norm statistics, softmax and the last layer are float32 at least.
+        dtype: of the computation. Norm statistics, softmax and the output are float32 at least.
         param_dtype: of the parameters.
         remat: recompute blocks in the backward pass, for memory.
         zero_init_output: start from an output of zero.
@@ -95,17 +95,16 @@ class SR3UNet(nn.Module):
 
         for i, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             for j in range(self.num_res_blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = layers.side_by_side(x, skips.pop())
                 x = block(x, f"up_{i}_{j}", multiplier * self.inner_channels, i in self.attention_levels)
             if i > 0:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = convolution.conv(x.shape[-1], name=f"up_{i}_conv", **options)(x)
 
-        options["dtype"] = types["dtype"] = jnp.promote_types(self.dtype, jnp.float32)
         if self.zero_init_output:
             options["kernel_init"] = nn.initializers.zeros
-        x = nn.silu(layers.group_norm(x, self.norm_groups, name="norm_out", **types))
-        x = convolution.conv(self.out_channels * self.patch**2, name="conv_out", **options)(x)
+        x = layers.group_norm(x, self.norm_groups, name="norm_out", silu=True, **types)
+        x = convolution.wide_conv(self.out_channels * self.patch**2, name="conv_out", **options)(x)
         return layers.depth_to_space(x, self.patch)
 
 

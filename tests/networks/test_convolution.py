@@ -64,6 +64,45 @@ def test_off_cpu_a_convolution_is_the_one_whose_gradients_compilers_know(monkeyp
     assert gradient(convolution.conv_general_dilated) == gradient(own)
 
 
+@pytest.mark.parametrize("features", [3, 8])
+def test_channels_by_eights_change_nothing(monkeypatch, features):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 4, 4, 6)), jnp.bfloat16)
+    w = jnp.asarray(rng.standard_normal((3, 3, 6, features)), jnp.bfloat16)
+
+    def value_and_gradients():
+        y, vjp = jax.vjp(lambda x, w: convolution.conv_general_dilated(x, w, (1, 1), "SAME"), x, w)
+        return y, *vjp(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
+    plain = value_and_gradients()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolution._by_eights(x, w)[1].shape == (3, 3, 8, 8)
+    for ours, wanted in zip(value_and_gradients(), plain, strict=True):
+        assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
+        np.testing.assert_allclose(np.float32(ours), np.float32(wanted), atol=0.02 * float(jnp.abs(wanted).max()))
+
+
+def test_a_wide_convolution():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 4, 4, 6)), jnp.bfloat16)
+    wide = convolution.wide_conv(3, jnp.bfloat16, param_dtype=jnp.float32)
+    plain = convolution.conv(3, dtype=jnp.float32, param_dtype=jnp.float32)
+    params = plain.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, wide.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
+    params["params"]["kernel"] = params["params"]["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    params["params"]["bias"] = jnp.asarray([0.123456789, 1, 2])
+
+    def gradient(conv):
+        return jax.grad(lambda params, x: jnp.sum(jnp.sin(conv.apply(params, x))), (0, 1))(params, x)
+
+    y = wide.apply(params, x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, plain.apply(params, x), atol=1e-5)
+    for ours, wanted in zip(*map(jax.tree.leaves, (gradient(wide), gradient(plain))), strict=True):
+        assert ours.dtype == wanted.dtype
+        np.testing.assert_allclose(np.float32(ours), np.float32(wanted), atol=0.02 * float(jnp.abs(wanted).max()))
+
+
 def test_a_convolution_refuses_what_it_does_not_do():
     x, w = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
     with pytest.raises(NotImplementedError, match="grouped"):

@@ -1,10 +1,14 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from dream_jax.networks import layers
+from dream_jax.networks import layers, normalization
 
 
 def test_group_norm_of_a_large_mean():
@@ -83,6 +87,100 @@ def test_group_norm_is_flax_own(mean):
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == {"params": {"bias": (12,), "scale": (12,)}}
     for found, wanted in zip(*(jax.tree.leaves(value_and_gradients(norm)) for norm in (ours, flax_own)), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6 * (2 + mean) * float(jnp.abs(wanted).max()))
+
+
+def inputs_of_normalize(dtype, batch=2):
+    """(what is differentiated, kept) for two pictures of 8 and 4 channels."""
+    draw = np.random.default_rng(0).normal
+    pictures = tuple(jnp.asarray(3 + draw(size=(batch, 6, 5, n)), dtype) for n in (8, 4))
+    rows = [jnp.asarray(1 + draw(size=shape), dtype) for shape in [(12,), (12,), (batch, 12), (batch, 12)]]
+    return (pictures, *rows), jnp.asarray(draw(size=(batch, 6, 5, 12)) > -0.7)
+
+
+def plain_normalize(pictures, scale, bias, factor, shift, kept, silu, groups=3, rate=0.25):
+    x = jnp.concatenate(pictures, -1) * factor[:, None, None, :] + shift[:, None, None, :]
+    grouped = x.reshape(*x.shape[:3], groups, -1)
+    mean, variance = (f(grouped, axis=(1, 2, 4), keepdims=True) for f in (jnp.mean, jnp.var))
+    y = ((grouped - mean) / jnp.sqrt(variance + 1e-5)).reshape(x.shape) * scale[None, None, None] + bias[
+        None, None, None
+    ]
+    y = nn.silu(y) if silu else y
+    return y if kept is None else jnp.where(kept, y / (1 - rate), 0)
+
+
+def our_normalize(pictures, scale, bias, factor, shift, kept, silu):
+    options = {"factor": factor, "shift": shift, "silu": silu, "kept": kept, "rate": 0.25}
+    return normalization.normalize(pictures, scale, bias, 3, jnp.dtype(pictures[0].dtype), **options)
+
+
+def value_and_gradients(normalize, inputs, kept, silu):
+    def loss(inputs):
+        y = normalize(*inputs, kept, silu)
+        return jnp.sum(jnp.sin(jnp.arange(y.size).reshape(y.shape)) * y.astype(jnp.float32)), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
+    return jax.tree.leaves((y, gradients))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_normalize_is_what_its_parts_are(whole):
+    with jax.enable_x64(True):
+        inputs, kept = inputs_of_normalize(jnp.float64)
+        case = inputs, kept if whole else None, whole
+        for found, wanted in zip(
+            *(value_and_gradients(f, *case) for f in (our_normalize, plain_normalize)), strict=True
+        ):
+            assert found.dtype == jnp.float64
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * float(jnp.abs(wanted).max()))
+    exact = value_and_gradients(plain_normalize, *(inputs_of_normalize(jnp.float32)[0], *case[1:]))
+    for dtype, bound in [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)]:
+        narrow = inputs_of_normalize(dtype)[0]
+        for found, wanted in zip(value_and_gradients(our_normalize, narrow, *case[1:]), exact, strict=True):
+            assert found.dtype == dtype
+            assert float(jnp.abs(found.astype(jnp.float32) - wanted).max()) <= bound * float(jnp.abs(wanted).max())
+
+
+def test_normalize_under_remat_in_a_scan_in_shard_map():
+    (pictures, scale, bias, factor, shift), kept = inputs_of_normalize(jnp.float32, batch=4)
+    weight = jnp.sin(jnp.arange(kept.size, dtype=jnp.float32)).reshape(kept.shape)
+
+    def loss(shared, own, kept, weight):
+        pictures, shift = own
+        y = jax.checkpoint(our_normalize, static_argnums=6)(pictures, *shared, shift, kept, True)
+        return jnp.sum(weight * y)
+
+    shared, own = (scale, bias, factor[:1]), (pictures, shift)
+    wanted = jax.jit(jax.grad(loss, argnums=(0, 1)))(shared, own, kept, weight)
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,)),
+        in_specs=(P(), P("data"), P("data"), P("data")), out_specs=(P(), P("data")),
+    )  # fmt: skip
+    def sharded(shared, own, kept, weight):
+        def body(total, row):
+            to_shared, to_own = jax.grad(loss, argnums=(0, 1))(shared, *row)
+            return jax.tree.map(jnp.add, total, to_shared), to_own
+
+        rows = jax.tree.map(lambda a: a[:, None], (own, kept, weight))
+        total, to_own = lax.scan(body, jax.tree.map(jnp.zeros_like, shared), rows)
+        return total, jax.tree.map(lambda a: a[:, 0], to_own)
+
+    for found, expected in zip(*map(jax.tree.leaves, (sharded(shared, own, kept, weight), wanted)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_dense_of_pictures_side_by_side_is_flax_own():
+    draw = np.random.default_rng(0).normal
+    pictures = [jnp.asarray(draw(size=(2, 3, 3, n)), jnp.float32) for n in (4, 2)]
+    types = {"dtype": jnp.float32, "param_dtype": jnp.float32, "kernel_init": nn.initializers.orthogonal()}
+    ours, flax_own = layers.Dense(5, **types), nn.Dense(5, **types)
+    params = flax_own.init(jax.random.key(0), jnp.concatenate(pictures, -1))
+    params["params"]["bias"] = jnp.arange(5.0)
+    started = ours.init(jax.random.key(0), *pictures)
+    np.testing.assert_array_equal(started["params"]["kernel"], params["params"]["kernel"])
+    wanted = flax_own.apply(params, jnp.concatenate(pictures, -1))
+    np.testing.assert_allclose(ours.apply(params, *pictures), wanted, atol=1e-5)
 
 
 def test_fused_attention_is_asked_for_what_is_computed_without_it(monkeypatch):

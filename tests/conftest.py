@@ -8,10 +8,10 @@ import signal
 import tempfile
 
 # Before JAX reads them. All processes of a session, workers and the programs that tests start, share what they compile,
-# down to the smallest program; nothing is taken from earlier sessions or kept for later ones.
+# down to what compiles in a tenth of a second; nothing is taken from earlier sessions or kept for later ones.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dream_jax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Most programs of tests run once, and compile in a third of the time so; the fixture `optimized` is for the others.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -207,9 +207,6 @@ def train(dtype: str, variant: Variant, cases, form: Form = LONG_FORM) -> dict:
     # Two more batches than steps, since they are read ahead.
     pictures = np.random.default_rng(1).integers(0, 256, ((form.steps + 2) * BATCH, SIZE, SIZE, 3), np.uint8)
 
-    def place(value, layout):
-        return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
-
     def numbered_locally(index):
         return np.arange(BATCH, dtype=np.int32)[index] - (index[0].start or 0)
 
@@ -223,7 +220,7 @@ def train(dtype: str, variant: Variant, cases, form: Form = LONG_FORM) -> dict:
     results = {}
     for number, case in enumerate(cases):
         state = zeros.replace(params=params, ema=params, opt_state=(np.int32(number), zeros.opt_state[1]))
-        state = jax.tree.map(place, state, sharding.named(specs, mesh))
+        state = jax.tree.map(sharding.from_host, state, sharding.named(specs, mesh))
         results[case] = fetch("start", state.params)
         with batches.Batches(pictures, BATCH, rows) as feed:
             for step in range(form.steps):

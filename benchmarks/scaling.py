@@ -98,16 +98,13 @@ def prepare(config, mesh) -> Prepared:
     specs = sharding.state_specs(shapes, mesh)
     train_step = make_train_step(built, optimizer, mesh, specs, 1)
 
-    def place(value, layout):
-        return jax.make_array_from_callback(value.shape, layout, lambda index: value[index])
-
     params = flat.flatten(agreement.weights(flat.shapes(shapes.params)), shards)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    state = jax.tree.map(place, zeros.replace(params=params, ema=params), sharding.named(specs, mesh))
+    state = jax.tree.map(sharding.from_host, zeros.replace(params=params, ema=params), sharding.named(specs, mesh))
     shape = config.batch_size, config.image_size, config.image_size, 3
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     batch = {"image": pictures, "row": np.arange(config.batch_size, dtype=np.int32)}
-    batch = jax.tree.map(lambda value: place(value, NamedSharding(mesh, sharding.BATCH)), batch)
+    batch = jax.tree.map(lambda value: sharding.from_host(value, NamedSharding(mesh, sharding.BATCH)), batch)
     return Prepared(train_step.lower(state, batch, True).compile(), state, batch, specs)
 
 

@@ -7,6 +7,8 @@ import shutil
 import signal
 import tempfile
 
+from dream_jax.runtime import garbage
+
 # Before JAX reads them. All processes of a session, workers and the programs that tests start, share what they compile,
 # down to what compiles in a tenth of a second; nothing is taken from earlier sessions or kept for later ones.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -23,7 +25,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # What JAX traces is many small objects, among which looking for garbage takes a tenth of the time.
-gc.set_threshold(100_000, 50, 100)
+garbage.collect_seldom()
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -198,10 +198,7 @@ def draw_pictures(draw, params, inputs, rows, key, mesh, batch_size, advance=lam
     drawn = []
     for chosen, new in batches(count, batch_size):
         parts = {name: np.asarray(array[chosen]) for name, array in inputs.items()}
-        parts = {
-            name: jax.make_array_from_callback(part.shape, rows_over_mesh, lambda i, part=part: part[i])
-            for name, part in parts.items()
-        }
+        parts = {name: sharding.from_host(part, rows_over_mesh) for name, part in parts.items()}
         drawn.append(np.asarray(draw(params, parts, numbers[chosen], rows, key))[:new])
         advance(new)
     return np.concatenate(drawn)

@@ -71,7 +71,7 @@ class Dropout(nn.Module):
 
         def mask(key):
             bits = jax.random.bits(jax.random.fold_in(key, layer), (*shape, -(-channels // 2)), jnp.uint32)
-            return jnp.concatenate([bits >> 16, bits & 0xFFFF], axis=-1)[..., :channels] >= self.dropped * 2**16
+            return jnp.concatenate([bits >> 16, bits & 0xFFFF], axis=-1)[..., :channels] >= round(self.rate * 2**16)
 
         return jax.vmap(mask)(keys)
 

@@ -25,6 +25,7 @@ from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.experiment import build
 from dream_jax.files import atomic
 from dream_jax.inference import drawing, trained
+from dream_jax.runtime import sharding
 from dream_jax.training import run_log
 from dream_jax.training.workdir import check_same, checkpoint_folder, with_classes, with_range
 
@@ -36,6 +37,8 @@ UNITS = ("steps", "seconds")
 
 # The keys that held-out pictures and their measures depend on.
 _MEASURED_BY = "task.", "data.", "evaluation.", "image_size"
+# The keys in which the runs of a variant differ.
+_OF_A_RUN = "seed", "steps"
 
 
 class Comparison(NamedTuple):
@@ -255,18 +258,25 @@ def _ending(config, step):
 
 
 def _make_prepare(console):
-    """`experiment -> (Inputs, Measures)`, which remembers the last answer: most variants are measured in one way."""
-    remembered = {}
+    """`experiment -> (Inputs, Measures, draw)`, which remembers what the next run can use.
+
+    Most variants are measured in one way, and all runs of a variant are drawn from by one compiled function, see
+    `drawing.make_draw`.
+    """
+    remembered, draws = {}, {}
 
     def prepare(experiment):
         config = keys.flatten(experiment.config)
+        variant = json.dumps({name: value for name, value in config.items() if name not in _OF_A_RUN}, default=str)
+        if variant not in draws:
+            draws[variant] = drawing.make_draw(experiment, sharding.make_mesh())
         key = json.dumps({name: value for name, value in config.items() if name.startswith(_MEASURED_BY)}, default=str)
         if key not in remembered:
             remembered.clear()
             pictures = held_out.eval_pictures(experiment.config)
             inputs = make_inputs(experiment, pictures, classical=True, console=console)
             remembered[key] = inputs, measuring.load_measures(experiment, inputs)
-        return remembered[key]
+        return *remembered[key], draws[variant]
 
     return prepare
 
@@ -275,9 +285,9 @@ def _measure(member, point, step, jobs, shows, prepare, console):
     """Yields (job, its row) of jobs (sampler, steps) at a point, by the checkpoint of a step."""
     experiment = build(member.config)
     settings, seconds = experiment.config.evaluation, seconds_of(member.workdir)(step)
-    inputs, measures = prepare(experiment)
+    inputs, measures, draw = prepare(experiment)
     model = trained.load_weights(member.workdir, experiment, step=step)
-    draw = measuring.make_drawer(model, inputs.given)
+    draw = measuring.make_drawer(model, inputs.given, draw)
     about = {"variant": member.variant, "seed": member.seed, "point": point, "step": step, "seconds": seconds}
     with drawing.progress_bar(console) as bar:
         for sampler, steps in bar.track(jobs, description=f"measuring {member.variant}"):
@@ -306,7 +316,7 @@ def _values(measures, drawn):
 
 
 def _baselines(config, prepare):
-    inputs, measures = prepare(build(config))
+    inputs, measures, _ = prepare(build(config))
     return [{"name": name} | _values(measures, pictures) for name, pictures in inputs.baselines.items()]
 
 

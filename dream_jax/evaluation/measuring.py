@@ -246,12 +246,15 @@ def baseline_row(name: str) -> dict:
     return {"name": name, "model": None, "sampler": None, "steps": 0}
 
 
-def make_drawer(model: Model, given: dict) -> Callable[..., np.ndarray]:
+def make_drawer(model: Model, given: dict, draw: Callable | None = None) -> Callable[..., np.ndarray]:
     """`draw(sampler, steps, seed, count=None, advance=...) -> uint8 [N, H, W, 3]` of a model, for `Inputs.given`.
 
     count: only so many, the first ones. `advance(n)` is called when n more are drawn.
+
+    Args:
+      draw: `drawing.make_draw` of the model's experiment, where there is one already.
     """
-    draw = drawing.make_draw(model.experiment, model.mesh)
+    draw = draw or drawing.make_draw(model.experiment, model.mesh)
     batch_size = model.experiment.config.evaluation.batch_size
 
     def drawer(sampler, steps, seed, count=None, advance=lambda count: None):

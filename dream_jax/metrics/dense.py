@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy import ndimage
 
 # Of the diagonal: how far apart boundaries may lie that count as the same one.
 _TOLERANCE = 0.0075
@@ -124,6 +123,8 @@ def _edges(classes, void):
 
 def _found(pixels, others, reach):
     """The share of pixels with one of the others within reach."""
+    from scipy import ndimage
+
     if not pixels.any() or not others.any():
         return 0.0
     return (ndimage.distance_transform_edt(~others)[pixels] <= reach).mean()

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dream_jax.networks.parameters import Conv
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -108,8 +110,8 @@ def _conv_backward(strides, padding, x_dilation, w_dilation, precision, result_t
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-class BiasApart(nn.Conv):
-    """`nn.Conv` that returns (result without bias, bias [C]), for whom adds it in a pass of its own."""
+class BiasApart(Conv):
+    """`Conv` that returns (result without bias, bias [C]), for whom adds it in a pass of its own."""
 
     use_bias: bool = False
 
@@ -118,14 +120,14 @@ class BiasApart(nn.Conv):
         return super().__call__(inputs), self.param("bias", self.bias_init, (self.features,), self.param_dtype)
 
 
-def conv(features: int, kernel_size: int = 3, stride: int = 1, apart: bool = False, **options) -> nn.Conv:
+def conv(features: int, kernel_size: int = 3, stride: int = 1, apart: bool = False, **options) -> Conv:
     """A square convolution padded by kernel_size // 2 on every side, PyTorch's habit ("SAME" differs at stride 2).
 
     apart: as BiasApart.
     """
     half = kernel_size // 2
     options.setdefault("conv_general_dilated", conv_general_dilated)
-    return (BiasApart if apart else nn.Conv)(
+    return (BiasApart if apart else Conv)(
         features,
         (kernel_size, kernel_size),
         (stride, stride),
@@ -134,7 +136,7 @@ def conv(features: int, kernel_size: int = 3, stride: int = 1, apart: bool = Fal
     )
 
 
-def wide_conv(features: int, dtype, **options) -> nn.Conv:
+def wide_conv(features: int, dtype, **options) -> Conv:
     """`conv` with products in dtype and a result in float32 or better, whose bias is added there."""
     wide = jnp.promote_types(dtype, jnp.float32)
     if dtype == wide:
@@ -164,12 +166,12 @@ def _wide_conv_backward(strides, padding, wide, saved, g):
 _wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
 
 
-def double_size_conv(features: int, **options) -> nn.Conv:
+def double_size_conv(features: int, **options) -> Conv:
     """PyTorch's ConvTranspose2d(kernel 4, stride 2, padding 1): [B, H, W, C] -> [B, 2H, 2W, features].
 
     A convolution of the zero-interleaved picture; the kernel is PyTorch's, flipped in height and width.
     """
-    return nn.Conv(
+    return Conv(
         features,
         (4, 4),
         padding=((2, 2), (2, 2)),

@@ -75,8 +75,8 @@ class GenerationUNet(nn.Module):
             return attention(self.norm_groups, self.num_heads, qkv_bias=True, name=name, **options)(x)
 
         embedding = layers.time_encoding(level, self.channels)
-        embedding = nn.Dense(4 * self.channels, name="level_0", **options)(embedding)
-        embedding = nn.Dense(4 * self.channels, name="level_1", **options)(nn.silu(embedding))
+        embedding = layers.Dense(4 * self.channels, name="level_0", **options)(embedding)
+        embedding = layers.Dense(4 * self.channels, name="level_1", **options)(nn.silu(embedding))
 
         x = convolution.conv(self.channels, name="conv_in", **options)(inputs.astype(self.dtype))
         skips = []

@@ -1,7 +1,9 @@
 """Layers that the networks share. Pictures are NHWC; a noise level is one number per example."""
 
+import functools
 import itertools
 import math
+import operator
 import zlib
 
 import flax.linen as nn
@@ -13,6 +15,7 @@ from jax.typing import DTypeLike
 
 from dream_jax.errors import UserError
 from dream_jax.networks import convolution, normalization
+from dream_jax.networks.parameters import Layer
 
 
 def group_norm(x, groups: int, *, name: str, dtype, param_dtype, **beside):
@@ -32,7 +35,7 @@ def group_norm(x, groups: int, *, name: str, dtype, param_dtype, **beside):
     return GroupNorm(groups, dtype=dtype, param_dtype=param_dtype, name=name)(*pictures, **beside)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Layer):
     """`nn.GroupNorm`, computed by `normalization.normalize`."""
 
     groups: int
@@ -108,12 +111,12 @@ class ResBlock(nn.Module):
         h, shift = convolution.conv(self.features, apart=True, name="conv_0", **options)(h)
         factor = 1
         if self.scale_and_shift:
-            level = nn.Dense(2 * self.features, name="level", **options)(nn.silu(embedding))
+            level = Dense(2 * self.features, name="level", **options)(nn.silu(embedding))
             scale, level = jnp.split(level, 2, axis=-1)
             factor = 1 + scale
             shift = shift[None] * factor + level
         else:
-            shift = shift[None] + nn.Dense(self.features, name="level", **options)(embedding)
+            shift = shift[None] + Dense(self.features, name="level", **options)(embedding)
         dropout = Dropout(self.dropout, name="dropout")
         kept = dropout.kept(h.shape, dropout_keys)
         beside = {"factor": factor, "shift": shift, "silu": True, "kept": kept, "rate": dropout.dropped}
@@ -130,22 +133,26 @@ def side_by_side(*pictures):
     return jnp.concatenate(pictures, axis=-1) if jax.default_backend() == "cpu" else pictures
 
 
-class Dense(nn.Module):
+class Dense(Layer):
     """`nn.Dense` of pictures side by side: a product for each, so that they need not be written side by side."""
 
     features: int
     dtype: DTypeLike
     param_dtype: DTypeLike
     kernel_init: Initializer
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, *pictures):
         """pictures: each [..., Ci]. Returns [..., features]."""
         ends = list(itertools.accumulate(x.shape[-1] for x in pictures))
         kernel = self.param("kernel", self.kernel_init, (ends[-1], self.features), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         kernels = jnp.split(kernel.astype(self.dtype), ends[:-1])
-        y = sum(x.astype(self.dtype) @ w for x, w in zip(pictures, kernels, strict=True))
+        products = (x.astype(self.dtype) @ w for x, w in zip(pictures, kernels, strict=True))
+        y = functools.reduce(operator.add, products)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         return y + bias.astype(self.dtype).reshape(*(1,) * (y.ndim - 1), -1)
 
 
@@ -168,7 +175,7 @@ class Attention(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         options = {"kernel_init": self.kernel_init, **types}
         h = group_norm(x, self.norm_groups, name="norm", **types)
-        h = nn.Dense(3 * channels, use_bias=self.qkv_bias, name="qkv", **options)(h)
+        h = Dense(3 * channels, use_bias=self.qkv_bias, name="qkv", **options)(h)
         q, k, v = jnp.moveaxis(h.reshape(batch, height * width, 3, self.num_heads, -1), 2, 0)
         if _has_cudnn_attention(q):
             h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
@@ -178,7 +185,7 @@ class Attention(nn.Module):
             weights = nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
             h = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
         h = h.reshape(x.shape)
-        return x + nn.Dense(channels, name="out", **options)(h)
+        return x + Dense(channels, name="out", **options)(h)
 
 
 def _has_cudnn_attention(q) -> bool:

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from dream_jax.networks import convolution, layers
+
+# Jitted, so that it is traced once for kernels of one shape.
+_KERNEL_INIT = jax.jit(nn.initializers.orthogonal(), static_argnums=(1, 2))
 
 
 class SR3UNet(nn.Module):
@@ -62,7 +66,7 @@ class SR3UNet(nn.Module):
         """
         layers.check(inputs, self.divisor, self.attention_levels, len(self.channel_multipliers))
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        options = {"kernel_init": nn.initializers.orthogonal(), **types}
+        options = {"kernel_init": _KERNEL_INIT, **types}
         res_block = nn.remat(layers.ResBlock) if self.remat else layers.ResBlock
         attention = nn.remat(layers.Attention) if self.remat else layers.Attention
 
@@ -75,8 +79,8 @@ class SR3UNet(nn.Module):
             return x
 
         embedding = layers.noise_level_encoding(level, self.inner_channels)
-        embedding = nn.Dense(4 * self.inner_channels, name="level_0", **options)(embedding)
-        embedding = nn.Dense(self.inner_channels, name="level_1", **options)(nn.silu(embedding))
+        embedding = layers.Dense(4 * self.inner_channels, name="level_0", **options)(embedding)
+        embedding = layers.Dense(self.inner_channels, name="level_1", **options)(nn.silu(embedding))
 
         x = layers.space_to_depth(inputs.astype(self.dtype), self.patch)
         x = convolution.conv(self.inner_channels, name="conv_in", **options)(x)

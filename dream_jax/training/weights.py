@@ -1,5 +1,6 @@
 """The weights in a run's checkpoints, without the rest of its state."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -33,9 +34,15 @@ FIELDS = {"ema": _Averaged, "live": _Live}
 
 def shapes_of(experiment: Experiment) -> dict:
     """The parameters of an experiment's network, as ShapeDtypeStructs."""
-    inputs = jax.ShapeDtypeStruct(experiment.inputs_shape(), jnp.float32)
+    return _shapes_of(experiment.network, experiment.inputs_shape())
+
+
+# A program that loads one model after another traces a network once.
+@functools.cache
+def _shapes_of(network, inputs_shape):
+    inputs = jax.ShapeDtypeStruct(inputs_shape, jnp.float32)
     alpha = jax.ShapeDtypeStruct(inputs.shape[:1], jnp.float32)
-    return jax.eval_shape(experiment.network.init, jax.random.key(0), inputs, alpha)["params"]
+    return jax.eval_shape(network.init, jax.random.key(0), inputs, alpha)["params"]
 
 
 def step_of(directory, which: str) -> int | None:

@@ -14,13 +14,16 @@ DETERMINISTIC = [name for name in samplers.SAMPLERS if name not in STOCHASTIC]
 
 def run(rows, denoise, x, noise=None):
     """The loop of samplers.py's text, from the starting noise x. noise: one array for each row, or none."""
-    base = y = rows.start * x
-    history = [np.zeros_like(x)] * samplers.HISTORY
+    # base, what is remembered from new to old, and noise.
+    known = np.zeros((samplers.HISTORY + 2, *np.shape(x)))
+    known[0] = y = rows.start * x
     for i, (alpha, sigma, remember, move, look) in enumerate(zip(*rows[:5], strict=True)):
         out = denoise(y, alpha, sigma)
-        history = [remember @ np.stack([y, out, history[0]]), *history[:-1]]
-        base = move @ np.stack([base, *history, 0 * x if noise is None else noise[i]])
-        y = look @ np.stack([base, *history])
+        new = remember[0] * y + remember[1] * out + remember[2] * known[1]
+        known[2:-1], known[1] = known[1:-2].copy(), new
+        known[-1] = 0 if noise is None else noise[i]
+        known[0] = move @ known
+        y = look @ known[:-1]
     return y
 
 

@@ -182,6 +182,8 @@ def _metrics(sums, gradient, updates, params):
 def start_state(experiment: Experiment, optimizer, mesh):
     """(init, specs): a jitted function that makes the first state laid out on the mesh, and its layout."""
 
+    # Jitted, it is traced once for its layout and for its program.
+    @jax.jit
     def create(key):
         return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape(), mesh.shape["shard"])
 

@@ -386,7 +386,9 @@ KEYS = {
     "data.flip": Key(True, "mirror at random"),
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
     "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),
-    "data.workers": Key(2, "threads that read", whole(1, 2**10)),
+    "data.workers": Key(
+        2, "threads that read, for each device of a process that has the cores for them", whole(1, 2**10)
+    ),
     "mesh.shard": Key(1, "devices that each copy of the training state is spread over", whole()),
     "log_every": Key(100, "steps between lines of the log", whole()),
     "checkpoint.every": Key(1000, "steps", whole()),

@@ -1,5 +1,6 @@
 """Training batches by step number."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -70,7 +71,7 @@ class Batches:
     Batches of pairs have "beside", levels [G, h, w, .], too.
 
     Any k may be asked for at any time. This process reads only the rows that its own devices hold, in `workers`
-    threads, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end
+    threads for each of them, if there are so many cores, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end
     the threads.
     """
 
@@ -78,7 +79,8 @@ class Batches:
         self._pictures, self._batch_size, self._sharding, self._ahead = pictures, batch_size, sharding, ahead
         local = sharding.addressable_devices_indices_map((batch_size,)).values()
         self._rows = np.unique(np.concatenate([np.arange(batch_size)[index] for index in local]))
-        self._readers = ThreadPoolExecutor(workers, "dream_jax_read")
+        threads = max(workers, min(workers * len(local), os.cpu_count() or 1))
+        self._readers = ThreadPoolExecutor(threads, "dream_jax_read")
         self._preparer = ThreadPoolExecutor(1, "dream_jax_batch")
         self._coming = {}
 

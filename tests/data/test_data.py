@@ -525,6 +525,17 @@ def test_errors_of_workers_reach_the_caller_unchanged_and_no_thread_stays():
     assert threading.active_count() <= before
 
 
+@pytest.mark.parametrize("cores, threads", [(1, 3), (8, 8), (64, 24)])
+def test_each_device_has_its_threads_where_there_are_cores(cores, threads, monkeypatch):
+    class Eight:
+        def addressable_devices_indices_map(self, shape):
+            return {device: (slice(device, device + 1),) for device in range(8)}
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    with batches.Batches(numbered(10), 8, Eight(), workers=3) as feed:
+        assert feed._readers._max_workers == threads
+
+
 def test_one_two_and_four_devices_hold_the_same_batch():
     program = """
 import zlib, jax, numpy as np

@@ -387,7 +387,7 @@ KEYS = {
     "data.skip_unreadable": Key(False, "leave out files that cannot be read, instead of stopping"),
     "data.cache_dir": Key(None, "prepared folders; ~/.cache/dream_jax", optional=str),
     "data.workers": Key(
-        2, "threads that read, for each device of a process that has the cores for them", whole(1, 2**10)
+        2, "threads that read, for each device of a process, if there are so many cores", whole(1, 2**10)
     ),
     "mesh.shard": Key(1, "devices that each copy of the training state is spread over", whole()),
     "log_every": Key(100, "steps between lines of the log", whole()),

@@ -71,8 +71,8 @@ class Batches:
     Batches of pairs have "beside", levels [G, h, w, .], too.
 
     Any k may be asked for at any time. This process reads only the rows that its own devices hold, in `workers`
-    threads for each of them, if there are so many cores, and the `ahead` batches after k are prepared meanwhile. Close it, or use it in a with statement, to end
-    the threads.
+    threads for each of them, if there are so many cores, and the `ahead` batches after k are prepared meanwhile. Close
+    it, or use it in a with statement, to end the threads.
     """
 
     def __init__(self, pictures, batch_size: int, sharding, workers: int = 2, ahead: int = 2):

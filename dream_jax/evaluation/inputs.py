@@ -52,10 +52,7 @@ class Inputs(NamedTuple):
     @property
     def notes(self) -> list[str]:
         """What is to be known of measures."""
-        notes = [f"without consistency: {_NO_KERNEL}"] if self.found else []
-        if self.painted is not None and self.painted < len(self.pictures):
-            notes.append(f"{len(self.pictures) - self.painted} of {len(self.pictures)} pictures: {_NOTHING_TO_PAINT}")
-        return notes
+        return [f"without consistency: {_NO_KERNEL}"] if self.found else []
 
 
 # What models that are measured side by side may differ by of the keys that say what their pictures are, and which keys
@@ -68,10 +65,6 @@ _DATA = tuple(f"data.{name}" for name in (*_DATA, *_BESIDE))
 _READ_BY = "data.range", "data.clip", "data.condition_range"
 
 _NO_KERNEL = "the low-resolution pictures were there, and what made them is not known"
-_NOTHING_TO_PAINT = (
-    "their masks leave nothing to paint in the middle that is evaluated, so that PSNR is infinite; give a larger "
-    "evaluation.crop, or evaluation.whole=True"
-)
 
 
 def make_inputs(

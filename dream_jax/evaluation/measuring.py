@@ -90,11 +90,21 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "crop": inputs.pictures.shape[1],
         "seeds": list(settings.seeds),
         "learned": measures.about_learned,
-        "notes": [*([data_note] if data_note else []), *few, *inputs.notes],
+        "notes": [*([data_note] if data_note else []), *few, *_unpainted(inputs), *inputs.notes],
     }
     if built.task.beside == "low":
         record |= {"scale": built.task.scale, "kernel": built.config.task.kernel}
     return record, _pictures_to_look_at(models, measures, inputs, draw, rows, looked_at)
+
+
+def _unpainted(inputs):
+    """A note of pictures that come back to the bit, whatever model there is."""
+    count = len(inputs.pictures)
+    if inputs.painted not in (None, count):
+        yield (
+            f"in {count - inputs.painted} of {count} pictures the mask leaves nothing to paint in the middle that is "
+            "evaluated, and PSNR is infinite; give a larger evaluation.crop, or evaluation.whole=True"
+        )
 
 
 def methods_of(models: dict[str, Model]) -> list[Method]:

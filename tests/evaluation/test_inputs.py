@@ -32,15 +32,13 @@ def test_a_classical_method_shows_its_name_and_how_far_it_is():
     assert file.getvalue().count("non-local means") == 1, "which was not asked for"
 
 
-def test_pictures_whose_mask_leaves_nothing_to_paint_are_counted():
+def test_pictures_of_which_a_mask_leaves_something_to_paint_are_counted():
     model = fake(nothing, "task.name=inpainting")
     pictures = pictures_of(model)
     masks = np.zeros((*pictures.shape[:3], 1), np.uint8)
     masks[0, :3] = 255
-    (note,) = inputs.make_inputs(model.experiment, Pair(pictures, masks)).notes
-    assert note.startswith("1 of 2 pictures: ") and "evaluation.crop" in note
-    assert inputs.make_inputs(model.experiment, Pair(pictures, masks + 255 - masks)).notes == []
-    assert inputs.make_inputs(model.experiment, pictures).notes == []
+    assert inputs.make_inputs(model.experiment, Pair(pictures, masks)).painted == 1
+    assert inputs.make_inputs(model.experiment, pictures).painted == len(pictures) == 2
 
 
 def test_unconditional_models_draw_from_nothing():

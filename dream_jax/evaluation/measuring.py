@@ -144,6 +144,12 @@ def load_metrics(
     return chosen(settings.protocol, settings.learned, paired, of), about, learned
 
 
+def check_learned(settings) -> None:
+    """Raises UserError where weights that `config.evaluation` asks for cannot be had: before training, not after it."""
+    for name in settings.learned:
+        weights.find(name, settings.weights)
+
+
 def of_pair(asked: dict[str, Metric], compared: Compared) -> dict[str, float]:
     """{metric: value} of one result and its original; paired metrics that need larger pictures are left out."""
     side, cut = min(compared.results.pictures.shape[1:3]), 2 * compared.border

@@ -3,11 +3,12 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from rich.console import Console
 from safetensors.numpy import save_file
 from stand_ins import QUIET, fake, its_input, nothing, pictures_of, random_weights
 
-from dream_jax import metrics
+from dream_jax import commands, metrics
 from dream_jax.__main__ import main
 from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
@@ -128,6 +129,13 @@ def test_learned_measures_say_which_file_is_missing(tmp_path):
     model = fake(nothing, "evaluation.learned=lpips_alex,", f"evaluation.weights={tmp_path}")
     with pytest.raises(UserError, match="alexnet"):
         measuring.evaluate({"a": model}, pictures_of(model), QUIET)
+
+
+def test_missing_weights_are_said_before_training(tmp_path):
+    config = tiny.tiny_config("evaluation.learned=efficientnet_lite0,", f"evaluation.weights={tmp_path / 'none.pth'}")
+    with pytest.raises(UserError, match=r"none\.pth"):
+        commands.train_and_evaluate(config, tmp_path / "run", QUIET)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):

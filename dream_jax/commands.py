@@ -75,6 +75,8 @@ def _train_and_evaluate(config, workdir, console, evaluates):
     config = as_begun(workdir, config, console.print)
     experiment = build(config)
     source, pictures = sources.open_source(config, "train"), held_out.eval_pictures(config)
+    if evaluates:
+        measuring.check_learned(config.evaluation)
     if evaluates and not config.evaluation.whole:
         measuring.check_held_out(experiment, images_of(pictures))
     mesh = sharding.make_mesh(config.mesh.shard)

@@ -311,7 +311,7 @@ def _picture(entry, making):
             raise UserError(f"{name}: {error}") from error
     height, width = picture.shape[:2]
     if min(height, width) < making.crop:
-        raise UserError(f"{name}: {width}x{height} is smaller than the crop of {making.crop}")
+        raise UserError(f"{name}: {width}x{height} is smaller than the crop of {making.crop} (image_size)")
     notes = [(note, name) for note in notes]
     if making.beside is None:
         if making.reading.mask and not picture.any():

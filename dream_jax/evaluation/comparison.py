@@ -163,6 +163,8 @@ def advance(comparison: Comparison, workdir: Path, train: Callable[[FrozenConfig
       train: trains a config in a workdir to its end, going on from where it is.
     """
     all_members, prepare = runs(comparison, workdir), _make_prepare(console)
+    for member in all_members:
+        measuring.check_learned(member.config.evaluation)
     journal, rows = workdir / "measured.jsonl", {}
     turns = [
         (member, point)

@@ -27,6 +27,7 @@ class Inputs(NamedTuple):
       observed: what models see of the pictures, uint8 [N, ...]; None for unconditional models.
       baselines: what can be had of it without a model, {name: uint8 [N, H, W, 3]}.
       found: whether observed was there, instead of being made of the pictures: how it was made is not known.
+      painted: of how many pictures a mask leaves something to paint; None without masks.
     """
 
     pictures: np.ndarray
@@ -34,6 +35,7 @@ class Inputs(NamedTuple):
     observed: np.ndarray | None = None
     baselines: Mapping[str, np.ndarray] = MappingProxyType({})
     found: bool = False
+    painted: int | None = None
 
     def first(self, count: int) -> "Inputs":
         """Those of the first pictures."""
@@ -90,7 +92,8 @@ def make_inputs(
             baselines[name] = np.stack([restore(each) for each in bar.track(observed, description=name)])
     # Some models project and others do not: all are given what projecting takes.
     found = beside is not None and built.task.beside == "low"
-    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baselines, found)
+    painted = int(observed[..., -1].any((1, 2)).sum()) if built.task.beside == "mask" else None
+    return Inputs(pictures, {"cond": cond, "observed": observed}, observed, baselines, found, painted)
 
 
 def consistency_of(built: Experiment, inputs: Inputs):

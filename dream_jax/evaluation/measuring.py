@@ -90,11 +90,21 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
         "crop": inputs.pictures.shape[1],
         "seeds": list(settings.seeds),
         "learned": measures.about_learned,
-        "notes": [*([data_note] if data_note else []), *few, *inputs.notes],
+        "notes": [*([data_note] if data_note else []), *few, *_unpainted(inputs), *inputs.notes],
     }
     if built.task.beside == "low":
         record |= {"scale": built.task.scale, "kernel": built.config.task.kernel}
     return record, _pictures_to_look_at(models, measures, inputs, draw, rows, looked_at)
+
+
+def _unpainted(inputs):
+    """A note of pictures that come back to the bit, whatever model there is."""
+    count = len(inputs.pictures)
+    if inputs.painted not in (None, count):
+        yield (
+            f"in {count - inputs.painted} of {count} pictures the mask leaves nothing to paint in the middle that is "
+            "evaluated, and PSNR is infinite; give a larger evaluation.crop, or evaluation.whole=True"
+        )
 
 
 def methods_of(models: dict[str, Model]) -> list[Method]:
@@ -132,6 +142,12 @@ def load_metrics(
     about = {name: about for name, (_, about) in loaded.items()}
     learned = {name: jax.device_put(values) for name, (values, _) in loaded.items()}
     return chosen(settings.protocol, settings.learned, paired, of), about, learned
+
+
+def check_learned(settings) -> None:
+    """Raises UserError where weights that `config.evaluation` asks for cannot be had: before training, not after it."""
+    for name in settings.learned:
+        weights.find(name, settings.weights)
 
 
 def of_pair(asked: dict[str, Metric], compared: Compared) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Plots of evaluations as PNG files. None of them opens a window."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +18,9 @@ _MARKERS = ("o", "s", "^", "D", "v")
 def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
     """One panel a metric: its value against the network evaluations, a line for each sampler of each model.
 
-    Bands are the spread over seeds; the grey lines are the baselines.
+    Bands are the spread over seeds; the grey lines are the baselines. An infinite metric has no panel.
     """
+    names = _finite(record, names) or names
     baselines, lines = _baselines(record["rows"]), _lines(record["rows"])
     figure = figure_of(len(names))
     for axes, name in zip(figure.axes, names, strict=True):
@@ -45,9 +47,10 @@ def metrics_against_steps(record: dict, names: list[str], path: Path) -> None:
 def perception_against_distortion(record: dict, names: list[str], path: Path) -> None:
     """The trade between the two (Blau & Michaeli 2018): a path for each sampler of each model, from few to many steps.
 
-    Each of the two is the most telling metric of it among the names. Sets without originals have no distortion, and
-    get no plot.
+    Each of the two is the most telling metric of it among the names that is finite somewhere. Sets without originals
+    have no distortion, and get no plot.
     """
+    names = _finite(record, names)
     distortion, perception = (first_that_measures(what, names) for what in ("distortion", "perception"))
     if distortion is None or perception is None:
         return
@@ -119,12 +122,12 @@ def training(lines: list[dict], weight: tuple | None, path: Path) -> None:
     for quartile in range(1, 5):
         of_it = [(line["step"], line[key]) for line in lines if (key := f"loss_quartile_{quartile}") in line]
         if of_it:
-            quartiles.plot(*zip(*of_it, strict=True), linewidth=1, label=f"quartile {quartile}")
+            _curve(quartiles, *zip(*of_it, strict=True), label=f"quartile {quartile}")
     quartiles.set_ylabel("loss by quartile of the noise level, 1 the cleanest")
     quartiles.set_yscale("log")
     for axes, name in zip(others, names, strict=False):
         steps, values = zip(*[(line["step"], line[name]) for line in lines if name in line], strict=True)
-        axes.plot(steps, values, linewidth=1)
+        _curve(axes, steps, values)
         axes.set_ylabel(_DYNAMICS[name])
     for axes in figure.axes[: len(names) + 1]:
         axes.set_xlabel("steps")
@@ -134,6 +137,11 @@ def training(lines: list[dict], weight: tuple | None, path: Path) -> None:
         axes.set_xlabel("t / T")
         axes.set_ylabel("rectification weight lam at the end of training")
     _finish(figure, path)
+
+
+def _curve(axes, steps, values, **style):
+    # A short run has one line in its log, and no line leads through one point.
+    axes.plot(steps, values, linewidth=1, marker="o" if len(steps) == 1 else None, **style)
 
 
 def figure_of(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
@@ -149,6 +157,11 @@ def figure_of(panels: int, width: float = 5.5, height: float = 4) -> "Figure":
     for panel in range(panels):
         figure.add_subplot(down, across, panel + 1).grid(alpha=0.3)
     return figure
+
+
+def _finite(record: dict, names: list[str]) -> list[str]:
+    """The metrics that are a number in some row: PSNR is infinite of pictures that come back to the bit."""
+    return [name for name in names if any(math.isfinite(row.get(name, math.nan)) for row in record["rows"])]
 
 
 def _baselines(rows: list[dict]) -> list[dict]:

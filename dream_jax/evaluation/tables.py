@@ -1,6 +1,7 @@
 """The table of an evaluation: printed, and written with its plots and pictures."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def _cell(name, row, baseline):
     cell = format(row[name], digits) if name in row else ""
     if f"{name}_spread" in row:
         cell += f" ± {row[f'{name}_spread']:.1g}"
-    if baseline is not None and row["sampler"]:
+    # Pictures that come back to the bit have an infinite PSNR.
+    if baseline is not None and row["sampler"] and math.isfinite(row[name]) and math.isfinite(baseline[name]):
         cell += f" ({row[name] - baseline[name]:+{digits}})"
     return cell
 

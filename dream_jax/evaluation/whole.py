@@ -122,6 +122,8 @@ def evaluate(
         "learned": about,
         "notes": [
             _worst(by_picture, table),
+            *(_not_measured(source, settings) if given else ()),
+            *_exact(by_picture, table),
             *_left_out(asked, by_picture, notes),
             *([data_note] if data_note else []),
             *notes,
@@ -275,6 +277,21 @@ def _means(measured):
             values |= {f"{key}_spread": float(np.std([seed[key] for seed in of_seeds], ddof=1)) for key in values}
         rows.append(head | values)
     return rows
+
+
+def _not_measured(source, settings):
+    """A note where there are more pictures than are measured."""
+    if settings.pictures < len(source):
+        yield f"the first {settings.pictures} of {len(source)}; --config.evaluation.pictures={len(source)} measures all"
+
+
+def _exact(by_picture, table):
+    """A note of pictures that the last method gives back to the bit, which make a mean infinite."""
+    metric = next(name for name in METRICS if name in table[0])
+    same = [row["picture"] for row in by_picture if row["name"] == table[-1]["name"] and math.isinf(row[metric])]
+    if same:
+        title = METRICS[metric].title
+        yield f"infinite {title}: {len(same)} results are the original itself, {shown(same[0])} the first"
 
 
 def _worst(by_picture, table):

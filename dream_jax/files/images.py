@@ -56,7 +56,10 @@ def resize_band(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _reason(error, path):
     if isinstance(error, UnidentifiedImageError):
-        begins_as = formats.begins_as(_start_of(path))
+        start = _start_of(path)
+        begins_as = formats.begins_as(start)
+        if not start:
+            return "it is empty, which is no known picture format"
         if begins_as == "HEIC" and "HEIF" not in formats.FORMATS:
             return f"its reader is not installed: {formats.NEEDED['.heic']}"
         if begins_as:

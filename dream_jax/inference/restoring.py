@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -95,7 +96,7 @@ def restore(
         report = Report(bar, count_results(jobs), ENLARGING if times else RESTORING)
         planner = _make_planner(workdir, experiment, step, rows, memory, tile, report)
         _restore(jobs, experiment, planner, rows, wanted, overwrite, report, console)
-    return report.tell(console, len(jobs), f"{times}into {shown(output)}{already}")
+    return report.tell(console, len(jobs), f"{times}into {_place(jobs, output)}{already}")
 
 
 def _open(workdir, overrides, scale):
@@ -104,6 +105,13 @@ def _open(workdir, overrides, scale):
         made = f"it makes pictures from nothing ({experiment.config.task.name})"
         raise UserError(f"{workdir}: this model restores none, {made}; choose another, or use generate")
     return experiment
+
+
+def _place(jobs, output):
+    """Where the results lie: of one picture's several none has the name that was given."""
+    first, *more = (result for job in jobs for _, result in job.results)
+    within = Path(output).expanduser() in (first, *first.parents)
+    return shown(output) if within else shown(first) + (f" and {len(more)} more" if more else "")
 
 
 def _find_masks(workdir, experiment, place):

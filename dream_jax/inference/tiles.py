@@ -33,15 +33,21 @@ def offsets(side: int, tile: int, overlap: int, align: int = 1) -> np.ndarray:
 def windows(side: int, tile: int, overlap: int, align: int = 1) -> np.ndarray:
     """The weights along one axis of the tiles at `offsets`, float64 [n, min(tile, side)]; they sum to 1 everywhere.
 
-    A quarter of the overlap, where a tile lacks its surroundings, counts for nothing; then the weight rises as a
-    squared sine. At the ends of the picture there is no rise.
+    A quarter of `overlap`, where a tile lacks its surroundings, counts for nothing; then the weight rises as a squared
+    sine, to the same distance from the end of the tile before, which may reach further than `overlap`: the wider, the
+    less a difference between tiles shows. At the ends of the picture there is no rise.
     """
     starts, tile = offsets(side, tile, overlap, align), min(tile, side)
     margin = overlap // 4
     depth = np.arange(tile) + 0.5 - margin
-    rise = np.sin(np.pi / 2 * np.clip(depth / max(overlap - 2 * margin, 1), 0, 1)) ** 2
-    flat = np.ones(tile)
-    weights = [(rise if a > 0 else flat) * (rise[::-1] if a + tile < side else flat) for a in starts]
+
+    def rise(shared):
+        return np.sin(np.pi / 2 * np.clip(depth / max(shared - 2 * margin, 1), 0, 1)) ** 2
+
+    weights = np.ones((len(starts), tile))
+    for i, shared in enumerate(starts[:-1] + tile - starts[1:]):
+        weights[i + 1] *= rise(shared)
+        weights[i] *= rise(shared)[::-1]
     total = np.zeros(side)
     for a, weight in zip(starts, weights, strict=True):
         total[a : a + tile] += weight

@@ -112,18 +112,9 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
             package that is not installed, with the command; for an
             official file that is not what it should be; for weights that do not make up the network or are not finite.
     """
-    if name not in NETWORKS:
-        raise UserError(f"there are weights of {', '.join(NETWORKS)}, not of {name!r}")
-    network = NETWORKS[name]
-    if path is None and network.package:
-        files = [_in_package(name, *network.package)]
-    elif path is None:
-        folder = Path(cache_dir).expanduser() if cache_dir else cache.root() / "weights"
-        files = [_official(file, folder, name, timeout) for file in network.files]
-    else:
-        files = _named(Path(path).expanduser(), name)
+    files = find(name, path, cache_dir, timeout)
     parts = [tensors.read_weights(file) for file in files]
-    shapes = network.shapes()
+    shapes = NETWORKS[name].shapes()
     weights = parts[0] if len(parts) == 1 else _join(*parts, shapes)
     try:
         weights = layers.select(weights, shapes, name)
@@ -136,6 +127,19 @@ def load(name, path=None, cache_dir=None, timeout=60.0):
     return weights, {"name": name, "files": [{"file": str(file), "sha256": _sha256(file)} for file in files]}
 
 
+def find(name, path=None, cache_dir=None, timeout=60.0) -> list[Path]:
+    """The files that `load` reads, downloaded if need be but not read yet; raises its errors of what is missing."""
+    if name not in NETWORKS:
+        raise UserError(f"there are weights of {', '.join(NETWORKS)}, not of {name!r}")
+    network = NETWORKS[name]
+    if path is not None:
+        return _named(Path(path).expanduser(), name)
+    if network.package:
+        return [_in_package(name, *network.package)]
+    folder = Path(cache_dir).expanduser() if cache_dir else cache.root() / "weights"
+    return [_official(file, folder, name, timeout) for file in network.files]
+
+
 def _in_package(name, package, file):
     # Found, not imported: a package of weights has nothing to run.
     found = importlib.util.find_spec(package)
@@ -146,6 +150,8 @@ def _in_package(name, package, file):
 
 def _named(path, name):
     """The person's files: the one, or a folder's of the network's own name, or of the official names."""
+    if not path.exists():
+        raise UserError(f"{shown(path)}: there is no such file or folder of weights")
     if not path.is_dir():
         return [path]
     for suffix in (".safetensors", ".pth", ".pt", ".bin"):

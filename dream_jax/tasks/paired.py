@@ -40,7 +40,7 @@ def paired(
     if residual and not alike:
         raise UserError(
             f"task.residual = True: task.target = {target!r} of {channels} channels has no difference to a condition "
-            f"of {condition_channels}; it is for pictures of as many channels"
+            f"of {condition_channels}, only pictures of as many channels have; set task.residual=False"
         )
     fields = {
         "columns": lambda observed, baseline: {"condition": observed},

@@ -229,7 +229,7 @@ def test_unusable_pictures_are_all_named_and_left_out_only_on_request(folder, pr
     # A picture that is too small is told from one that cannot be read.
     for file in folder.glob("text*"):
         file.unlink()
-    with pytest.raises(UserError, match="30x7 is smaller than the crop of 8"):
+    with pytest.raises(UserError, match=r"30x7 is smaller than the crop of 8 \(image_size\)"):
         prepare(folder, eval_percent=40)
 
 

@@ -147,6 +147,13 @@ def test_the_report_opens_in_a_browser(compared, tmp_path):
     assert "CONSOLE" not in shown.stderr
 
 
+def test_missing_weights_are_said_before_training(tmp_path):
+    missing = f"--config.evaluation.weights={tmp_path / 'none.pth'}"
+    chosen = comparison.load(write(tmp_path, TWO), ["--config.evaluation.learned=efficientnet_lite0", missing])
+    with pytest.raises(UserError, match=r"none\.pth"):
+        comparison.advance(chosen, tmp_path / "work", lambda config, workdir: pytest.fail("trained"), QUIET)
+
+
 def test_points_may_be_seconds(tmp_path):
     """Of a machine whose rate changes: each turn ends near the point, and is not made again."""
     every, rates, ends = 10, itertools.chain((50.0, 100.0), itertools.repeat(80.0)), []

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 from stand_ins import fake, nothing, pictures_of
 
+from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
 from dream_jax.evaluation import inputs
 from dream_jax.tasks import value_range
@@ -29,6 +30,15 @@ def test_a_classical_method_shows_its_name_and_how_far_it_is():
     assert "non-local means" in file.getvalue() and "2/2" in file.getvalue()
     inputs.make_inputs(model.experiment, pictures_of(model), console=Console(file=file))
     assert file.getvalue().count("non-local means") == 1, "which was not asked for"
+
+
+def test_pictures_of_which_a_mask_leaves_something_to_paint_are_counted():
+    model = fake(nothing, "task.name=inpainting")
+    pictures = pictures_of(model)
+    masks = np.zeros((*pictures.shape[:3], 1), np.uint8)
+    masks[0, :3] = 255
+    assert inputs.make_inputs(model.experiment, Pair(pictures, masks)).painted == 1
+    assert inputs.make_inputs(model.experiment, pictures).painted == len(pictures) == 2
 
 
 def test_unconditional_models_draw_from_nothing():

@@ -3,12 +3,14 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from rich.console import Console
 from safetensors.numpy import save_file
 from stand_ins import QUIET, fake, its_input, nothing, pictures_of, random_weights
 
-from dream_jax import metrics
+from dream_jax import commands, metrics
 from dream_jax.__main__ import main
+from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
 from dream_jax.evaluation import measuring, tables
 from dream_jax.evaluation.inputs import make_inputs
@@ -41,6 +43,19 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_work(tiny_workdir,
     for output in ("table.txt", "folder.json"):
         assert main(["evaluate", "--workdir", str(tiny_workdir), "--output", str(tmp_path / output)]) == 2
         assert output in capsys.readouterr().err
+
+
+def test_masks_that_leave_nothing_to_paint_are_said():
+    model = fake(nothing, "task.name=inpainting")
+    pictures = pictures_of(model)
+    masks = np.zeros((*pictures.shape[:3], 1), np.uint8)
+    masks[0, :3] = 255
+    for first, said in ((0, "in 1 of 2 pictures the mask leaves nothing to paint"), (255, None)):
+        masks[1] = first
+        record, _ = measuring.evaluate({"a": model}, Pair(pictures, masks), QUIET)
+        assert [note for note in record["notes"] if "mask" in note] == [note for note in record["notes"] if said]
+        assert said is None or said in record["notes"][-1]
+        assert np.isinf(record["rows"][-1]["psnr"]) == (said is not None)
 
 
 def test_models_are_measured_side_by_side_over_samplers_steps_and_seeds(tmp_path, capsys):
@@ -114,6 +129,13 @@ def test_learned_measures_say_which_file_is_missing(tmp_path):
     model = fake(nothing, "evaluation.learned=lpips_alex,", f"evaluation.weights={tmp_path}")
     with pytest.raises(UserError, match="alexnet"):
         measuring.evaluate({"a": model}, pictures_of(model), QUIET)
+
+
+def test_missing_weights_are_said_before_training(tmp_path):
+    config = tiny.tiny_config("evaluation.learned=efficientnet_lite0,", f"evaluation.weights={tmp_path / 'none.pth'}")
+    with pytest.raises(UserError, match=r"none\.pth"):
+        commands.train_and_evaluate(config, tmp_path / "run", QUIET)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_networks_weights_from_a_persons_folder_are_used_and_recorded(tmp_path):

@@ -40,6 +40,14 @@ def test_a_table_is_written_when_its_pictures_are(tmp_path):
     assert not tables.is_written(path, 3)
 
 
+def test_nothing_is_gained_over_what_is_infinite():
+    gains = [
+        tables._cell("psnr", {"sampler": "ddim", "psnr": value}, {"psnr": baseline})
+        for value, baseline in ((20.0, 19.0), (np.inf, np.inf), (20.0, np.inf))
+    ]
+    assert gains == ["20.00 (+1.00)", "inf", "20.00"]
+
+
 CONSERVATIVE = (
     *("objective.name=conservative_dream", "objective.kind=eps", "schedule.continuous=False"),
     *("task.name=unconditional", "task.residual=False"),

@@ -120,6 +120,20 @@ def test_what_is_to_be_known_of_data_is_said_of_held_out_pictures():
         assert any("held-out pictures are a's" in note for note in notes) != given
 
 
+def test_pictures_of_a_folder_that_are_not_measured_are_counted():
+    models, source = {"a": fake(nothing, "evaluation.pictures=2")}, source_of(3 * pictures((32, 32)))
+    notes = [whole.evaluate(models, source, QUIET, given=given)[0]["notes"] for given in (True, False)]
+    asked = [[note for note in some if "evaluation.pictures=3" in note] for some in notes]
+    assert asked == [["the first 2 of 3; --config.evaluation.pictures=3 measures all"], []]
+
+
+def test_results_that_are_the_original_itself_are_said():
+    # Of one colour, enlarging gives a picture back.
+    source = source_of([*pictures((32, 32)), np.full((32, 32, 3), 90, np.uint8)])
+    notes = whole.evaluate({"a": fake(nothing)}, source, QUIET)[0]["notes"]
+    assert "infinite PSNR, dB: 1 results are the original itself, p1.png the first" in notes
+
+
 @pytest.mark.parametrize(
     ("option", "reason"),
     [

@@ -124,7 +124,7 @@ def test_copies_and_masks_are_no_pages():
         (b"\0\0\0\x18ftypheic" + bytes(40), "pip install pillow-heif"),
         (b"BM" + bytes(40), "BMP"),
         (b"words", "no known picture format"),
-        (b"", "no known picture format"),
+        (b"", "it is empty, which is no known picture format"),
     ],
 )
 def test_a_format_is_not_called_unknown_for_its_content(tmp_path, start, said):

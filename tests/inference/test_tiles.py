@@ -91,6 +91,17 @@ def test_no_seam_shows():
     assert steps[0] > 0.2 and steps[1] < 0.04
 
 
+@pytest.mark.parametrize(
+    ("side", "tile", "overlap", "align"), [(1280, 512, 64, 8), (1664, 512, 64, 8), (240, 160, 16, 1)]
+)
+def test_tiles_are_blended_over_all_that_they_share(side, tile, overlap, align):
+    starts, weights = (make(side, tile, overlap, align) for make in (tiles.offsets, tiles.windows))
+    shared = tile - np.diff(starts)
+    assert np.all(shared > overlap)
+    # A squared sine over so many pixels is nowhere steeper.
+    assert np.abs(np.diff(weights)).max() <= np.pi / 2 / (shared.min() - 2 * (overlap // 4))
+
+
 def test_devices_share_a_group():
     program = """
 import jax, numpy as np

@@ -261,7 +261,12 @@ def test_several_samples(tiny_workdir, tmp_path, capsys):
     assert run(*where, "--samples", 2, "--seed", 2) == 0
     assert "1 enlarged" in (said := capsys.readouterr().out) and "1 already there" in said
     np.testing.assert_array_equal(images.read(tmp_path / "high" / names[1]), second)
-    assert run(tiny_workdir, tmp_path / "low/a.png", tmp_path / "alone.png", "--seed", 3) == 0
+    said = {}
+    for more in (), ("--samples", 2):
+        assert run(tiny_workdir, tmp_path / "low/a.png", tmp_path / "alone.png", "--seed", 3, *more) == 0
+        said[more] = capsys.readouterr().out.replace("\n", "")
+    assert "into" in said[()] and "alone.png" in said[()] and "alone.png" not in said["--samples", 2]
+    assert "alone-seed3.png and 1 more" in said["--samples", 2]
     np.testing.assert_array_equal(images.read(tmp_path / "alone.png"), third)
 
 

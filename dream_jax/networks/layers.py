@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from dream_jax.errors import UserError
-from dream_jax.networks import convolution, normalization
+from dream_jax.networks import convolution, dropout, normalization
 
 
 def group_norm(x, groups: int, *, name: str, dtype, param_dtype, **beside):
@@ -51,34 +51,24 @@ class GroupNorm(nn.Module):
 class Dropout(nn.Module):
     """Dropout whose masks depend on each example's key and the layer's place in the network, on nothing else.
 
-    Not on the batch, its order, its size or its sharding, and not on the compute dtype. Random bits are dear on CPU, so
-    one word decides for two values: the rate is rounded to 1 / 65536.
+    Not on the batch, its order, its size or its sharding, and not on the compute dtype.
     """
 
     rate: float
 
-    @property
-    def dropped(self) -> float:
-        """The rate as it is."""
-        return round(self.rate * 2**16) / 2**16
-
-    def kept(self, shape, keys=None):
-        """Which values stay, bool of the shape [B, ..., C]; None for all. keys: [B] typed PRNG keys, or None."""
+    def words(self, keys=None):
+        """What `dropout.kept` takes, uint32 [B, 2]; None for no dropout. keys: [B] typed threefry keys, or None."""
         if keys is None or self.rate == 0:
             return None
         layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
-        *shape, channels = shape[1:]
-
-        def mask(key):
-            bits = jax.random.bits(jax.random.fold_in(key, layer), (*shape, -(-channels // 2)), jnp.uint32)
-            return jnp.concatenate([bits >> 16, bits & 0xFFFF], axis=-1)[..., :channels] >= round(self.rate * 2**16)
-
-        return jax.vmap(mask)(keys)
+        return jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys))[:, :2]
 
     def __call__(self, x, keys=None):
         """x: [B, ...]; keys: [B] typed PRNG keys, or None for the identity."""
-        kept = self.kept(x.shape, keys)
-        return x if kept is None else jnp.where(kept, x / (1 - self.dropped), jnp.zeros((), x.dtype))
+        words = self.words(keys)
+        if words is None:
+            return x
+        return jnp.where(dropout.kept(words, x.shape, self.rate), x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
 class ResBlock(nn.Module):
@@ -114,9 +104,8 @@ class ResBlock(nn.Module):
             shift = shift[None] * factor + level
         else:
             shift = shift[None] + nn.Dense(self.features, name="level", **options)(embedding)
-        dropout = Dropout(self.dropout, name="dropout")
-        kept = dropout.kept(h.shape, dropout_keys)
-        beside = {"factor": factor, "shift": shift, "silu": True, "kept": kept, "rate": dropout.dropped}
+        words = Dropout(self.dropout, name="dropout").words(dropout_keys)
+        beside = {"factor": factor, "shift": shift, "silu": True, "words": words, "rate": self.dropout}
         h = group_norm(h, self.norm_groups, name="norm_1", **beside, **types)
         h = convolution.conv(self.features, name="conv_1", **options)(h)
         pictures = x if isinstance(x, tuple) else (x,)

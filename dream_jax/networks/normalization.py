@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dream_jax.networks import dropout
+
 _EPSILON = 1e-5
 
 
 def normalize(
-    pictures: Sequence[jax.Array], scale, bias, groups: int, dtype, *, factor=1, shift=0, silu=False, kept=None, rate=0
+    pictures: Sequence[jax.Array], scale, bias, groups: int, dtype, *, factor=1, shift=0, silu=False, words=None, rate=0
 ):
     """GroupNorm of `factor * x + shift`, then SiLU, then dropout; x is the pictures side by side, never written out.
 
@@ -26,7 +28,7 @@ def normalize(
       dtype: of the result.
       factor, shift: [B, C] or broadcast to it.
       silu: whether SiLU follows.
-      kept: bool [B, H, W, C], which values dropout keeps; None for no dropout.
+      words: uint32 [B, 2], of which `dropout.kept` makes what dropout keeps; None for no dropout.
       rate: of dropout.
 
     Returns:
@@ -38,22 +40,23 @@ def normalize(
     scale, bias, factor, shift = (
         jnp.broadcast_to(p, rows.shape).astype(wide) + rows for p in (scale, bias, factor, shift)
     )
-    return _normalize(tuple(pictures), scale, bias, factor, shift, kept, groups, dtype, silu, rate)
+    return _normalize(tuple(pictures), scale, bias, factor, shift, words, groups, dtype, silu, rate)
 
 
 # Jitted, so that layers of one shape are traced and differentiated once: tracing is most of a start whose program is
 # compiled already.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
 @functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
-def _normalize(pictures, scale, bias, factor, shift, kept, *static):
-    return _forward(pictures, scale, bias, factor, shift, kept, *static)[0]
+def _normalize(pictures, scale, bias, factor, shift, words, *static):
+    return _forward(pictures, scale, bias, factor, shift, words, *static)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
-def _forward(pictures, scale, bias, factor, shift, kept, groups, dtype, silu, rate):
+def _forward(pictures, scale, bias, factor, shift, words, groups, dtype, silu, rate):
     moments = [jnp.concatenate(each, axis=-1) for each in zip(*map(_moments, pictures), strict=True)]
     rows = *moments, scale, bias, factor, shift
     slope, offset = _line(*rows, groups)
+    kept = _kept(pictures, words, rate)
 
     def result(x, columns):
         z = _row(slope, columns) * (x.astype(slope.dtype) - _row(moments[0], columns)) + _row(offset, columns)
@@ -61,12 +64,12 @@ def _forward(pictures, scale, bias, factor, shift, kept, groups, dtype, silu, ra
         return z if kept is None else jnp.where(kept[..., columns], z / (1 - rate), 0)
 
     y = jnp.concatenate([result(x, columns) for x, columns in _columns(pictures)], axis=-1)
-    return y.astype(dtype), (pictures, rows, kept)
+    return y.astype(dtype), (pictures, rows, words)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _backward(groups, dtype, silu, rate, saved, g):
-    pictures, rows, kept = saved
+    pictures, rows, words = saved
     (slope, offset), transpose = jax.vjp(functools.partial(_line, groups=groups), *rows)
     mean = rows[0]
 
@@ -81,7 +84,7 @@ def _backward(groups, dtype, silu, rate, saved, g):
             g = g * gate * (1 + z * (1 - gate))
         return x, g
 
-    sums = []
+    sums, kept = [], _kept(pictures, words, rate)
     for x, columns in _columns(pictures):
         x, to_line = centred_and_gradient(x, g, kept, columns)
         sums.append(_pixel_sums(to_line * x, to_line))
@@ -89,7 +92,9 @@ def _backward(groups, dtype, silu, rate, saved, g):
     if jax.default_backend() != "cpu":
         # Computed a second time, from the same arrays, what the sums were of: else it would be written out in float32.
         # (XLA:CPU does as it should by itself, and a train step is 12% slower with the barrier.)
-        (to_slope, to_offset), pictures, g, kept = lax.optimization_barrier(((to_slope, to_offset), pictures, g, kept))
+        again = (to_slope, to_offset), pictures, g, words
+        (to_slope, to_offset), pictures, g, words = lax.optimization_barrier(again)
+        kept = _kept(pictures, words, rate)
     to_mean, to_variance, *others = transpose((to_slope, to_offset))
     to_mean -= slope * to_offset
     pixels = pictures[0].shape[1] * pictures[0].shape[2]
@@ -141,6 +146,11 @@ def _line(mean, variance, scale, bias, factor, shift, groups):
     centred = mean - group_mean(mean)
     slope = scale * lax.rsqrt(group_mean(jnp.square(factor) * variance + jnp.square(centred)) + _EPSILON)
     return slope * factor, slope * centred + bias
+
+
+def _kept(pictures, words, rate):
+    shape = *pictures[0].shape[:3], sum(x.shape[-1] for x in pictures)
+    return None if words is None else dropout.kept(words, shape, rate)
 
 
 def _columns(pictures):

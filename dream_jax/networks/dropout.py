@@ -15,14 +15,14 @@ def kept(words, shape, rate: float):
     word. It only spreads the words' randomness: they come from a generator and are not counted up.
 
     Args:
-      words: uint32 [B, 2].
+      words: two uint32 [B].
       shape: [B, ...], of fewer than 2^32 values each.
       rate: 0 to 1, the share that is dropped.
 
     Returns:
       bool of that shape.
     """
-    first, second = (words[:, n].reshape(-1, *(1,) * (len(shape) - 1)) for n in range(2))
+    first, second = (word.reshape(-1, *(1,) * (len(shape) - 1)) for word in words)
     place = lax.iota(jnp.uint32, math.prod(shape[1:])).reshape(1, *shape[1:])
     return _mixed(_mixed(place ^ first) ^ second) >= np.uint32(int(rate * 2**32))
 

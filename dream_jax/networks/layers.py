@@ -57,11 +57,12 @@ class Dropout(nn.Module):
     rate: float
 
     def words(self, keys=None):
-        """What `dropout.kept` takes, uint32 [B, 2]; None for no dropout. keys: [B] typed threefry keys, or None."""
+        """What `dropout.kept` takes, two uint32 [B]; None for no dropout. keys: [B] typed threefry keys, or None."""
         if keys is None or self.rate == 0:
             return None
         layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
-        return jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys))[:, :2]
+        words = jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys))
+        return words[:, 0], words[:, 1]
 
     def __call__(self, x, keys=None):
         """x: [B, ...]; keys: [B] typed PRNG keys, or None for the identity."""

@@ -117,11 +117,10 @@ def test_dropout_of_one_value_says_nothing_of_another(rate):
 
 
 def test_masks_are_of_words_and_place_alone():
-
-    words = np.asarray(jax.random.bits(jax.random.key(0), (6, 2), jnp.uint32))
-    whole = np.asarray(dropout.kept(jnp.asarray(words), (6, 3, 5, 7), 0.3))
+    words = np.asarray(jax.random.bits(jax.random.key(0), (2, 6), jnp.uint32))
+    whole = np.asarray(dropout.kept(words, (6, 3, 5, 7), 0.3))
     for rows in (slice(0, 1), slice(2, 6), slice(None, None, -1)):
-        part = jax.jit(dropout.kept, static_argnums=(1, 2))(words[rows], (len(words[rows]), 3, 5, 7), 0.3)
+        part = jax.jit(dropout.kept, static_argnums=(1, 2))(tuple(words[:, rows]), (len(whole[rows]), 3, 5, 7), 0.3)
         np.testing.assert_array_equal(part, whole[rows])
 
     def mixed(x):
@@ -131,7 +130,7 @@ def test_masks_are_of_words_and_place_alone():
 
     # Python's own whole numbers.
     for row, h, w, c in [(0, 0, 0, 0), (3, 1, 4, 2), (5, 2, 4, 6)]:
-        first, second = map(int, words[row])
+        first, second = map(int, words[:, row])
         number = mixed(mixed((h * 5 + w) * 7 + c ^ first) ^ second)
         assert whole[row, h, w, c] == (number >= 0.3 * 2**32)
 
@@ -139,7 +138,7 @@ def test_masks_are_of_words_and_place_alone():
 def test_no_rate_is_no_dropout():
     keys = keys_of_rows(2)
     assert layers.Dropout(0.0).words(keys) is None and layers.Dropout(0.5).words(None) is None
-    words = jax.random.key_data(keys)
+    words = tuple(jax.random.key_data(keys).T)
     assert np.all(dropout.kept(words, (2, 64, 64, 8), 0.0))
     assert np.mean(dropout.kept(words, (2, 64, 64, 8), np.nextafter(1.0, 0))) < 1e-3
 
@@ -169,7 +168,7 @@ def inputs_of_normalize(dtype, batch=2):
     draw = np.random.default_rng(0).normal
     pictures = tuple(jnp.asarray(3 + draw(size=(batch, 6, 5, n)), dtype) for n in (8, 4))
     rows = [jnp.asarray(1 + draw(size=shape), dtype) for shape in [(12,), (12,), (batch, 12), (batch, 12)]]
-    return (pictures, *rows), jax.random.bits(jax.random.key(1), (batch, 2), jnp.uint32)
+    return (pictures, *rows), tuple(jax.random.bits(jax.random.key(1), (2, batch), jnp.uint32))
 
 
 def plain_normalize(pictures, scale, bias, factor, shift, kept, silu, groups=3, rate=0.25):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dream_jax.networks import products
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -140,28 +142,11 @@ def wide_conv(features: int, dtype, **options) -> nn.Conv:
     if dtype == wide:
         return conv(features, dtype=dtype, **options)
 
-    def products(x, w, strides, padding, **_):
-        return _wide_conv(x.astype(dtype), w.astype(dtype), strides, padding, wide)
+    def wide_products(x, w, strides, padding, **_):
+        product = functools.partial(conv_general_dilated, window_strides=strides, padding=padding)
+        return products.wide(product, x.astype(dtype), w.astype(dtype))
 
-    return conv(features, dtype=wide, conv_general_dilated=products, **options)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _wide_conv(x, w, strides, padding, wide):
-    return conv_general_dilated(x, w, strides, padding, preferred_element_type=wide)
-
-
-def _wide_conv_forward(x, w, *static):
-    return _wide_conv(x, w, *static), (x, w)
-
-
-def _wide_conv_backward(strides, padding, wide, saved, g):
-    # Of the operands' type, as of every other convolution: lax has no gradient of two types.
-    _, transpose = jax.vjp(lambda x, w: conv_general_dilated(x, w, strides, padding), *saved)
-    return transpose(g.astype(saved[0].dtype))
-
-
-_wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
+    return conv(features, dtype=wide, conv_general_dilated=wide_products, **options)
 
 
 def double_size_conv(features: int, **options) -> nn.Conv:
@@ -177,6 +162,23 @@ def double_size_conv(features: int, **options) -> nn.Conv:
         conv_general_dilated=_interleaved_conv,
         **options,
     )
+
+
+def enlarged_conv(features: int, **options) -> nn.Conv:
+    """`conv` of the picture with each pixel repeated 2 x 2: [B, H, W, C] -> [B, 2H, 2W, features].
+
+    At less than half of its products, and the repeated picture is never written out.
+    """
+    return conv(features, conv_general_dilated=_repeated_conv, **options)
+
+
+def _repeated_conv(x, w, *_, **options):
+    # A repeated pixel is a pixel between zeros, spread over 2 x 2; so the kernel is spread in its place.
+    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    for axis in (0, 1):
+        after, before = (jnp.pad(wide, [(n, 1 - n) if a == axis else (0, 0) for a in range(4)]) for n in (0, 1))
+        wide = after + before
+    return _interleaved_conv(x, wide.astype(w.dtype), **options)
 
 
 def _interleaved_conv(x, w, *_, precision=None, **__):

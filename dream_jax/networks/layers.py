@@ -1,5 +1,6 @@
 """Layers that the networks share. Pictures are NHWC; a noise level is one number per example."""
 
+import functools
 import itertools
 import math
 import zlib
@@ -12,7 +13,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from dream_jax.errors import UserError
-from dream_jax.networks import convolution, dropout, normalization
+from dream_jax.networks import convolution, dropout, normalization, products
 
 
 def group_norm(x, groups: int, *, name: str, dtype, param_dtype, **beside):
@@ -163,8 +164,7 @@ class Attention(nn.Module):
         if _has_cudnn_attention(q):
             h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         else:
-            wide = jnp.promote_types(q.dtype, jnp.float32)
-            logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide)
+            logits = products.wide(functools.partial(jnp.einsum, "bqhc,bkhc->bhqk"), q, k)
             weights = nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
             h = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
         h = h.reshape(x.shape)

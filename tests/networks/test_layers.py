@@ -1,4 +1,5 @@
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -280,3 +281,23 @@ def test_fused_attention_is_asked_for_what_is_computed_without_it(monkeypatch):
         np.float32(attention.apply(params, x)), np.float32(plain), atol=2e-2 * float(jnp.abs(plain).max())
     )
     assert asked == ["cudnn"]
+
+
+def test_narrow_attention_has_narrow_products():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 16))
+
+    def attention(dtype):
+        return layers.Attention(4, 1, True, dtype, jnp.float32, nn.initializers.lecun_normal())
+
+    def gradient(dtype):
+        return jax.grad(
+            lambda params, x: jnp.sum(jnp.sin(attention(dtype).apply(params, x).astype(jnp.float32))), (0, 1)
+        )
+
+    params = attention(jnp.float32).init(jax.random.key(1), x)
+    program = jax.jit(gradient(jnp.bfloat16)).lower(params, x.astype(jnp.bfloat16)).as_text()
+    operands = re.findall(r"dot_general.*: \(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\)", program)
+    assert len(operands) >= 12 and set(operands) == {("bf16", "bf16")}
+    found, wanted = (gradient(dtype)(params, x.astype(dtype)) for dtype in (jnp.bfloat16, jnp.float32))
+    for ours, exact in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        assert float(jnp.abs(ours.astype(jnp.float32) - exact).max()) <= 0.05 * float(jnp.abs(exact).max())

@@ -187,8 +187,9 @@ def _interleaved_conv(x, w, *_, precision=None, **__):
     # (and XLA:CPU has no fast convolution of an interleaved picture).
     batch, height, width, channels = x.shape
     w = w.reshape(2, 2, 2, 2, channels, -1).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, channels, -1)
-    # Padded beforehand, or XLA:CPU swaps the operands of the weight's gradient into a form that is not fast.
-    y = conv_general_dilated(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), w, (1, 1), "VALID", precision=precision)
+    # Padded beforehand, or XLA swaps the operands of the weight's gradient into a form that is not fast.
+    x = lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    y = conv_general_dilated(x, w, (1, 1), "VALID", precision=precision)
     y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)
     y = jnp.stack([y[:, :-1, :, 0], y[:, 1:, :, 1]], axis=2)
     y = jnp.stack([y[:, :, :, :-1, 0], y[:, :, :, 1:, 1]], axis=4)

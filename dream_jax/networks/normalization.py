@@ -71,6 +71,8 @@ def _forward(pictures, scale, bias, factor, shift, words, groups, dtype, silu, r
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _backward(groups, dtype, silu, rate, saved, g):
     pictures, (pivot, first, second), (slope, middle, deviation), line, scale, words = saved
+    # The mask is computed anew, or the compiler keeps the forward pass's.
+    words = lax.optimization_barrier(words)
 
     def shifted_and_gradient(x, g, kept, columns):
         """x - pivot, and the gradient with respect to what SiLU is of."""

@@ -124,16 +124,14 @@ def test_masks_are_of_words_and_place_alone():
         part = jax.jit(dropout.kept, static_argnums=(1, 2))(tuple(words[:, rows]), (len(whole[rows]), 3, 5, 7), 0.3)
         np.testing.assert_array_equal(part, whole[rows])
 
-    def mixed(x):
-        x = (x ^ x >> 16) * 0x7FEB352D % 2**32
-        x = (x ^ x >> 15) * 0x846CA68B % 2**32
-        return x ^ x >> 16
-
     # Python's own whole numbers.
     for row, h, w, c in [(0, 0, 0, 0), (3, 1, 4, 2), (5, 2, 4, 6)]:
         first, second = map(int, words[:, row])
-        number = mixed(mixed((h * 5 + w) * 7 + c ^ first) ^ second)
-        assert whole[row, h, w, c] == (number >= 0.3 * 2**32)
+        x = (h * 5 + w) * 7 + c ^ first
+        x = (x ^ x >> 17) * 0xED5AD4BB % 2**32
+        x = (x ^ x >> 11 ^ second) * 0xAC4C1B51 % 2**32
+        x = (x ^ x >> 15) * 0x31848BAB % 2**32
+        assert whole[row, h, w, c] == (x >= 0.3 * 2**32)
 
 
 def test_no_rate_is_no_dropout():

@@ -163,7 +163,8 @@ def _standard(pivot, first, second, factor, shift, groups):
     mean, square = _group_means(
         groups, factor * first + start, factor * (factor * second + 2 * start * first) + jnp.square(start)
     )
-    deviation = jnp.sqrt(square - jnp.square(mean) + _EPSILON)
+    # Rounding makes the variance of one value, which is 0, negative.
+    deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + _EPSILON)
     return factor / deviation, (start - mean) / deviation, deviation
 
 

@@ -245,6 +245,20 @@ def test_normalize_under_remat_in_a_scan_in_shard_map():
         np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_pictures_of_one_colour_have_no_variance(dtype):
+    for value in (0.0, 77.5, 201.0, 3072.0):
+        pictures = (jnp.full((1, 12, 10, 12), value, dtype),)
+
+        def value_of(pictures):
+            y = normalization.normalize(pictures, jnp.ones(12), jnp.full(12, 3.0), 3, jnp.dtype(jnp.float32))
+            return jnp.sum(y * jnp.arange(12.0)[None, None, None]), y
+
+        (_, y), gradient = jax.value_and_grad(value_of, has_aux=True)(pictures)
+        np.testing.assert_allclose(y, 3, atol=5e-4 * value)
+        assert np.all(np.isfinite(np.float32(gradient[0])))
+
+
 def test_dense_of_pictures_side_by_side_is_flax_own():
     draw = np.random.default_rng(0).normal
     pictures = [jnp.asarray(draw(size=(2, 3, 3, n)), jnp.float32) for n in (4, 2)]

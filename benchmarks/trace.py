@@ -15,7 +15,7 @@ OPERATIONS = {
     "convolutions, input gradients": r"convBackwardInput",
     "convolutions": r"\$conv|cudnn\$fusion|convolution",
     "matrix products": r"\bdot\b|cublas|gemm",
-    "random bits": r"rng|shift-right-logical.*\bxor\b",
+    "random bits": r"rng|shift-left.*\bxor\b",
 }
 IN_NETWORK = {
     "attention": r"attention|softmax",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dream_jax.networks import products
 from dream_jax.networks.parameters import Conv
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -142,28 +143,11 @@ def wide_conv(features: int, dtype, **options) -> Conv:
     if dtype == wide:
         return conv(features, dtype=dtype, **options)
 
-    def products(x, w, strides, padding, **_):
-        return _wide_conv(x.astype(dtype), w.astype(dtype), strides, padding, wide)
+    def wide_products(x, w, strides, padding, **_):
+        product = functools.partial(conv_general_dilated, window_strides=strides, padding=padding)
+        return products.wide(product, x.astype(dtype), w.astype(dtype))
 
-    return conv(features, dtype=wide, conv_general_dilated=products, **options)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _wide_conv(x, w, strides, padding, wide):
-    return conv_general_dilated(x, w, strides, padding, preferred_element_type=wide)
-
-
-def _wide_conv_forward(x, w, *static):
-    return _wide_conv(x, w, *static), (x, w)
-
-
-def _wide_conv_backward(strides, padding, wide, saved, g):
-    # Of the operands' type, as of every other convolution: lax has no gradient of two types.
-    _, transpose = jax.vjp(lambda x, w: conv_general_dilated(x, w, strides, padding), *saved)
-    return transpose(g.astype(saved[0].dtype))
-
-
-_wide_conv.defvjp(_wide_conv_forward, _wide_conv_backward)
+    return conv(features, dtype=wide, conv_general_dilated=wide_products, **options)
 
 
 def double_size_conv(features: int, **options) -> Conv:
@@ -181,14 +165,32 @@ def double_size_conv(features: int, **options) -> Conv:
     )
 
 
+def enlarged_conv(features: int, **options) -> Conv:
+    """`conv` of the picture with each pixel repeated 2 x 2: [B, H, W, C] -> [B, 2H, 2W, features].
+
+    At less than half of its products, and the repeated picture is never written out.
+    """
+    return conv(features, conv_general_dilated=_repeated_conv, **options)
+
+
+def _repeated_conv(x, w, *_, **options):
+    # A repeated pixel is a pixel between zeros, spread over 2 x 2; so the kernel is spread in its place.
+    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    for axis in (0, 1):
+        after, before = (jnp.pad(wide, [(n, 1 - n) if a == axis else (0, 0) for a in range(4)]) for n in (0, 1))
+        wide = after + before
+    return _interleaved_conv(x, wide.astype(w.dtype), **options)
+
+
 def _interleaved_conv(x, w, *_, precision=None, **__):
     # Of the 4 x 4 kernel each output pixel meets only the 2 x 2 values that fall on no zero: even ones for outputs at
     # even places, odd ones for odd. So one 2 x 2 convolution makes all four kinds, at a quarter of the products
     # (and XLA:CPU has no fast convolution of an interleaved picture).
     batch, height, width, channels = x.shape
     w = w.reshape(2, 2, 2, 2, channels, -1).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, channels, -1)
-    # Padded beforehand, or XLA:CPU swaps the operands of the weight's gradient into a form that is not fast.
-    y = conv_general_dilated(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), w, (1, 1), "VALID", precision=precision)
+    # Padded beforehand, or XLA swaps the operands of the weight's gradient into a form that is not fast.
+    x = lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+    y = conv_general_dilated(x, w, (1, 1), "VALID", precision=precision)
     y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)
     y = jnp.stack([y[:, :-1, :, 0], y[:, 1:, :, 1]], axis=2)
     y = jnp.stack([y[:, :, :, :-1, 0], y[:, :, :, 1:, 1]], axis=4)

@@ -14,7 +14,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from dream_jax.errors import UserError
-from dream_jax.networks import convolution, normalization
+from dream_jax.networks import convolution, dropout, normalization, products
 from dream_jax.networks.parameters import Layer
 
 
@@ -54,34 +54,25 @@ class GroupNorm(Layer):
 class Dropout(nn.Module):
     """Dropout whose masks depend on each example's key and the layer's place in the network, on nothing else.
 
-    Not on the batch, its order, its size or its sharding, and not on the compute dtype. Random bits are dear on CPU, so
-    one word decides for two values: the rate is rounded to 1 / 65536.
+    Not on the batch, its order, its size or its sharding, and not on the compute dtype.
     """
 
     rate: float
 
-    @property
-    def dropped(self) -> float:
-        """The rate as it is."""
-        return round(self.rate * 2**16) / 2**16
-
-    def kept(self, shape, keys=None):
-        """Which values stay, bool of the shape [B, ..., C]; None for all. keys: [B] typed PRNG keys, or None."""
+    def words(self, keys=None):
+        """What `dropout.kept` takes, two uint32 [B]; None for no dropout. keys: [B] typed threefry keys, or None."""
         if keys is None or self.rate == 0:
             return None
         layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
-        *shape, channels = shape[1:]
-
-        def mask(key):
-            bits = jax.random.bits(jax.random.fold_in(key, layer), (*shape, -(-channels // 2)), jnp.uint32)
-            return jnp.concatenate([bits >> 16, bits & 0xFFFF], axis=-1)[..., :channels] >= round(self.rate * 2**16)
-
-        return jax.vmap(mask)(keys)
+        words = jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys))
+        return words[:, 0], words[:, 1]
 
     def __call__(self, x, keys=None):
         """x: [B, ...]; keys: [B] typed PRNG keys, or None for the identity."""
-        kept = self.kept(x.shape, keys)
-        return x if kept is None else jnp.where(kept, x / (1 - self.dropped), jnp.zeros((), x.dtype))
+        words = self.words(keys)
+        if words is None:
+            return x
+        return jnp.where(dropout.kept(words, x.shape, self.rate), x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
 class ResBlock(nn.Module):
@@ -117,9 +108,8 @@ class ResBlock(nn.Module):
             shift = shift[None] * factor + level
         else:
             shift = shift[None] + Dense(self.features, name="level", **options)(embedding)
-        dropout = Dropout(self.dropout, name="dropout")
-        kept = dropout.kept(h.shape, dropout_keys)
-        beside = {"factor": factor, "shift": shift, "silu": True, "kept": kept, "rate": dropout.dropped}
+        words = Dropout(self.dropout, name="dropout").words(dropout_keys)
+        beside = {"factor": factor, "shift": shift, "silu": True, "words": words, "rate": self.dropout}
         h = group_norm(h, self.norm_groups, name="norm_1", **beside, **types)
         h = convolution.conv(self.features, name="conv_1", **options)(h)
         pictures = x if isinstance(x, tuple) else (x,)
@@ -148,8 +138,7 @@ class Dense(Layer):
         ends = list(itertools.accumulate(x.shape[-1] for x in pictures))
         kernel = self.param("kernel", self.kernel_init, (ends[-1], self.features), self.param_dtype)
         kernels = jnp.split(kernel.astype(self.dtype), ends[:-1])
-        products = (x.astype(self.dtype) @ w for x, w in zip(pictures, kernels, strict=True))
-        y = functools.reduce(operator.add, products)
+        y = functools.reduce(operator.add, (x.astype(self.dtype) @ w for x, w in zip(pictures, kernels, strict=True)))
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
@@ -180,8 +169,7 @@ class Attention(nn.Module):
         if _has_cudnn_attention(q):
             h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         else:
-            wide = jnp.promote_types(q.dtype, jnp.float32)
-            logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide)
+            logits = products.wide(functools.partial(jnp.einsum, "bqhc,bkhc->bhqk"), q, k)
             weights = nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
             h = jnp.einsum("bhqk,bkhc->bqhc", weights, v)
         h = h.reshape(x.shape)

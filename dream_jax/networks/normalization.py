@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dream_jax.networks import dropout
+
 _EPSILON = 1e-5
 
 
 def normalize(
-    pictures: Sequence[jax.Array], scale, bias, groups: int, dtype, *, factor=1, shift=0, silu=False, kept=None, rate=0
+    pictures: Sequence[jax.Array], scale, bias, groups: int, dtype, *, factor=1, shift=0, silu=False, words=None, rate=0
 ):
     """GroupNorm of `factor * x + shift`, then SiLU, then dropout; x is the pictures side by side, never written out.
 
@@ -26,7 +28,7 @@ def normalize(
       dtype: of the result.
       factor, shift: [B, C] or broadcast to it.
       silu: whether SiLU follows.
-      kept: bool [B, H, W, C], which values dropout keeps; None for no dropout.
+      words: two uint32 [B], of which `dropout.kept` makes what dropout keeps; None for no dropout.
       rate: of dropout.
 
     Returns:
@@ -35,112 +37,146 @@ def normalize(
     wide = jnp.promote_types(pictures[0].dtype, jnp.float32)
     # One row per example, of the pictures' type inside shard_map, so that gradients are too.
     rows = jnp.concatenate([jnp.zeros_like(x[:, 0, 0], wide) for x in pictures], axis=-1)
-    scale, bias, factor, shift = (
-        jnp.broadcast_to(p, rows.shape).astype(wide) + rows for p in (scale, bias, factor, shift)
-    )
-    return _normalize(tuple(pictures), scale, bias, factor, shift, kept, groups, dtype, silu, rate)
+    scale, bias = (p.astype(wide)[None] + rows[:1] for p in (scale, bias))
+    factor, shift = (jnp.broadcast_to(p, rows.shape).astype(wide) + rows for p in (factor, shift))
+    return _normalize(tuple(pictures), scale, bias, factor, shift, words, groups, dtype, silu, rate)
 
 
 # Jitted, so that layers of one shape are traced and differentiated once: tracing is most of a start whose program is
 # compiled already.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
 @functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
-def _normalize(pictures, scale, bias, factor, shift, kept, *static):
-    return _forward(pictures, scale, bias, factor, shift, kept, *static)[0]
+def _normalize(pictures, scale, bias, factor, shift, words, *static):
+    return _forward(pictures, scale, bias, factor, shift, words, *static)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
-def _forward(pictures, scale, bias, factor, shift, kept, groups, dtype, silu, rate):
+def _forward(pictures, scale, bias, factor, shift, words, groups, dtype, silu, rate):
     moments = [jnp.concatenate(each, axis=-1) for each in zip(*map(_moments, pictures), strict=True)]
-    rows = *moments, scale, bias, factor, shift
-    slope, offset = _line(*rows, groups)
+    standard = _standard(*moments, factor, shift, groups)
+    slope, middle, _ = standard
+    line = moments[0], scale * slope, scale * middle + bias
+    kept = _kept(pictures, words, rate)
 
     def result(x, columns):
-        z = _row(slope, columns) * (x.astype(slope.dtype) - _row(moments[0], columns)) + _row(offset, columns)
+        pivot, slope, offset = (_row(a, columns) for a in line)
+        z = slope * (x.astype(slope.dtype) - pivot) + offset
         z = jax.nn.silu(z) if silu else z
         return z if kept is None else jnp.where(kept[..., columns], z / (1 - rate), 0)
 
     y = jnp.concatenate([result(x, columns) for x, columns in _columns(pictures)], axis=-1)
-    return y.astype(dtype), (pictures, rows, kept)
+    return y.astype(dtype), (pictures, moments, standard, line, scale, words)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _backward(groups, dtype, silu, rate, saved, g):
-    pictures, rows, kept = saved
-    (slope, offset), transpose = jax.vjp(functools.partial(_line, groups=groups), *rows)
-    mean = rows[0]
+    pictures, (pivot, first, second), (slope, middle, deviation), line, scale, words = saved
+    # The mask is computed anew, or the compiler keeps the forward pass's.
+    words = lax.optimization_barrier(words)
 
-    def centred_and_gradient(x, g, kept, columns):
-        """x - mean, and the gradient with respect to slope * (x - mean) + offset."""
-        x, g = x.astype(slope.dtype) - _row(mean, columns), g[..., columns].astype(slope.dtype)
+    def shifted_and_gradient(x, g, kept, columns):
+        """x - pivot, and the gradient with respect to what SiLU is of."""
+        pivot, slope, offset = (_row(a, columns) for a in line)
+        x, g = x.astype(slope.dtype) - pivot, g[..., columns].astype(slope.dtype)
         if kept is not None:
             g = jnp.where(kept[..., columns], g / (1 - rate), 0)
         if silu:
-            z = _row(slope, columns) * x + _row(offset, columns)
+            z = slope * x + offset
             gate = jax.nn.sigmoid(z)
             g = g * gate * (1 + z * (1 - gate))
         return x, g
 
-    sums = []
+    bands, kept = [], _kept(pictures, words, rate)
     for x, columns in _columns(pictures):
-        x, to_line = centred_and_gradient(x, g, kept, columns)
-        sums.append(_pixel_sums(to_line * x, to_line))
-    to_slope, to_offset = (jnp.concatenate(each, axis=-1) for each in zip(*sums, strict=True))
+        x, to_z = shifted_and_gradient(x, g, kept, columns)
+        bands.append(_bands(to_z * x, to_z))
     if jax.default_backend() != "cpu":
         # Computed a second time, from the same arrays, what the sums were of: else it would be written out in float32.
         # (XLA:CPU does as it should by itself, and a train step is 12% slower with the barrier.)
-        (to_slope, to_offset), pictures, g, kept = lax.optimization_barrier(((to_slope, to_offset), pictures, g, kept))
-    to_mean, to_variance, *others = transpose((to_slope, to_offset))
-    to_mean -= slope * to_offset
+        bands, pictures, g, words = lax.optimization_barrier((bands, pictures, g, words))
+        kept = _kept(pictures, words, rate)
+    moment, to_bias = (jnp.concatenate(each, axis=-1) for each in zip(*(_sums(each, 1) for each in bands), strict=True))
+    to_scale = slope * moment + middle * to_bias
+    # With pixels * (what the means of the gradient, and of it times the standardized value, are): GroupNorm's gradient.
+    one, other = _group_means(groups, scale * to_bias, scale * to_scale)
+    to_shift = (scale * to_bias - one - other * (slope * first + middle)) / deviation
+    to_factor = (
+        scale * moment - one * first - other * (slope * second + middle * first)
+    ) / deviation + pivot * to_shift
     pixels = pictures[0].shape[1] * pictures[0].shape[2]
+    combination = slope * scale, slope * other * slope / pixels, slope * (one + other * middle) / pixels
 
     def gradient(x, columns):
         dtype = x.dtype
-        x, to_line = centred_and_gradient(x, g, kept, columns)
-        to_x = _row(slope, columns) * to_line + _row(2 / pixels * to_variance, columns) * x
-        return (to_x + _row(to_mean / pixels, columns)).astype(dtype)
+        x, to_z = shifted_and_gradient(x, g, kept, columns)
+        of_z, of_x, rest = (_row(a, columns) for a in combination)
+        return (of_z * to_z - of_x * x - rest).astype(dtype)
 
-    return tuple(gradient(x, columns) for x, columns in _columns(pictures)), *others, None
+    to_pictures = tuple(gradient(x, columns) for x, columns in _columns(pictures))
+    to_scale, to_bias = (a[None] for a in _sums((to_scale, to_bias), 0))
+    return to_pictures, to_scale, to_bias, to_factor, to_shift, None
 
 
 _normalize.defvjp(_forward, _backward)
 
 
 def _moments(x):
-    """Mean and variance over pixels [B, C], in one pass over the picture.
+    """(pivot, mean of x - pivot, mean of its square), each [B, C], in one pass over the picture.
 
-    The sums are of differences from one of the channel's own values: E[x^2] - E[x]^2 alone loses digits where the mean
-    is large. Values of 16 bits have none to lose in float32.
+    The pivot is one of the channel's own values: E[x^2] - E[x]^2 alone loses digits where the mean is large. Values of
+    16 bits have none to lose in float32, and 0 is theirs.
     """
     pixels = x.shape[1] * x.shape[2]
     few_digits = x.dtype.itemsize == 2
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     pivot = jnp.zeros_like(x[:, :1, :1]) if few_digits else x[:, :1, :1]
-    first, second = (total / pixels for total in _pixel_sums(x - pivot, jnp.square(x - pivot)))
-    return first + pivot[:, 0, 0], second - jnp.square(first)
+    means = (jnp.sum(bands, axis=1) / pixels for bands in _bands(x - pivot, jnp.square(x - pivot)))
+    return pivot[:, 0, 0], *means
 
 
-def _pixel_sums(*pictures):
-    """The sums over pixels [B, C] of each picture [B, H, W, C], in bands first.
+def _bands(*pictures):
+    """The sums over bands of rows [B, bands, C] of each picture [B, H, W, C].
 
     Of a sum over all pixels XLA:GPU holds that it has too few threads, and writes out, in float32, what is summed.
     """
     batch, height, _, channels = pictures[0].shape
-    bands = [jnp.sum(x.reshape(batch, math.gcd(height, 16), -1, channels), axis=2) for x in pictures]
-    return [jnp.sum(x, axis=1) for x in lax.optimization_barrier(bands)]
+    return lax.optimization_barrier(
+        [jnp.sum(x.reshape(batch, math.gcd(height, 16), -1, channels), axis=2) for x in pictures]
+    )
 
 
-def _line(mean, variance, scale, bias, factor, shift, groups):
-    """(slope, offset), each [B, C]: GroupNorm of factor * x + shift is slope * (x - mean) + offset."""
+def _sums(arrays, axis):
+    """The sums of like arrays over an axis: one operation, so one kernel, which XLA:GPU does not make of several."""
+    zeros = [jnp.zeros((), a.dtype) for a in arrays]
+    return lax.reduce(tuple(arrays), tuple(zeros), lambda a, b: tuple(map(jnp.add, a, b)), (axis,))
 
-    def group_mean(a):
-        means = jnp.mean(a.reshape(len(a), groups, -1), axis=-1)
-        return jnp.repeat(means, a.shape[-1] // groups, axis=-1)
 
-    mean = factor * mean + shift
-    centred = mean - group_mean(mean)
-    slope = scale * lax.rsqrt(group_mean(jnp.square(factor) * variance + jnp.square(centred)) + _EPSILON)
-    return slope * factor, slope * centred + bias
+def _standard(pivot, first, second, factor, shift, groups):
+    """(slope, middle, deviation), each [B, C].
+
+    Standardized by group, factor * x + shift is slope * (x - pivot) + middle. first and second are the means of
+    x - pivot and of its square; deviation is the group's standard one.
+    """
+    start = factor * pivot + shift
+    # From the first channel's, so that no digits are lost where all channels are far from 0.
+    start -= jnp.repeat(start[:, :: start.shape[-1] // groups], start.shape[-1] // groups, axis=-1)
+    mean, square = _group_means(
+        groups, factor * first + start, factor * (factor * second + 2 * start * first) + jnp.square(start)
+    )
+    # Rounding makes the variance of one value, which is 0, negative.
+    deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + _EPSILON)
+    return factor / deviation, (start - mean) / deviation, deviation
+
+
+def _group_means(groups, *rows):
+    """Each [B, C]'s means over the groups of channels, [B, C] again."""
+    means = (jnp.mean(a.reshape(len(a), groups, -1), axis=-1) for a in rows)
+    return [jnp.repeat(a, rows[0].shape[-1] // groups, axis=-1) for a in means]
+
+
+def _kept(pictures, words, rate):
+    shape = *pictures[0].shape[:3], sum(x.shape[-1] for x in pictures)
+    return None if words is None else dropout.kept(words, shape, rate)
 
 
 def _columns(pictures):

@@ -102,8 +102,7 @@ class SR3UNet(nn.Module):
                 x = layers.side_by_side(x, skips.pop())
                 x = block(x, f"up_{i}_{j}", multiplier * self.inner_channels, i in self.attention_levels)
             if i > 0:
-                x = x.repeat(2, axis=1).repeat(2, axis=2)
-                x = convolution.conv(x.shape[-1], name=f"up_{i}_conv", **options)(x)
+                x = convolution.enlarged_conv(x.shape[-1], name=f"up_{i}_conv", **options)(x)
 
         if self.zero_init_output:
             options["kernel_init"] = nn.initializers.zeros

@@ -118,3 +118,21 @@ def test_doubling_is_the_convolution_of_the_interleaved_picture():
     ours = convolution.double_size_conv(3, use_bias=False).apply({"params": {"kernel": w}}, x)
     theirs = lax.conv_general_dilated(x, w, (1, 1), ((2, 2), (2, 2)), (2, 2), dimension_numbers=NHWC)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_an_enlarged_convolution_is_that_of_repeated_pixels():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4)))
+        types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        ours, plain = convolution.enlarged_conv(6, **types), convolution.conv(6, **types)
+        params = plain.init(jax.random.key(0), x)
+        assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
+
+        def value_and_gradients(apply):
+            y, transpose = jax.vjp(apply, params, x)
+            return y, transpose(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+        found = value_and_gradients(ours.apply)
+        wanted = value_and_gradients(lambda params, x: plain.apply(params, x.repeat(2, axis=1).repeat(2, axis=2)))
+        for one, other in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)

@@ -5,14 +5,19 @@ import importlib.metadata
 import os
 import shutil
 import signal
+import sys
 import tempfile
-
-from dream_jax.runtime import garbage
 
 # Before JAX reads them. All processes of a session, workers and the programs that tests start, share what they compile,
 # down to what compiles in a tenth of a second; nothing is taken from earlier sessions or kept for later ones.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dream_jax-compiled-")
+    compiled = tempfile.mkdtemp(prefix="dream_jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(compiled, "programs")
+    if sys.dont_write_bytecode:
+        # Asked to leave nothing beside sources, every program that tests start would compile all of JAX's, in seconds.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = os.path.join(compiled, "bytecode")
+        sys.dont_write_bytecode = False
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Most programs of tests run once, and compile in a third of the time so; the fixture `optimized` is for the others.
@@ -22,7 +27,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         # A third less of compiling. Later versions do not know the option, and XLA ends a process for that.
         flags += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+
+from dream_jax.runtime import garbage  # noqa: E402
 
 # What JAX traces is many small objects, among which looking for garbage takes a tenth of the time.
 garbage.collect_seldom()

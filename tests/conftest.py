@@ -29,7 +29,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
-from dream_jax.runtime import garbage  # noqa: E402
+from dream_jax.runtime import garbage
 
 # What JAX traces is many small objects, among which looking for garbage takes a tenth of the time.
 garbage.collect_seldom()

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
@@ -15,6 +16,8 @@ from dream_jax.runtime import compiler, sharding
 from dream_jax.training import flat, train_state
 from dream_jax.training.bad_numbers import FINITE, QUARTILES
 from dream_jax.training.train_state import TrainState
+
+_THREEFRY = "threefry2x32"
 
 # Jitted, so that the norms of a step's three trees, which are alike, are traced once.
 _norm = jax.jit(optax.tree.norm)
@@ -74,7 +77,10 @@ def _flipped(pictures, flip):
 
 
 def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):
-    """The jitted `train_step(state, batch, rectify) -> (state, metrics)`; the state is donated.
+    """`train_step(state, batch, rectify) -> (state, metrics)`, jitted but for the seed; the state is donated.
+
+    The seed is given to the jitted function, `train_step.func(*train_step.args, state, batch, rectify)`, so that runs
+    which differ in it alone share one program.
 
     Args:
       specs: `sharding.state_specs` of the state.
@@ -87,13 +93,13 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
     config = experiment.config
     local_gradient = _make_local_gradient(experiment, mesh, specs, steps_per_epoch)
 
-    def train_step(state, batch, rectify):
+    def train_step(key_data, state, batch, rectify):
         gradient, sums = jax.shard_map(
             functools.partial(local_gradient, rectify=rectify),
             mesh=mesh,
-            in_specs=(P(), sharding.BATCH, P()),
+            in_specs=(P(), P(), sharding.BATCH, P()),
             out_specs=(specs.params, P()),
-        )(state.params, batch, state.step)
+        )(key_data, state.params, batch, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         # Some optimizers divide by the gradient, which is 0 there.
         updates = flat.without_filling(updates)
@@ -110,29 +116,29 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
     layout = sharding.named(specs, mesh)
     batch_layout = NamedSharding(mesh, sharding.BATCH)
     everywhere = NamedSharding(mesh, P())
-    return jax.jit(
+    step = jax.jit(
         train_step,
-        static_argnums=2,
-        donate_argnums=0,
-        in_shardings=(layout, batch_layout),
+        static_argnums=3,
+        donate_argnums=1,
+        in_shardings=(everywhere, layout, batch_layout),
         out_shardings=(layout, everywhere),
         compiler_options=compiler.options(config.deterministic),
     )
+    return functools.partial(step, np.asarray(jax.random.key_data(_key(config))))
 
 
 def _make_local_gradient(experiment, mesh, specs, steps_per_epoch):
-    """`(params, batch, step, rectify) -> (gradient, sums)` inside shard_map: of this device's rows, summed over all.
+    """`(key_data, params, batch, step, rectify) -> (gradient, sums)` of this device's rows, summed over all devices.
 
-    params and gradient are flat.
+    Inside shard_map; params and gradient are flat.
     """
     accumulation, num_steps = experiment.config.accumulation, experiment.schedule.num_steps
-    key = jax.random.key(experiment.config.seed, impl="threefry2x32")
-    losses = make_losses(experiment, key, steps_per_epoch)
 
     def varying(a):
         return lax.pcast(a, sharding.AXES, to="varying")
 
-    def local_gradient(params, batch, step, rectify):
+    def local_gradient(key_data, params, batch, step, rectify):
+        losses = make_losses(experiment, jax.random.wrap_key_data(key_data, impl=_THREEFRY), steps_per_epoch)
         # Differentiating with respect to per-device parameters keeps the all-reduce out of the loop over microbatches.
         layout, params = params.layout, jax.tree.map(varying, params).tree()
         microbatches = jax.tree.map(lambda a: a.reshape(accumulation, -1, *a.shape[1:]), batch)
@@ -179,6 +185,10 @@ def _metrics(sums, gradient, updates, params):
     }
 
 
+def _key(config):
+    return jax.random.key(config.seed, impl=_THREEFRY)
+
+
 def start_state(experiment: Experiment, optimizer, mesh):
     """(init, specs): a jitted function that makes the first state laid out on the mesh, and its layout."""
 
@@ -187,7 +197,7 @@ def start_state(experiment: Experiment, optimizer, mesh):
     def create(key):
         return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape(), mesh.shape["shard"])
 
-    key = jax.random.key(experiment.config.seed, impl="threefry2x32")
+    key = _key(experiment.config)
     specs = sharding.state_specs(jax.eval_shape(create, key), mesh)
     init = jax.jit(create, out_shardings=sharding.named(specs, mesh))
     return functools.partial(init, key), specs

@@ -69,7 +69,7 @@ def step(spec: dict):
     def run(count):
         nonlocal state
         for _ in range(count):
-            state, metrics = program(*prepared.seed, state, jax.device_put(batch, layout))
+            state, metrics = program(prepared.seed, state, jax.device_put(batch, layout))
         return jax.block_until_ready((state, metrics))[1]
 
     loss = float(run(2)["loss"])

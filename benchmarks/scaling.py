@@ -79,10 +79,10 @@ def setup(batch: int = BATCH):
 
 
 class Prepared(NamedTuple):
-    """A compiled train step with what it takes; `step(*seed, state, batch) -> (state, metrics)` donates the state."""
+    """A compiled train step with what it takes; `step(seed, state, batch) -> (state, metrics)` donates the state."""
 
     step: jax.stages.Compiled
-    seed: tuple
+    seed: np.ndarray
     state: train_state.TrainState
     batch: dict
     specs: train_state.TrainState
@@ -106,8 +106,7 @@ def prepare(config, mesh) -> Prepared:
     pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     batch = {"image": pictures, "row": np.arange(config.batch_size, dtype=np.int32)}
     batch = jax.tree.map(lambda value: sharding.from_host(value, NamedSharding(mesh, sharding.BATCH)), batch)
-    step = train_step.func.lower(*train_step.args, state, batch, True).compile()
-    return Prepared(step, train_step.args, state, batch, specs)
+    return Prepared(train_step.lower(state, batch, True).compile(), train_step.seed, state, batch, specs)
 
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -197,7 +196,7 @@ def work(layouts: list[Layout]) -> None:
     for line in sys.stdin:
         step, seed, state, batch, specs = prepared[int(line)]
         begun = time.perf_counter()
-        state, metrics = step(*seed, state, batch)
+        state, metrics = step(seed, state, batch)
         jax.block_until_ready((state, metrics))
         taken = time.perf_counter() - begun
         prepared[int(line)] = Prepared(step, seed, state, batch, specs)

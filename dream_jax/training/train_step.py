@@ -1,6 +1,8 @@
 """The train step: one jitted function from a state and a batch to the next state."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,11 +78,27 @@ def _flipped(pictures, flip):
     return None if pictures is None else jnp.where(flip[:, None, None, None], pictures[:, :, ::-1], pictures)
 
 
-def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):
-    """`train_step(state, batch, rectify) -> (state, metrics)`, jitted but for the seed; the state is donated.
+class TrainStep(NamedTuple):
+    """`jitted(seed, state, batch, rectify)` with its seed, uint32 [2], so that runs of other seeds share one program.
 
-    The seed is given to the jitted function, `train_step.func(*train_step.args, state, batch, rectify)`, so that runs
-    which differ in it alone share one program.
+    What is compiled from `lower` takes the seed too.
+    """
+
+    jitted: Callable
+    seed: np.ndarray
+
+    def __call__(self, state, batch, rectify):
+        return self.jitted(self.seed, state, batch, rectify)
+
+    def lower(self, state, batch, rectify):
+        return self.jitted.lower(self.seed, state, batch, rectify)
+
+    def trace(self, state, batch, rectify):
+        return self.jitted.trace(self.seed, state, batch, rectify)
+
+
+def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, steps_per_epoch: int):
+    """The jitted `train_step(state, batch, rectify) -> (state, metrics)`, a TrainStep; the state is donated.
 
     Args:
       specs: `sharding.state_specs` of the state.
@@ -124,7 +142,7 @@ def make_train_step(experiment: Experiment, optimizer, mesh, specs: TrainState, 
         out_shardings=(layout, everywhere),
         compiler_options=compiler.options(config.deterministic),
     )
-    return functools.partial(step, np.asarray(jax.random.key_data(_key(config))))
+    return TrainStep(step, np.asarray(jax.random.key_data(_key(config))))
 
 
 def _make_local_gradient(experiment, mesh, specs, steps_per_epoch):

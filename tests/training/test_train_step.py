@@ -187,14 +187,14 @@ def test_a_step_reduces_once_outside_the_loop_over_microbatches(stepper):
                     if hasattr(sub, "eqns"):
                         yield from names(sub, inner)
 
-    looped = set(names(train_step.func.trace(*train_step.args, make(), batch, True).jaxpr.jaxpr))
+    looped = set(names(train_step.trace(make(), batch, True).jaxpr.jaxpr))
     assert "conv_general_dilated" in looped
     assert not [name for name in looped if name.startswith(("psum", "all_", "reduce_scatter", "ppermute"))]
 
 
 def test_runs_of_other_seeds_take_the_same_program_and_other_noise():
     (one, make, batch), (other, _, _) = make_stepper(), make_stepper("seed=7")
-    programs = [step.func.lower(*step.args, make(), batch, True).as_text() for step in (one, other)]
+    programs = [step.lower(make(), batch, True).as_text() for step in (one, other)]
     assert programs[0] == programs[1]
     errors = [float(step(make(), batch, True)[1]["eps_error"]) for step in (one, one, other)]
     assert errors[0] == errors[1] != errors[2]
@@ -204,7 +204,7 @@ def test_the_network_is_traced_once_for_the_estimate_and_once_for_the_gradient(m
     traced, predict = [], experiment.Experiment.predict
     monkeypatch.setattr(experiment.Experiment, "predict", lambda *given: traced.append(None) or predict(*given))
     train_step, make, batch = make_stepper()
-    train_step.func.trace(*train_step.args, make(), batch, True)
+    train_step.trace(make(), batch, True)
     assert len(traced) == 2
 
 

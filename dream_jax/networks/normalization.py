@@ -47,8 +47,9 @@ def normalize(
     Returns:
       [B, H, W, C].
     """
-    rows, factor, shift = _rows(pictures, factor, shift)
+    rows = _zeros(pictures)
     scale, bias = (p.astype(rows.dtype)[None] + rows[:1] for p in (scale, bias))
+    factor, shift = _as_rows(rows, factor, shift)
     if statistics is not None:
         mean, deviation = statistics
         line = rows, scale * factor / deviation, scale * (shift - mean) / deviation + bias
@@ -58,7 +59,7 @@ def normalize(
 
 def measure(pictures: Sequence[jax.Array], groups: int, *, factor=1, shift=0):
     """(mean, deviation), each [B, C], by which `normalize` judges: those of each picture and group of channels."""
-    _, factor, shift = _rows(pictures, factor, shift)
+    factor, shift = _as_rows(_zeros(pictures), factor, shift)
     pivot, first, second = _all_moments(pictures)
     start = factor * pivot + shift
     origin = _firsts(start, groups)
@@ -66,12 +67,15 @@ def measure(pictures: Sequence[jax.Array], groups: int, *, factor=1, shift=0):
     return mean + origin, deviation
 
 
-def _rows(pictures, factor, shift):
-    """(zeros, factor, shift), each [B, C]."""
+def _zeros(pictures):
+    """[B, C], in which arithmetic is done; of the pictures' type inside shard_map, so that gradients are too."""
     wide = jnp.promote_types(pictures[0].dtype, jnp.float32)
-    # One row per example, of the pictures' type inside shard_map, so that gradients are too.
-    rows = jnp.concatenate([jnp.zeros_like(x[:, 0, 0], wide) for x in pictures], axis=-1)
-    return rows, *(jnp.broadcast_to(p, rows.shape).astype(wide) + rows for p in (factor, shift))
+    return jnp.concatenate([jnp.zeros_like(x[:, 0, 0], wide) for x in pictures], axis=-1)
+
+
+def _as_rows(zeros, *parts):
+    """Each part as [B, C] of the type of zeros."""
+    return (jnp.broadcast_to(p, zeros.shape).astype(zeros.dtype) + zeros for p in parts)
 
 
 # Jitted, so that layers of one shape are traced and differentiated once: tracing is most of a start whose program is

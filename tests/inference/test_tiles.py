@@ -108,8 +108,9 @@ class Normed(nn.Module):
 class Judging:
     """It with weights, as `tiles.tiled` takes it."""
 
-    network = Normed()
-    params = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 6)))["params"]
+    def __init__(self):
+        self.network = Normed()
+        self.params = jax.jit(self.network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 6)))["params"]
 
     def __call__(self, x, cond, alpha, statistics=None):
         given = {} if statistics is None else {"statistics": statistics}
@@ -191,7 +192,8 @@ spread = lambda z: jax.lax.with_sharding_constraint(z, NamedSharding(mesh, shard
 args = noise(1, 44, 60, 3), noise(1, 44, 60, 3), np.ones(1, np.float32)
 out = jax.jit(tiles.tiled(whole_tile, 16, 4, 4, mesh.size, spread))(*args)
 np.testing.assert_allclose(out, tiles.tiled(whole_tile, 16, 4, 4)(*args), rtol=1e-6, atol=1e-6)
-judged, alone = (tiles.tiled(Judging(), 16, 4, 4, *more, crop=4) for more in ((mesh.size, spread), ()))
+judging = Judging()
+judged, alone = (tiles.tiled(judging, 16, 4, 4, *more, crop=4) for more in ((mesh.size, spread), ()))
 np.testing.assert_allclose(jax.jit(judged)(*args), jax.jit(alone)(*args), rtol=1e-5, atol=1e-5)
 assert mesh.size == 4
 """

@@ -110,7 +110,7 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
 
 
 class Network(NamedTuple):
-    """A network with its weights, as what evaluates it in tiles takes it."""
+    """A network with its weights, which can be judged by another picture's statistics, as tiles are."""
 
     experiment: Experiment
     params: dict
@@ -120,6 +120,7 @@ class Network(NamedTuple):
         return self.experiment.predict(self.params, x_t, cond, alpha, statistics=statistics)
 
     def measure(self, x_t, cond, alpha):
+        """See `Experiment.measure`."""
         return self.experiment.measure(self.params, x_t, cond, alpha)
 
 
@@ -138,6 +139,7 @@ class Guided(NamedTuple):
         return free + weight * (self.network(x_t, cond, alpha, statistics[1]) - free)
 
     def measure(self, x_t, cond, alpha):
+        """Of both evaluations."""
         return tuple(self.network.measure(x_t, each, alpha) for each in (self._nothing(cond), cond))
 
     def _nothing(self, cond):

@@ -46,10 +46,22 @@ class Experiment(NamedTuple):
             return cond
         return jnp.concatenate([cond, jnp.zeros_like(like) if previous is None else previous], -1)
 
-    def predict(self, params, x_t, cond, alpha, dropout_keys=None):
-        """The network's raw output for x_t [B, H, W, C] at alpha [B], given cond [B, H, W, cond_channels]."""
+    def predict(self, params, x_t, cond, alpha, dropout_keys=None, statistics=None):
+        """The network's raw output for x_t [B, H, W, C] at alpha [B], given cond [B, H, W, cond_channels].
+
+        statistics: by which its norms judge, see `measure`; those of each x_t and cond by default.
+        """
         level = self.network.told(self.schedule, alpha)
-        return self.network.apply({"params": params}, jnp.concatenate([cond, x_t], -1), level, dropout_keys)
+        variables = {"params": params} if statistics is None else {"params": params, "statistics": statistics}
+        return self.network.apply(variables, jnp.concatenate([cond, x_t], -1), level, dropout_keys)
+
+    def measure(self, params, x_t, cond, alpha):
+        """The statistics by which the network's norms judge each example: a tree of arrays [B, C].
+
+        Arguments are those of `predict`, to which the result may be given for other pictures of any size.
+        """
+        level, inputs = self.network.told(self.schedule, alpha), jnp.concatenate([cond, x_t], -1)
+        return self.network.apply({"params": params}, inputs, level, mutable="statistics")[1].get("statistics", {})
 
 
 def build(config) -> Experiment:

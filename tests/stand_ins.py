@@ -31,8 +31,10 @@ def fake(residual_of, *changes, step=1):
         def told(self, schedule, alpha):
             return alpha
 
-        def apply(self, variables, inputs, level, dropout_keys=None):
-            return residual_of(inputs[..., -built.task.channels :], level)
+        def apply(self, variables, inputs, level, dropout_keys=None, mutable=False):
+            out = residual_of(inputs[..., -built.task.channels :], level)
+            # Without norms there are no statistics.
+            return (out, {}) if mutable else out
 
     built = built._replace(network=Network())
     return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, sharding.make_mesh(), "nowhere")

@@ -84,7 +84,7 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     """
     task, schedule, options = experiment.task, experiment.schedule, experiment.config.sampling
     cond = inputs["cond"]
-    network = wrap(_guided(experiment, functools.partial(experiment.predict, params)))
+    network = wrap(_guided(Network(experiment, params)))
 
     def predict(x, alpha, sigma, previous=None):
         del sigma
@@ -109,24 +109,48 @@ def make_denoise(experiment: Experiment, params, inputs: dict, wrap=lambda predi
     )
 
 
-def _guided(experiment, predict):
-    """`predict` with classifier-free guidance w: `uncond + w (cond - uncond)`, two evaluations; at w = 1 itself.
+class Network(NamedTuple):
+    """A network with its weights, which can be judged by another picture's statistics, as tiles are."""
+
+    experiment: Experiment
+    params: dict
+
+    def __call__(self, x_t, cond, alpha, statistics=None):
+        """Its output; statistics as from `measure`, see `Experiment.predict`."""
+        return self.experiment.predict(self.params, x_t, cond, alpha, statistics=statistics)
+
+    def measure(self, x_t, cond, alpha):
+        """See `Experiment.measure`."""
+        return self.experiment.measure(self.params, x_t, cond, alpha)
+
+
+class Guided(NamedTuple):
+    """A network with classifier-free guidance w: `uncond + w (cond - uncond)`, two evaluations.
 
     Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, whose w is one less. Outputs of every kind are linear in x0_hat at an
     x_t, and the weights sum to 1, so that guiding outputs is guiding x0_hat.
     """
-    weight, task = experiment.config.sampling.guidance, experiment.task
-    if weight == 1:
-        return predict
 
-    def guided(x_t, cond, alpha):
+    network: Network
+
+    def __call__(self, x_t, cond, alpha, statistics=(None, None)):
+        weight, nothing = self.network.experiment.config.sampling.guidance, self._nothing(cond)
+        free = self.network(x_t, nothing, alpha, statistics[0])
+        return free + weight * (self.network(x_t, cond, alpha, statistics[1]) - free)
+
+    def measure(self, x_t, cond, alpha):
+        """Of both evaluations."""
+        return tuple(self.network.measure(x_t, each, alpha) for each in (self._nothing(cond), cond))
+
+    def _nothing(self, cond):
         # What a network is shown of its own estimate comes after the task's channels.
+        task = self.network.experiment.task
         nothing = task.null(cond[..., : task.cond_channels])
-        nothing = jnp.concatenate([nothing, cond[..., task.cond_channels :]], -1)
-        free = predict(x_t, nothing, alpha)
-        return free + weight * (predict(x_t, cond, alpha) - free)
+        return jnp.concatenate([nothing, cond[..., task.cond_channels :]], -1)
 
-    return guided
+
+def _guided(network):
+    return network if network.experiment.config.sampling.guidance == 1 else Guided(network)
 
 
 def make_draw(experiment: Experiment, mesh, wrap=None, levels=None, sides=None):

@@ -1,6 +1,7 @@
 """Drawing pictures larger than memory: what the sampler remembers of a picture lies on the disk.
 
-For each row of the sampler's table, the picture is gone through from top to bottom. Tiles are cut out of x and cond,
+For each row of the sampler's table, the network's norms are measured on a sample of the picture, see `tiles`, and the
+picture is gone through from top to bottom. Tiles are cut out of x and cond,
 and the network's outputs are blended with the weights of `tiles`. Rows that no later tile reaches then make the row's
 move. So the sampler sees one whole picture, as in `tiles`, and no seam arises between what is done at different times.
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dream_jax import sampling
 from dream_jax.errors import UserError
@@ -36,7 +38,8 @@ class Plan(NamedTuple):
     """How a picture is drawn.
 
     sides: (H, W) that it is filled up to; tile, overlap, align as in `tiles.offsets`; group: tiles at once;
-    used: bytes on each device, or of the program on a CPU.
+    used: bytes on each device, or of the program on a CPU; crop as in `tiles.sampled`, None for tiles that are judged
+    by themselves.
     """
 
     sides: tuple[int, int]
@@ -45,6 +48,7 @@ class Plan(NamedTuple):
     align: int
     group: int
     used: float = 0.0
+    crop: int | None = None
 
     @property
     def axes(self):
@@ -119,7 +123,8 @@ def find_plan(
     most = 1 if jax.default_backend() == "cpu" else _MOST_TILES
     found = []
     for side in choices:
-        plan, network = Plan(sides, side, tile_plans.overlap_of(side, divisor), divisor, 0), _network_bytes(model, side)
+        overlap, crop = tile_plans.overlap_of(side, divisor), tile_plans.crop_of(side, divisor)
+        plan, network = Plan(sides, side, overlap, divisor, 0, crop=crop), _network_bytes(model, side)
         bands = beside + _bytes_of_bands(model, plan)
         each = min(most, max(int((limit - bands) // network), 1))
         cost = network / (side - plan.overlap) ** 2
@@ -135,7 +140,7 @@ def find_plan(
 
 
 def _network_bytes(model, side):
-    """Of one tile on a device: an estimate from the jaxpr, from above."""
+    """Of one tile on a device, and so of a sample: an estimate from the jaxpr, from above."""
     experiment = model.experiment
     shapes = ((1, side, side, channels) for channels in (experiment.task.x0_channels, experiment.cond_channels))
     x, cond = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
@@ -167,7 +172,7 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
     experiment, count = model.experiment, len(rows.alpha)
     shows, channels = experiment.objective.self_conditions, experiment.task.x0_channels
     noise_rows = _make_noise(experiment, number, key, plan.sides[1])
-    evaluate, finish = _make_evaluate(model), _make_finish(experiment)
+    ask, finish = _make_ask(model), _make_finish(experiment)
     parts, height = needed(rows, shows), plan.sides[0]
     with Scratch(folder, slots(rows, shows), (*plan.sides, channels)) as scratch:
         for i, names in enumerate(parts):
@@ -178,8 +183,10 @@ def draw(model: drawing.Model, rows: sampling.Rows, plan: Plan, cond_rows, numbe
             read = functools.partial(_read, scratch, first if i == 0 else None)
             reads = [functools.partial(read, "y" if "y" in names else "base"), cond_rows]
             reads += [functools.partial(read, "out")] if shows else []
-            ask = functools.partial(evaluate, alpha=row.alpha, sigma=row.sigma)
-            for top, blended, (y, cond, *_) in _strips(plan, channels, reads, ask, tick or (lambda share: None)):
+            levels = row.alpha, row.sigma
+            found = [] if plan.crop is None else [ask(_measure, levels, [_sample(plan, read)[None] for read in reads])]
+            evaluate = functools.partial(ask, _evaluate, levels, statistics=found)
+            for top, blended, (y, cond, *_) in _strips(plan, channels, reads, evaluate, tick or (lambda share: None)):
                 bottom = min(top + BLOCK, height)
                 state = {"y": y} if "y" in names else {"y": y, "base": y}
                 state |= {name: _padded(read(name, top, bottom)) for name in names - state.keys() - {"out"}}
@@ -220,26 +227,44 @@ def _make_noise(experiment, number, key, width):
     return noise_rows
 
 
-def _make_evaluate(model):
-    """`(tiles of y, of cond, and of out where it is shown, alpha, sigma) -> the network's outputs`."""
-    experiment = model.experiment
-    layout = NamedSharding(model.mesh, sharding.BATCH)
+def _sample(plan, read):
+    """A sample of a picture, see `tiles.sampled`, of which only rows of crops are read."""
+    rows, columns = (tiles.sampled(side, plan.tile, plan.crop, plan.align) for side in plan.sides)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return np.concatenate([read(run[0], run[-1] + 1)[:, columns] for run in runs])
 
-    @functools.partial(jax.jit, compiler_options=compiler.options(experiment.config.deterministic))
-    def outputs_of(params, y, cond, previous, alpha, sigma):
+
+def _evaluate(network, x, *inputs):
+    return network(x, *inputs).astype(x.dtype)
+
+
+def _measure(network, *inputs):
+    return network.measure(*inputs)
+
+
+def _make_ask(model):
+    """`(what, (alpha, sigma), [tiles of y, of cond, and of out where it is shown], statistics=()) -> its result`.
+
+    What is asked is `_evaluate` or `_measure`; statistics, one at most, are what the latter found.
+    """
+    experiment, mesh = model.experiment, model.mesh
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=compiler.options(experiment.config.deterministic))
+    def answer(what, params, levels, y, cond, *previous, statistics):
         said = []
 
-        def listen(predict):
-            return lambda *inputs: said.append(predict(*inputs)) or said[0]
+        def listen(network):
+            return lambda *inputs: said.append(what(network, *inputs, *statistics)) or jnp.zeros_like(inputs[0])
 
         # What follows from the output is for the blended one.
-        drawing.make_denoise(experiment, params, {"cond": cond}, listen)(y, alpha, sigma, *previous)
-        return said[0].astype(y.dtype)
+        drawing.make_denoise(experiment, params, {"cond": cond}, listen)(y, *levels, *previous)
+        return said[0]
 
-    def evaluate(y, cond, *previous, alpha, sigma):
-        return outputs_of(model.params, *jax.device_put((y, cond, previous), layout), alpha, sigma)
+    def ask(what, levels, parts, statistics=()):
+        layout = NamedSharding(mesh, sharding.BATCH if what is _evaluate else P())
+        return answer(what, model.params, levels, *jax.device_put(parts, layout), statistics=statistics)
 
-    return evaluate
+    return ask
 
 
 def _make_finish(experiment):
@@ -302,7 +327,7 @@ def _outputs(plan, inputs, lefts, evaluate):
     for first in range(0, len(lefts), plan.group):
         numbers = [min(first + i, len(lefts) - 1) for i in range(plan.group)]
         batch = [np.stack([part[:, lefts[i] : lefts[i] + plan.tile] for i in numbers]) for part in inputs]
-        waiting.append((range(first, min(first + plan.group, len(lefts))), evaluate(*batch)))
+        waiting.append((range(first, min(first + plan.group, len(lefts))), evaluate(batch)))
         if len(waiting) > 1:
             yield from _unpacked(waiting.pop(0))
     yield from _unpacked(waiting.pop())

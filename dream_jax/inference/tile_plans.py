@@ -22,6 +22,10 @@ from dream_jax.sampling import Rows
 # does not grow with the tile.
 _WIDEST_OVERLAP = 64
 
+# A sample of a picture has so many crops along each axis: with fewer and larger ones it is less like the picture, with
+# more and smaller ones it has too many edges.
+_CROPS = 8
+
 # Beside what the compiler counts, convolutions take working space, and making cond leaves holes behind: measured on a
 # CPU, a tenth and eight whole pictures are enough.
 _SLACK, _SLACK_PICTURES = 1.1, 8
@@ -56,13 +60,28 @@ class Plan(NamedTuple):
     used: float
 
 
+class Told(NamedTuple):
+    """A network that tells of each of its evaluations but those that measure."""
+
+    network: drawing.Network | drawing.Guided
+    tick: Callable[[], None]
+
+    def __call__(self, *inputs):
+        jax.debug.callback(self.tick)
+        return self.network(*inputs)
+
+    def measure(self, *inputs):
+        return self.network.measure(*inputs)
+
+
 class Planner:
     """Finds the plan of each shape, and compiles it once.
 
     Chosen are the largest tiles with which no more than `limit` bytes are taken on each device, `program` of them
     before a picture is drawn, and whole pictures where these fit; `tile` overrides. What a program takes is known only
     when it is compiled. Which tiles are worth that is told by an estimate from the jaxpr, corrected by what the program
-    compiled before really took. `overlap` is by how many pixels tiles overlap, that of `overlap_of` by default.
+    compiled before really took. `overlap` is by how many pixels tiles overlap, that of `overlap_of` by default; where
+    it is given, tiles are judged by themselves, as in papers that tell it.
 
     tick: `share ->`, called as tiles are done with their share of a network evaluation of the picture.
     """
@@ -155,16 +174,12 @@ class Planner:
         used = self._estimate(shape, side, each) if counted is None else _with_slack(counted, shape)
         return Plan(compiled, batch, layout, side if tiled else None, used)
 
-    def _in_tiles(self, shape, side, each, predict):
+    def _in_tiles(self, shape, side, each, network):
         mesh = self.model.mesh
-        share = 1 / self._groups_of_tiles(shape, side, each)
-
-        def predict_and_tell(*tile_inputs):
-            jax.debug.callback(lambda: self._tick(share))
-            return predict(*tile_inputs)
-
+        told = Told(network, functools.partial(self._tick, 1 / self._groups_of_tiles(shape, side, each)))
         spread = functools.partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, sharding.BATCH))
-        return tiles.tiled(predict_and_tell, side, self._overlap_of(side), self._align, each * mesh.size, spread)
+        crop = crop_of(side, self._divisor) if self._overlap is None else None
+        return tiles.tiled(told, side, self._overlap_of(side), self._align, each * mesh.size, spread, crop)
 
 
 def shape_of(experiment: Experiment, observed: tuple[int, int], levels=np.uint8) -> Shape:
@@ -290,3 +305,8 @@ def tile_sides(smallest: int, divisor: int, longest: int) -> list[int]:
 def overlap_of(tile: int, divisor: int) -> int:
     """By how many pixels tiles overlap at least."""
     return min(max(min(tile // 4, _WIDEST_OVERLAP) // divisor, 1) * divisor, tile - divisor)
+
+
+def crop_of(tile: int, divisor: int) -> int:
+    """The side of the crops of which a sample of a picture is put together, see `tiles.sampled`."""
+    return max(tile // _CROPS // divisor, 1) * divisor

@@ -4,6 +4,9 @@ In every network evaluation the tiles' outputs are averaged with smooth weights 
 MultiDiffusion, arXiv 2302.08113, eq. 5; Jimenez 2023, Mixture of Diffusers, arXiv 2302.02412, section 3, averages the
 predicted noise). So the sampler sees one whole picture and no seam arises; tiles joined at the end would each have
 gone their own way.
+
+Norms judge by what they see, which in a tile is not what it is in the picture. So in every evaluation the network is
+shown a sample of the picture first, crops from all over it put together to one tile, and norms judge all tiles by that.
 """
 
 import itertools
@@ -54,19 +57,43 @@ def windows(side: int, tile: int, overlap: int, align: int = 1) -> np.ndarray:
     return np.stack([weight / total[a : a + tile] for a, weight in zip(starts, weights, strict=True)])
 
 
+def sampled(side: int, tile: int, crop: int, align: int = 1) -> np.ndarray:
+    """Which of the pixels 0..side a sample has along one axis, int [n], n <= tile: those of crops evenly spread.
+
+    Each is in the middle of one of as many equal parts as there are crops, and begins at a multiple of align, which
+    divides crop. Of a side no longer than a tile it is all.
+    """
+    if tile >= side:
+        return np.arange(side)
+    parts = tile // crop
+    middles = (2 * np.arange(parts) + 1) * side // (2 * parts)
+    starts = (middles - crop // 2) // align * align
+    return (starts[:, None] + np.arange(crop)).ravel()
+
+
 def count(height: int, width: int, tile: int, overlap: int, align: int = 1) -> int:
     """How many tiles cover a picture."""
     return len(offsets(height, tile, overlap, align)) * len(offsets(width, tile, overlap, align))
 
 
-def tiled(predict, tile: int, overlap: int, align: int = 1, group: int = 1, spread=lambda tiles: tiles):
+def tiled(
+    predict,
+    tile: int,
+    overlap: int,
+    align: int = 1,
+    group: int = 1,
+    spread=lambda tiles: tiles,
+    crop: int | None = None,
+):
     """`(x [B, H, W, C], cond [B, H, W, Cc], alpha [B]) -> output [B, H, W, C]` that calls predict on tiles.
 
     Args:
-      predict: the same function, called with [group * B, min(tile, H), min(tile, W), .] only.
+      predict: the same function, called with [group * B, min(tile, H), min(tile, W), .] only; with crop it takes one
+        more argument, what `predict.measure` made of the pictures' samples, for each tile.
       tile, overlap, align: pixels, see `offsets`; align must divide H and W.
       group: tiles at once. The result depends on it only in rounding.
       spread: what is done with tiles [group * B, ...] beforehand, a sharding constraint for example.
+      crop: the side of the crops of samples, see `sampled`; None for tiles that are judged by themselves.
     """
 
     def predict_whole(x, cond, alpha):
@@ -89,10 +116,16 @@ def tiled(predict, tile: int, overlap: int, align: int = 1, group: int = 1, spre
         def cut(z, start):
             return lax.dynamic_slice(z, (0, start[0], start[1], 0), (batch, *shape, z.shape[-1]))
 
+        statistics = []
+        if crop is not None:
+            rows, columns = (sampled(side, tile, crop, align) for side in (height, width))
+            found = predict.measure(*(z[:, rows[:, None], columns] for z in (x, cond)), alpha)
+            statistics = [jax.tree.map(lambda a: jnp.tile(a, (group, 1)), found)]
+
         def add(blended, part):
             starts, down, across = part
             x_tiles, cond_tiles = (spread(jnp.concatenate([cut(z, start) for start in starts])) for z in (x, cond))
-            out = predict(x_tiles, cond_tiles, jnp.tile(alpha, group)).astype(x.dtype)
+            out = predict(x_tiles, cond_tiles, jnp.tile(alpha, group), *statistics).astype(x.dtype)
             out = out.reshape(group, batch, *shape, -1) * down[:, None, :, None, None] * across[:, None, None, :, None]
             for start, piece in zip(starts, out, strict=True):
                 at = (0, start[0], start[1], 0)

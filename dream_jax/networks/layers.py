@@ -36,7 +36,11 @@ def group_norm(x, groups: int, *, name: str, dtype, param_dtype, **beside):
 
 
 class GroupNorm(Layer):
-    """`nn.GroupNorm`, computed by `normalization.normalize`."""
+    """`nn.GroupNorm`, computed by `normalization.normalize`.
+
+    Where the collection "statistics" is mutable, those of each example are written into it; where it is given, they are
+    what examples are judged by.
+    """
 
     groups: int
     dtype: DTypeLike
@@ -48,6 +52,10 @@ class GroupNorm(Layer):
         channels = (sum(x.shape[-1] for x in pictures),)
         scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
+        if self.is_mutable_collection("statistics") and not self.is_initializing():
+            affine = {name: beside[name] for name in ("factor", "shift") if name in beside}
+            self.put_variable("statistics", "norm", normalization.measure(pictures, self.groups, **affine))
+        beside["statistics"] = self.get_variable("statistics", "norm")
         return normalization.normalize(pictures, scale, bias, self.groups, jnp.dtype(self.dtype), **beside)
 
 

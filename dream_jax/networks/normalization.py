@@ -14,7 +14,18 @@ _EPSILON = 1e-5
 
 
 def normalize(
-    pictures: Sequence[jax.Array], scale, bias, groups: int, dtype, *, factor=1, shift=0, silu=False, words=None, rate=0
+    pictures: Sequence[jax.Array],
+    scale,
+    bias,
+    groups: int,
+    dtype,
+    *,
+    factor=1,
+    shift=0,
+    silu=False,
+    words=None,
+    rate=0,
+    statistics=None,
 ):
     """GroupNorm of `factor * x + shift`, then SiLU, then dropout; x is the pictures side by side, never written out.
 
@@ -30,16 +41,41 @@ def normalize(
       silu: whether SiLU follows.
       words: two uint32 [B], of which `dropout.kept` makes what dropout keeps; None for no dropout.
       rate: of dropout.
+      statistics: (mean, deviation), each [B, C], by which is judged instead of by those of the pictures, as `measure`
+        finds them. There is no gradient of its own then.
 
     Returns:
       [B, H, W, C].
     """
-    wide = jnp.promote_types(pictures[0].dtype, jnp.float32)
-    # One row per example, of the pictures' type inside shard_map, so that gradients are too.
-    rows = jnp.concatenate([jnp.zeros_like(x[:, 0, 0], wide) for x in pictures], axis=-1)
-    scale, bias = (p.astype(wide)[None] + rows[:1] for p in (scale, bias))
-    factor, shift = (jnp.broadcast_to(p, rows.shape).astype(wide) + rows for p in (factor, shift))
+    rows = _zeros(pictures)
+    scale, bias = (p.astype(rows.dtype)[None] + rows[:1] for p in (scale, bias))
+    factor, shift = _as_rows(rows, factor, shift)
+    if statistics is not None:
+        mean, deviation = statistics
+        line = rows, scale * factor / deviation, scale * (shift - mean) / deviation + bias
+        return _apply(pictures, line, _kept(pictures, words, rate), dtype, silu, rate)
     return _normalize(tuple(pictures), scale, bias, factor, shift, words, groups, dtype, silu, rate)
+
+
+def measure(pictures: Sequence[jax.Array], groups: int, *, factor=1, shift=0):
+    """(mean, deviation), each [B, C], by which `normalize` judges: those of each picture and group of channels."""
+    factor, shift = _as_rows(_zeros(pictures), factor, shift)
+    pivot, first, second = _all_moments(pictures)
+    start = factor * pivot + shift
+    origin = _firsts(start, groups)
+    mean, deviation = _mean_and_deviation(first, second, factor, start - origin, groups)
+    return mean + origin, deviation
+
+
+def _zeros(pictures):
+    """[B, C], in which arithmetic is done; of the pictures' type inside shard_map, so that gradients are too."""
+    wide = jnp.promote_types(pictures[0].dtype, jnp.float32)
+    return jnp.concatenate([jnp.zeros_like(x[:, 0, 0], wide) for x in pictures], axis=-1)
+
+
+def _as_rows(zeros, *parts):
+    """Each part as [B, C] of the type of zeros."""
+    return (jnp.broadcast_to(p, zeros.shape).astype(zeros.dtype) + zeros for p in parts)
 
 
 # Jitted, so that layers of one shape are traced and differentiated once: tracing is most of a start whose program is
@@ -52,11 +88,16 @@ def _normalize(pictures, scale, bias, factor, shift, words, *static):
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def _forward(pictures, scale, bias, factor, shift, words, groups, dtype, silu, rate):
-    moments = [jnp.concatenate(each, axis=-1) for each in zip(*map(_moments, pictures), strict=True)]
+    moments = _all_moments(pictures)
     standard = _standard(*moments, factor, shift, groups)
     slope, middle, _ = standard
     line = moments[0], scale * slope, scale * middle + bias
-    kept = _kept(pictures, words, rate)
+    y = _apply(pictures, line, _kept(pictures, words, rate), dtype, silu, rate)
+    return y, (pictures, moments, standard, line, scale, words)
+
+
+def _apply(pictures, line, kept, dtype, silu, rate):
+    """slope * (x - pivot) + offset, line being (pivot, slope, offset), then SiLU, then dropout."""
 
     def result(x, columns):
         pivot, slope, offset = (_row(a, columns) for a in line)
@@ -64,8 +105,7 @@ def _forward(pictures, scale, bias, factor, shift, words, groups, dtype, silu, r
         z = jax.nn.silu(z) if silu else z
         return z if kept is None else jnp.where(kept[..., columns], z / (1 - rate), 0)
 
-    y = jnp.concatenate([result(x, columns) for x, columns in _columns(pictures)], axis=-1)
-    return y.astype(dtype), (pictures, moments, standard, line, scale, words)
+    return jnp.concatenate([result(x, columns) for x, columns in _columns(pictures)], axis=-1).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -120,6 +160,11 @@ def _backward(groups, dtype, silu, rate, saved, g):
 _normalize.defvjp(_forward, _backward)
 
 
+def _all_moments(pictures):
+    """The `_moments` of all channels."""
+    return [jnp.concatenate(each, axis=-1) for each in zip(*map(_moments, pictures), strict=True)]
+
+
 def _moments(x):
     """(pivot, mean of x - pivot, mean of its square), each [B, C], in one pass over the picture.
 
@@ -159,13 +204,23 @@ def _standard(pivot, first, second, factor, shift, groups):
     """
     start = factor * pivot + shift
     # From the first channel's, so that no digits are lost where all channels are far from 0.
-    start -= jnp.repeat(start[:, :: start.shape[-1] // groups], start.shape[-1] // groups, axis=-1)
+    start -= _firsts(start, groups)
+    mean, deviation = _mean_and_deviation(first, second, factor, start, groups)
+    return factor / deviation, (start - mean) / deviation, deviation
+
+
+def _firsts(rows, groups):
+    """The first channel of each group for all of it, [B, C] again."""
+    return jnp.repeat(rows[:, :: rows.shape[-1] // groups], rows.shape[-1] // groups, axis=-1)
+
+
+def _mean_and_deviation(first, second, factor, start, groups):
+    """Of groups of factor * (x - pivot) + start, each [B, C]."""
     mean, square = _group_means(
         groups, factor * first + start, factor * (factor * second + 2 * start * first) + jnp.square(start)
     )
     # Rounding makes the variance of one value, which is 0, negative.
-    deviation = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + _EPSILON)
-    return factor / deviation, (start - mean) / deviation, deviation
+    return mean, jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0) + _EPSILON)
 
 
 def _group_means(groups, *rows):

@@ -8,6 +8,7 @@ from dream_jax import experiment, sampling
 from dream_jax.errors import UserError
 from dream_jax.inference import drawing, out_of_core, tiles
 from dream_jax.runtime import sharding
+from dream_jax.training import weights
 
 KEY = jax.random.key(0, impl="threefry2x32")
 CHANGES = (
@@ -88,6 +89,17 @@ def test_tiles_and_windows_are_guided(tmp_path):
     strips = out_of_core.draw(model, one, plan, lambda start, stop: cond[0, start:stop], 0, KEY, tmp_path)
     drawn = np.concatenate(list(strips))
     np.testing.assert_allclose(drawn, np.broadcast_to([0.75, 0, 0], drawn.shape), atol=1e-6)
+
+
+def test_both_evaluations_are_judged_by_their_own_statistics():
+    built = experiment.build(tiny.tiny_config(*CHANGES, "sampling.guidance=2.5"))
+    draw, shapes = np.random.default_rng(0).standard_normal, weights.shapes_of(built)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw(leaf.shape, leaf.dtype)), shapes)
+    guided = drawing.Guided(drawing.Network(built, params))
+    arguments = jax.random.normal(KEY, (2, 16, 16, 3)), built.task.condition(LABELS, (16, 16)), jnp.full(2, 0.6)
+    expected, statistics = guided(*arguments), guided.measure(*arguments)
+    np.testing.assert_allclose(guided(*arguments, statistics), expected, atol=1e-4)
+    assert np.abs(guided(*arguments, statistics[::-1]) - expected).max() > 0.01
 
 
 def test_what_never_saw_nothing_is_not_guided():

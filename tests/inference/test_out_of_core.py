@@ -3,10 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import stand_ins
+import tiny
 
-from dream_jax import sampling
+from dream_jax import experiment, sampling
 from dream_jax.errors import UserError
 from dream_jax.inference import bands, drawing, out_of_core, tiles
+from dream_jax.runtime import sharding
+from dream_jax.training import weights
 
 KEY, NUMBER, SIDES = drawing.make_key(5), 3, (100, 72)
 
@@ -35,19 +38,19 @@ def block_noise(key, index, row, shape):
     return whole[None, : shape[1], : shape[2]]
 
 
-def in_memory(model, rows, monkeypatch):
+def in_memory(model, rows, monkeypatch, crop=None):
     monkeypatch.setattr(sampling, "noise", block_noise)
     experiment = model.experiment
     denoise = drawing.make_denoise(
-        experiment, model.params, {"cond": COND[None]}, lambda predict: tiles.tiled(predict, 32, 8, 4)
+        experiment, model.params, {"cond": COND[None]}, lambda predict: tiles.tiled(predict, 32, 8, 4, crop=crop)
     )
     start, shows = drawing.start_key_of(experiment), experiment.objective.self_conditions
     x0 = sampling.run(KEY, denoise, (1, *SIDES, 3), rows, np.array([NUMBER]), start, shows=shows)
     return np.asarray(experiment.task.to_picture(x0, COND[None]))[0]
 
 
-def out_of_memory(model, rows, folder, group=1):
-    plan = out_of_core.Plan(SIDES, 32, 8, 4, group)
+def out_of_memory(model, rows, folder, group=1, crop=None):
+    plan = out_of_core.Plan(SIDES, 32, 8, 4, group, crop=crop)
     shares = []
     strips = list(out_of_core.draw(model, rows, plan, lambda a, b: COND[a:b], NUMBER, KEY, folder, shares.append))
     assert sum(shares) == pytest.approx(len(rows.alpha))
@@ -88,6 +91,19 @@ def test_so_it_is_with_what_is_shown_and_a_start_for_all(tmp_path, monkeypatch):
     rows = drawing.make_rows(model.experiment, "ddim", 3)
     found, expected = out_of_memory(model, rows, tmp_path), in_memory(model, rows, monkeypatch)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_so_it_is_with_norms_judged_by_a_sample(tmp_path, monkeypatch):
+    built = experiment.build(tiny.tiny_config("objective.name=self_conditioning", "task.gain=1.0"))
+    draw, shapes = np.random.default_rng(0).standard_normal, weights.shapes_of(built)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw(leaf.shape, leaf.dtype)), shapes)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    model = drawing.Model(built, params, 1, mesh, "nowhere")
+    rows = drawing.make_rows(built, "ddpm", 2)
+    expected = in_memory(model, rows, monkeypatch, crop=8)
+    found = out_of_memory(model, rows, tmp_path, 2, crop=8)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - out_of_memory(model, rows, tmp_path)).mean() > 0.003
 
 
 def test_the_result_does_not_depend_on_strips_and_groups(model, tmp_path, monkeypatch):

@@ -167,3 +167,24 @@ def test_initial_weights():
     kernel = kernel.reshape(-1, 8)
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(8), atol=1e-5)
     assert not last.any()
+
+
+@pytest.mark.parametrize("network", [SR3, GENERATION])
+def test_statistics_measured_on_a_picture_are_those_it_is_judged_by(network):
+    params, (x, level, _) = random_params(network, 4), example()
+    found, written = jax.jit(lambda *a: network.apply({"params": params}, *a, mutable="statistics"))(x, level)
+    norms = [name for name in jax.tree.leaves_with_path(params) if name[0][-1].key == "scale"]
+    assert len(jax.tree.leaves(written)) == 2 * len(norms)
+    expected = apply(network, params, x, level)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # Each example has its own, by which any other may be judged.
+    given = jax.jit(lambda statistics, *a: network.apply({"params": params, **statistics}, *a))
+    swapped = jax.tree.map(lambda a: a[::-1], written)
+    np.testing.assert_allclose(given(written, x, level), expected, atol=1e-5)
+    np.testing.assert_allclose(given(swapped, x[::-1], level[::-1])[::-1], expected, atol=1e-5)
+    assert np.abs(given(swapped, x, level) - expected).max() > 0.01
+
+
+def test_making_parameters_measures_nothing():
+    variables = jax.eval_shape(lambda x, t: SMALL.init(jax.random.key(0), x, t), *example()[:2])
+    assert set(variables) == {"params"}

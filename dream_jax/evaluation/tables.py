@@ -34,7 +34,7 @@ def show(record: dict, console: Console) -> None:
     for heading in (*(["model"] if several else []), "", "steps"):
         table.add_column(heading, justify="right" if heading == "steps" else "left")
     for name in names:
-        table.add_column(METRICS[name].title, justify="right")
+        table.add_column(METRICS[name].title, justify="right", overflow="fold")
     gained = first_that_measures("distortion", names)
     baseline = next((row for row in rows if row["model"] is None), None)
     for row in rows:

@@ -49,14 +49,14 @@ class Experiment(NamedTuple):
     def predict(self, params, x_t, cond, alpha, dropout_keys=None, statistics=None):
         """The network's raw output for x_t [B, H, W, C] at alpha [B], given cond [B, H, W, cond_channels].
 
-        statistics: by which its norms judge, see `measure`; those of each x_t and cond by default.
+        statistics: what it judges by, see `measure`; those of each x_t and cond by default.
         """
         level = self.network.told(self.schedule, alpha)
         variables = {"params": params} if statistics is None else {"params": params, "statistics": statistics}
         return self.network.apply(variables, jnp.concatenate([cond, x_t], -1), level, dropout_keys)
 
     def measure(self, params, x_t, cond, alpha):
-        """The statistics by which the network's norms judge each example: a tree of arrays [B, C].
+        """What the network judges each example by: its norms' statistics, attention's keys and values, [B, ...] each.
 
         Arguments are those of `predict`, to which the result may be given for other pictures of any size.
         """

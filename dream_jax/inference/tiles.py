@@ -5,8 +5,9 @@ MultiDiffusion, arXiv 2302.08113, eq. 5; Jimenez 2023, Mixture of Diffusers, arX
 predicted noise). So the sampler sees one whole picture and no seam arises; tiles joined at the end would each have
 gone their own way.
 
-Norms judge by what they see, which in a tile is not what it is in the picture. So in every evaluation the network is
-shown a sample of the picture first, crops from all over it put together to one tile, and norms judge all tiles by that.
+Norms and attention judge by what they see, which in a tile is not what it is in the picture. So in every evaluation
+the network is shown a sample of the picture first, crops from all over it put together to one tile; its norms judge
+all tiles by that, and its attention attends to it.
 """
 
 import itertools
@@ -120,7 +121,7 @@ def tiled(
         if crop is not None:
             rows, columns = (sampled(side, tile, crop, align) for side in (height, width))
             found = predict.measure(*(z[:, rows[:, None], columns] for z in (x, cond)), alpha)
-            statistics = [jax.tree.map(lambda a: jnp.tile(a, (group, 1)), found)]
+            statistics = [jax.tree.map(lambda a: jnp.concatenate([a] * group), found)]
 
         def add(blended, part):
             starts, down, across = part

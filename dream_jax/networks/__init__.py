@@ -1,8 +1,8 @@
 """The networks that predict: `network.apply({"params": params}, inputs, level, dropout_keys=None) -> output`, NHWC.
 
 To add a network, write its module with `divisor` (what sides of pictures must divide by), `told` (the level that it is
-told) and a function `build`, and name it in NETWORKS. Norms are `layers.group_norm`: those know the collection
-`statistics`, by which pictures in tiles are judged as one.
+told) and a function `build`, and name it in NETWORKS. Norms are `layers.group_norm` and attention is
+`layers.Attention`: those know the collection `statistics`, by which pictures in tiles are judged as one.
 """
 
 from collections.abc import Callable

@@ -154,7 +154,11 @@ class Dense(Layer):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, and the input added. The softmax is in float32 or better."""
+    """Self-attention over all pixels, and the input added. The softmax is in float32 or better.
+
+    Where the collection "statistics" is mutable, keys and values are written into it; where it is given, its own are
+    attended to instead.
+    """
 
     norm_groups: int
     num_heads: int
@@ -174,6 +178,10 @@ class Attention(nn.Module):
         h = group_norm(x, self.norm_groups, name="norm", **types)
         h = Dense(3 * channels, use_bias=self.qkv_bias, name="qkv", **options)(h)
         q, k, v = jnp.moveaxis(h.reshape(batch, height * width, 3, self.num_heads, -1), 2, 0)
+        if self.is_mutable_collection("statistics") and not self.is_initializing():
+            self.put_variable("statistics", "attended", (k, v))
+        attended = self.get_variable("statistics", "attended", (k, v))
+        k, v = (jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in attended)
         if _has_cudnn_attention(q):
             h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         else:

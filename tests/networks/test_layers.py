@@ -295,6 +295,17 @@ def test_fused_attention_is_asked_for_what_is_computed_without_it(monkeypatch):
     assert asked == ["cudnn"]
 
 
+def test_a_part_that_is_judged_as_the_whole_is_a_part_of_its_result():
+    attention = layers.Attention(4, 2, True, jnp.float32, jnp.float32, nn.initializers.lecun_normal())
+    whole = jax.random.normal(jax.random.key(0), (1, 6, 8, 16))
+    params = attention.init(jax.random.key(1), whole)
+    result, statistics = attention.apply(params, whole, mutable="statistics")
+    parts = jnp.concatenate([whole[:, 2:5, :4], whole[:, 3:, 4:]])
+    expected = jnp.concatenate([result[:, 2:5, :4], result[:, 3:, 4:]])
+    np.testing.assert_allclose(attention.apply(params | statistics, parts), expected, atol=1e-5)
+    assert jnp.abs(attention.apply(params, parts) - expected).max() > 0.05
+
+
 def test_narrow_attention_has_narrow_products():
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 16))
 

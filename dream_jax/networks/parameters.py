@@ -1,6 +1,10 @@
 """How layers come to their parameters."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+from jax.nn.initializers import Initializer
 
 
 class Layer(nn.Module):
@@ -18,3 +22,28 @@ class Layer(nn.Module):
 
 class Conv(Layer, nn.Conv):
     """`nn.Conv`."""
+
+
+def once_a_shape(initializer: Initializer) -> Initializer:
+    """The initializer, traced and compiled once for kernels of one shape."""
+    return jax.jit(initializer, static_argnums=(1, 2))
+
+
+def drawing(network: nn.Module, key, inputs_shape: tuple):
+    """(draw, shapes): `draw(key) -> parameters`, those of `network.init` to the bit, and their ShapeDtypeStructs.
+
+    Outside jit, kernels are drawn one after the other, by a program for each shape and initializer. In one program
+    every kernel would be compiled; and it would be that of one config, where these are of all with such kernels.
+    """
+
+    def init(key):
+        return network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"]
+
+    traced, shapes = jax.make_jaxpr(init, return_shape=True)(key)
+    # Without what the network computes of them.
+    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals), instantiate=True)
+
+    def draw(key):
+        return jax.tree.unflatten(jax.tree.structure(shapes), jax.core.eval_jaxpr(needed, traced.consts, key))
+
+    return draw, shapes

@@ -11,21 +11,22 @@ from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
-from dream_jax.training import checkpoint
+from dream_jax.runtime import sharding
+from dream_jax.training import checkpoint, flat
 
 
 class _Averaged(NamedTuple):
     """What is read of a checkpoint, named as in the training state."""
 
     step: jax.Array | jax.ShapeDtypeStruct
-    ema: dict
+    ema: flat.Flat
 
 
 class _Live(NamedTuple):
     """The same of the weights that training moves."""
 
     step: jax.Array | jax.ShapeDtypeStruct
-    params: dict
+    params: flat.Flat
 
 
 # By what a person calls them: the average of those of the last steps, which is used, and the last step's own.
@@ -76,11 +77,16 @@ def read(directory, shapes: dict, mesh, tell, step: int | None = None, field: st
 
     Raises UserError where there is no checkpoint yet, or none whose weights are whole, or not that of the step.
     """
-    target = FIELDS[field](jax.ShapeDtypeStruct((), jnp.int32), shapes)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), target)
-    restored = checkpoint.restore(directory, target, everywhere, tell, partial=True, only=step)
+    everywhere, layout = NamedSharding(mesh, P()), flat.layout_of(shapes)
+    # Its checksums are then of one program, which compiles in a moment; a tree has one for each shape of its leaves.
+    buffers = {dtype: jax.ShapeDtypeStruct((size,), dtype) for dtype, size in layout.sizes.items()}
+    target = FIELDS[field](jax.ShapeDtypeStruct((), jnp.int32), flat.Flat(buffers, layout))
+    layouts = jax.tree.map(lambda _: everywhere, target)
+    restored = checkpoint.restore(directory, target, layouts, tell, partial=True, only=step)
     if restored is None:
         missing = "no checkpoint yet; train first" if step is None else f"no checkpoint of step {step}"
         raise UserError(f"{directory}: there is {missing}")
-    weights, _ = restored
-    return weights[1], int(weights.step)
+    step, params = flat.trees(restored[0])
+    # A second copy may not fit into memory.
+    del restored
+    return jax.tree.map(lambda leaf: sharding.from_host(leaf, everywhere), params), int(step)

@@ -1,5 +1,7 @@
 """How layers come to their parameters."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,14 @@ class Conv(Layer, nn.Conv):
 def once_a_shape(initializer: Initializer) -> Initializer:
     """The initializer, traced and compiled once for kernels of one shape."""
     return jax.jit(initializer, static_argnums=(1, 2))
+
+
+# A program that loads one model after another traces a network once.
+@functools.lru_cache(64)
+def shapes_of(network: nn.Module, inputs_shape: tuple) -> dict:
+    """The parameters of a network for inputs [B, H, W, C], as ShapeDtypeStructs."""
+    inputs, level = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (inputs_shape, inputs_shape[:1]))
+    return jax.eval_shape(network.init, jax.random.key(0), inputs, level)["params"]
 
 
 def drawing(network: nn.Module, key, inputs_shape: tuple):

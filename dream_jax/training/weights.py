@@ -1,6 +1,5 @@
 """The weights in a run's checkpoints, without the rest of its state."""
 
-import functools
 import re
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
+from dream_jax.networks import parameters
 from dream_jax.runtime import sharding
 from dream_jax.training import checkpoint, flat
 
@@ -35,15 +35,7 @@ FIELDS = {"ema": _Averaged, "live": _Live}
 
 def shapes_of(experiment: Experiment) -> dict:
     """The parameters of an experiment's network, as ShapeDtypeStructs."""
-    return _shapes_of(experiment.network, experiment.inputs_shape())
-
-
-# A program that loads one model after another traces a network once.
-@functools.cache
-def _shapes_of(network, inputs_shape):
-    inputs = jax.ShapeDtypeStruct(inputs_shape, jnp.float32)
-    alpha = jax.ShapeDtypeStruct(inputs.shape[:1], jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), inputs, alpha)["params"]
+    return parameters.shapes_of(experiment.network, experiment.inputs_shape())
 
 
 def step_of(directory, which: str) -> int | None:

@@ -13,8 +13,8 @@ import tiny
 
 from benchmarks import soak
 
-# The smallest network whose state is split over two devices. They are two because one process with both then has the
-# bits of two with one each: a sum of two numbers is the same in either order.
+
+# The smallest network whose state is split over two devices.
 CHANGES = "mesh.shard=2", "network.channels=12", "checkpoint.every=5"
 
 

@@ -50,15 +50,11 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 class Trials:
     """One small training in processes of its own, in a folder that also keeps what they compile."""
 
-    def __init__(
-        self, folder: Path, seed: int, quick: bool = False, gpu: bool = False, changes: tuple = (), devices: int = 1
-    ):
-        """devices: where they are CPUs, of one process, and of as many processes together."""
-        self.folder, self.rng, self.quick, self.devices = folder, random.Random(seed), quick, devices
+    def __init__(self, folder: Path, seed: int, quick: bool = False, gpu: bool = False, changes: tuple = ()):
+        self.folder, self.rng, self.quick = folder, random.Random(seed), quick
         self.changes = (*CHANGES, *(["deterministic=True"] if gpu else []), *changes)
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cuda" if gpu else "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         if quick:
@@ -76,20 +72,22 @@ class Trials:
         options = ["--config", report.ROOT / "configs" / "base.py", "--workdir", workdir]
         return [*(alone if processes == 1 else several), "train", *options, *(f"--config.{c}" for c in self.changes)]
 
-    def begin(self, workdir, processes: int = 1, restarts: int = 0) -> subprocess.Popen:
-        own = {"JAX_NUM_CPU_DEVICES": str(max(self.devices // processes, 1))}
-        command = self.command(workdir, processes, restarts)
-        return subprocess.Popen(command, cwd=report.ROOT, env=self.environment | own, **PIPES)
+    def begin(self, workdir, processes: int = 1, restarts: int = 0, devices: int = 1) -> subprocess.Popen:
+        """devices: of each process, where they are CPUs."""
+        command, environment = self.command(workdir, processes, restarts), self.environment
+        environment = environment | {"JAX_NUM_CPU_DEVICES": str(devices)}
+        return subprocess.Popen(command, cwd=report.ROOT, env=environment, **PIPES)
 
     def straight(self, processes: int = 1):
         """(the run that nothing happens to, the seconds that it takes).
 
-        It is the second of two, which compiles nothing, or, where it is to be quick, the first.
+        It is the second of two, which compiles nothing. Where it is to be quick, it is the first, of one process, which
+        starts in half the time, with as many devices: a sum of two numbers is the same in either order.
         """
         if processes not in self._straight:
             for name in ("straight",) if self.quick else ("compiling", "straight"):
                 workdir, since = self.folder / f"{name}_{processes}" / "run", time.monotonic()
-                finish(self.begin(workdir, processes))
+                finish(self.begin(workdir, devices=processes) if self.quick else self.begin(workdir, processes))
             self._straight[processes] = workdir, time.monotonic() - since
         return self._straight[processes]
 

@@ -90,8 +90,7 @@ def tiny_workdir(trained_once):
 @pytest.fixture(scope="session")
 def unconditional_workdir(trained_once):
     """As `tiny_workdir`, of a model that makes pictures from nothing."""
-    changes = "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
-    return trained_once("unconditional", *changes)
+    return trained_once("unconditional", *tiny.UNCONDITIONAL)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ TINY = (
     *("samples.count=2", "samples.steps=1"),
     *("evaluation.samplers=ddim,", "evaluation.steps=1,", "evaluation.pictures=2", "evaluation.batch_size=2"),
 )
+# Changes for a model that makes pictures from nothing. Tests that train one, whichever, share what it compiles.
+UNCONDITIONAL = "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
 # Changes for steps of the loss that has most in it.
 SMALL = "image_size=16", "network.dropout=0.2", "data.flip=False", "objective.distance=l1"
 

@@ -9,11 +9,11 @@ from jax.typing import DTypeLike
 
 from dream_jax import noise_schedule
 from dream_jax.errors import UserError
-from dream_jax.networks import convolution, layers
+from dream_jax.networks import convolution, layers, parameters
 
 # PyTorch's default: uniform within 1/sqrt(fan_in). Of a transposed convolution PyTorch takes the fan-out.
-_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_DOUBLING_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+_KERNEL_INIT = parameters.once_a_shape(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
+_DOUBLING_KERNEL_INIT = parameters.once_a_shape(nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform"))
 
 
 class GenerationUNet(nn.Module):

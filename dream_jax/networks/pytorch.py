@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from dream_jax.errors import UserError, some
+from dream_jax.networks import parameters
 from dream_jax.networks.sr3 import SR3UNet
 
 # Before the network's names in files, beside the buffers of the diffusion process.
@@ -39,12 +39,10 @@ def load_sr3(state_dict: Mapping[str, np.ndarray], norm_groups: int = 32) -> tup
     network = _read_off(weights, norm_groups)
 
     size, channels = network.divisor, weights["downs.0.weight"].shape[1]
-    inputs = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    level = jax.ShapeDtypeStruct((1,), jnp.float32)
-    abstract = jax.eval_shape(lambda inputs, level: network.init(jax.random.key(0), inputs, level), inputs, level)
+    shapes = parameters.shapes_of(network, (1, size, size, channels))
     modules = official_modules(network)
     params, unused = {}, set(weights)
-    for path, leaf in traverse_util.flatten_dict(abstract["params"]).items():
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
         kind = "bias" if path[-1] == "bias" else "weight"
         name = f"{modules['/'.join(path[:-1])]}.{kind}"
         params[path] = _from_pytorch(name, _find(weights, name), leaf.shape)

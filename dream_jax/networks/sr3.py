@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from dream_jax.networks import convolution, layers
+from dream_jax.networks import convolution, layers, parameters
 
-# Jitted, so that it is traced once for kernels of one shape.
-_KERNEL_INIT = jax.jit(nn.initializers.orthogonal(), static_argnums=(1, 2))
+_KERNEL_INIT = parameters.once_a_shape(nn.initializers.orthogonal())
 
 
 class SR3UNet(nn.Module):

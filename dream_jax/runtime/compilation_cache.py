@@ -13,7 +13,7 @@ from pathlib import Path
 from dream_jax.files import cache
 
 # Seconds: a program that compiles faster is not kept; a person who waits longer for one is told why.
-LEAST, LONG = 1.0, 5.0
+LEAST, LONG = 0.1, 5.0
 # Bytes of all programs. Those that have not been used for the longest time are deleted first.
 LIMIT = 4 * 2**30
 

@@ -257,11 +257,14 @@ def _read_part(folder, target):
     how = ocp.checkpoint_utils.construct_restore_args(target)
     args = ocp.args.PyTreeRestore(target, how, partial_restore=True)
     tree = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
-    leaves = integrity.named_leaves(tree)
-    # orbax leaves the shape where it finds no array.
-    missing = [name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array | np.ndarray)]
+    leaves, wanted = integrity.named_leaves(tree), integrity.named_leaves(target)
+    # orbax leaves what was wanted where it finds no array.
+    missing = [name for name, leaf in leaves.items() if leaf is wanted[name]]
     if missing:
         raise ValueError(f"{len(missing)} of {len(leaves)} arrays are not there, {missing[0]} the first")
+    for name, leaf in leaves.items():
+        if leaf.shape != wanted[name].shape:
+            raise ValueError(f"{name} has the shape {leaf.shape}, and {wanted[name].shape} is wanted")
     return tree
 
 

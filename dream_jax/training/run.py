@@ -44,7 +44,7 @@ class Program(NamedTuple):
     """What a run computes, and where it lies on the devices.
 
     Attributes:
-      init: `() -> state`, the first state, initialised at random; jitted.
+      init: `() -> state`, the first state, initialised at random; traceable.
       start: `params -> state`, the first state from these parameters; jitted.
       train_step: see `make_train_step`.
       state_layout: a TrainState of NamedShardings.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dream_jax.networks import parameters
 from dream_jax.training import flat
 from dream_jax.training.flat import Flat
 
@@ -31,7 +32,8 @@ def create(
     network: nn.Module, optimizer: optax.GradientTransformation, key, inputs_shape: tuple, shards: int = 1
 ) -> TrainState:
     """The state before the first step, for inputs [B, H, W, C] = [cond, x_t]; traceable. See `start`."""
-    return start(network.init(key, jnp.zeros(inputs_shape), jnp.ones(inputs_shape[:1]))["params"], optimizer, shards)
+    draw, _ = parameters.drawing(network, key, inputs_shape)
+    return start(draw(key), optimizer, shards)
 
 
 def start(params: optax.Params, optimizer: optax.GradientTransformation, shards: int = 1) -> TrainState:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from dream_jax import noise_schedule, objectives
 from dream_jax.experiment import Experiment
+from dream_jax.networks import parameters
 from dream_jax.runtime import compiler, sharding
 from dream_jax.training import flat, train_state
 from dream_jax.training.bad_numbers import FINITE, QUARTILES
@@ -208,14 +209,10 @@ def _key(config):
 
 
 def start_state(experiment: Experiment, optimizer, mesh):
-    """(init, specs): a jitted function that makes the first state laid out on the mesh, and its layout."""
-
-    # Jitted, it is traced once for its layout and for its program.
-    @jax.jit
-    def create(key):
-        return train_state.create(experiment.network, optimizer, key, experiment.inputs_shape(), mesh.shape["shard"])
-
+    """(init, specs): a function that makes the first state laid out on the mesh, and its layout; init is traceable."""
     key = _key(experiment.config)
-    specs = sharding.state_specs(jax.eval_shape(create, key), mesh)
-    init = jax.jit(create, out_shardings=sharding.named(specs, mesh))
-    return functools.partial(init, key), specs
+    draw, shapes = parameters.drawing(experiment.network, key, experiment.inputs_shape())
+    start = functools.partial(train_state.start, optimizer=optimizer, shards=mesh.shape["shard"])
+    specs = sharding.state_specs(jax.eval_shape(start, shapes), mesh)
+    laid_out = jax.jit(start, out_shardings=sharding.named(specs, mesh))
+    return lambda: laid_out(draw(key)), specs

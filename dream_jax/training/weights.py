@@ -1,6 +1,5 @@
 """The weights in a run's checkpoints, without the rest of its state."""
 
-import functools
 import re
 from typing import NamedTuple
 
@@ -11,21 +10,23 @@ from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError, shown
 from dream_jax.experiment import Experiment
-from dream_jax.training import checkpoint
+from dream_jax.networks import parameters
+from dream_jax.runtime import sharding
+from dream_jax.training import checkpoint, flat
 
 
 class _Averaged(NamedTuple):
     """What is read of a checkpoint, named as in the training state."""
 
     step: jax.Array | jax.ShapeDtypeStruct
-    ema: dict
+    ema: flat.Flat
 
 
 class _Live(NamedTuple):
     """The same of the weights that training moves."""
 
     step: jax.Array | jax.ShapeDtypeStruct
-    params: dict
+    params: flat.Flat
 
 
 # By what a person calls them: the average of those of the last steps, which is used, and the last step's own.
@@ -34,15 +35,7 @@ FIELDS = {"ema": _Averaged, "live": _Live}
 
 def shapes_of(experiment: Experiment) -> dict:
     """The parameters of an experiment's network, as ShapeDtypeStructs."""
-    return _shapes_of(experiment.network, experiment.inputs_shape())
-
-
-# A program that loads one model after another traces a network once.
-@functools.cache
-def _shapes_of(network, inputs_shape):
-    inputs = jax.ShapeDtypeStruct(inputs_shape, jnp.float32)
-    alpha = jax.ShapeDtypeStruct(inputs.shape[:1], jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), inputs, alpha)["params"]
+    return parameters.shapes_of(experiment.network, experiment.inputs_shape())
 
 
 def step_of(directory, which: str) -> int | None:
@@ -76,11 +69,16 @@ def read(directory, shapes: dict, mesh, tell, step: int | None = None, field: st
 
     Raises UserError where there is no checkpoint yet, or none whose weights are whole, or not that of the step.
     """
-    target = FIELDS[field](jax.ShapeDtypeStruct((), jnp.int32), shapes)
-    everywhere = jax.tree.map(lambda _: NamedSharding(mesh, P()), target)
-    restored = checkpoint.restore(directory, target, everywhere, tell, partial=True, only=step)
+    everywhere, layout = NamedSharding(mesh, P()), flat.layout_of(shapes)
+    # Its checksums are then of one program, which compiles in a moment; a tree has one for each shape of its leaves.
+    buffers = {dtype: jax.ShapeDtypeStruct((size,), dtype) for dtype, size in layout.sizes.items()}
+    target = FIELDS[field](jax.ShapeDtypeStruct((), jnp.int32), flat.Flat(buffers, layout))
+    layouts = jax.tree.map(lambda _: everywhere, target)
+    restored = checkpoint.restore(directory, target, layouts, tell, partial=True, only=step)
     if restored is None:
         missing = "no checkpoint yet; train first" if step is None else f"no checkpoint of step {step}"
         raise UserError(f"{directory}: there is {missing}")
-    weights, _ = restored
-    return weights[1], int(weights.step)
+    step, params = flat.trees(restored[0])
+    # A second copy may not fit into memory.
+    del restored
+    return jax.tree.map(lambda leaf: sharding.from_host(leaf, everywhere), params), int(step)

@@ -1,6 +1,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from dream_jax.errors import UserError
-from dream_jax.networks import GenerationUNet, SR3UNet, layers
+from dream_jax.networks import GenerationUNet, SR3UNet, layers, parameters
 
 SR3 = SR3UNet(8, (1, 2), (1,), num_res_blocks=1, norm_groups=4, dropout=0.3)
 GENERATION = GenerationUNet(8, (2,), 1, (0,), num_heads=2, norm_groups=4, dropout=0.3)
@@ -103,6 +104,17 @@ def test_gradients_through_remat_scan_and_shard_map(network):
         return lax.psum(jax.tree.map(lambda g: g / 2, total), "data")
 
     assert distance(jax.jit(accumulated)(params, x, level, keys), whole) < 1e-5
+
+
+@pytest.mark.parametrize("network", [SMALL, GENERATION], ids=["sr3", "generation"])
+def test_first_parameters_are_those_of_init_to_the_bit(network):
+    key, shape = jax.random.key(5, impl="threefry2x32"), (1, 8, 8, 4)
+    whole = jax.jit(lambda key: network.init(key, jnp.zeros(shape), jnp.ones(1))["params"])(key)
+    for each in network, network.clone(remat=True):
+        draw, shapes = parameters.drawing(each, key, shape)
+        chex.assert_trees_all_equal_shapes_and_dtypes(shapes, whole)
+        chex.assert_trees_all_equal(draw(key), whole)
+        assert jax.eval_shape(draw, key) == shapes
 
 
 def test_the_network_in_float64():

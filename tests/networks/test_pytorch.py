@@ -73,8 +73,8 @@ def test_training_starts_from_the_weights_of_a_file(tmp_path):
     safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
     changes = "network.patch=1", "network.channel_multipliers=1,2", "network.attention_resolutions=16"
     changes = *changes, f"network.weights={tmp_path}/w.safetensors"
-    config = tiny.tiny_config(*changes, "steps=0", "evaluation.pictures=1")
-    state = commands.train_and_evaluate(config, tmp_path / "run", Console(quiet=True))
+    config = tiny.tiny_config(*changes, "steps=0")
+    state = commands.train_and_evaluate(config, tmp_path / "run", Console(quiet=True), evaluates=False)
     _, params = pytorch.load_sr3(weights, config.network.norm_groups)
     chex.assert_trees_all_equal(flat.trees(state.params), params)
     chex.assert_trees_all_equal(jax.device_get(trained.load(tmp_path / "run").params), params)

@@ -82,9 +82,8 @@ def test_training_beats_after_every_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hang, "watched", watched)
     changes = "supervision.hang_minutes=3.0", "supervision.first_minutes=4.0", "samples.every=10", "steps=10"
-    changes += "task.name=unconditional", "task.residual=False", "objective.kind=v", "schedule.num_steps=100"
     with pytest.raises(Enough):
-        commands.train_and_evaluate(tiny.tiny_config(*changes), tmp_path, Console(quiet=True))
+        commands.train_and_evaluate(tiny.tiny_config(*tiny.UNCONDITIONAL, *changes), tmp_path, Console(quiet=True))
     assert beats == [1, 2, 3]
 
 

@@ -148,9 +148,8 @@ def test_the_same_command_on_a_new_machine_goes_on(tmp_path):
     remote = tmp_path / "remote" / "checkpoints"
 
     def run(workdir, steps, *changes):
-        small = "image_size=16", "task.name=unconditional", "task.residual=False"
-        small += "objective.kind=eps", "checkpoint.every=1", f"checkpoint.directory={remote}"
-        chosen = tiny.tiny_config(f"steps={steps}", *small, *changes)
+        kept = "checkpoint.every=1", f"checkpoint.directory={remote}"
+        chosen = tiny.tiny_config(*tiny.UNCONDITIONAL, f"steps={steps}", *kept, *changes)
         return commands.train_and_evaluate(chosen, workdir, Console(quiet=True))
 
     run(tmp_path / "first", 2)

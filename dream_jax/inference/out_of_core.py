@@ -1,9 +1,9 @@
 """Drawing pictures larger than memory: what the sampler remembers of a picture lies on the disk.
 
-For each row of the sampler's table, the network's norms are measured on a sample of the picture, see `tiles`, and the
-picture is gone through from top to bottom. Tiles are cut out of x and cond,
-and the network's outputs are blended with the weights of `tiles`. Rows that no later tile reaches then make the row's
-move. So the sampler sees one whole picture, as in `tiles`, and no seam arises between what is done at different times.
+For each row of the sampler's table, the network is shown a sample of the picture, by which it judges all tiles, see
+`tiles`; then the picture is gone through from top to bottom. Tiles are cut out of x and cond, and the network's outputs
+are blended with the weights of `tiles`. Rows that no later tile reaches then make the row's move. So the sampler sees
+one whole picture, as in `tiles`, and no seam arises between what is done at different times.
 
 The result is that of `sampling.run` with the network in tiles, but for rounding and for the noise, which cannot be
 drawn whole here. The noise is drawn in blocks of BLOCK x BLOCK pixels: block (i, j) of the picture's noise for row r

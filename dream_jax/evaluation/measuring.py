@@ -18,7 +18,7 @@ from dream_jax.evaluation import tables
 from dream_jax.evaluation.inputs import Inputs, check_models, consistency_of, make_inputs
 from dream_jax.evaluation.journal import add_row, read_rows
 from dream_jax.experiment import Experiment
-from dream_jax.inference import drawing
+from dream_jax.inference import classes, drawing
 from dream_jax.inference.drawing import Model
 from dream_jax.metrics import Compared, Metric, chosen, dense, picture_set, weights
 from dream_jax.training import integrity
@@ -94,6 +94,9 @@ def evaluate(models: dict[str, Model], pictures, console: Console, journal: Path
     }
     if built.task.beside == "low":
         record |= {"scale": built.task.scale, "kernel": built.config.task.kernel}
+    if built.task.classes and not built.task.paired:
+        names, shown = classes.names_of(built), inputs.observed[: built.config.samples.count]
+        record["shown_classes"] = [names[label] for label in shown.ravel()]
     return record, _pictures_to_look_at(models, measures, inputs, draw, rows, looked_at)
 
 

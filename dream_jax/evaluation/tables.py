@@ -69,7 +69,7 @@ def write(record: dict, columns: dict[str, np.ndarray], path: Path, overwrite: b
     else:
         # That of an earlier table.
         names["by picture"].unlink(missing_ok=True)
-    images.write(names["pictures"], grids.grid(columns), overwrite=True)
+    images.write(names["pictures"], grids.grid(columns, record.get("shown_classes")), overwrite=True)
     plots.metrics_against_steps(record, measured(record["rows"]), names["steps"])
     plots.perception_against_distortion(record, measured(record["rows"]), names["tradeoff"])
     atomic.write_json(path, record)

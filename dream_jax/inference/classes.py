@@ -46,5 +46,10 @@ def inputs_of(task: Task, numbers, sides: tuple[int, int], kinds: Sequence[int] 
 
 def listed(experiment: Experiment, numbers) -> str:
     """The classes of pictures of these numbers, where every class comes in turn; empty where there are no classes."""
-    names = experiment.config.data.classes or [str(number) for number in range(experiment.task.classes)]
-    return ", ".join(names[number % len(names)] for number in numbers) if experiment.task.classes else ""
+    names = names_of(experiment)
+    return ", ".join(names[number % len(names)] for number in numbers) if names else ""
+
+
+def names_of(experiment: Experiment) -> list[str]:
+    """What the classes of a model are called: numbers where they have no names; none where there are no classes."""
+    return list(experiment.config.data.classes or map(str, range(experiment.task.classes)))

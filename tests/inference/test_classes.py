@@ -10,8 +10,8 @@ from dream_jax.__main__ import main
 from dream_jax.data import held_out
 from dream_jax.data.indexed import Pair
 from dream_jax.errors import UserError
-from dream_jax.evaluation import measuring, sample_grids
-from dream_jax.files import images
+from dream_jax.evaluation import measuring, sample_grids, tables
+from dream_jax.files import grids, images
 from dream_jax.inference import classes, generation, trained
 
 CHANGES = (
@@ -89,7 +89,7 @@ def test_results_that_were_drawn_before_there_was_an_option_are_gone_on_with(tmp
         generation._claim(tmp_path, about | {"sampling": {"eta": 0.5, "guidance": 2.0}}, overwrite=False)
 
 
-def test_each_drawn_picture_has_the_label_of_the_held_out_one_in_its_place(workdir, monkeypatch):
+def test_each_drawn_picture_has_the_label_of_the_held_out_one_in_its_place(workdir, tmp_path, monkeypatch):
     model = trained.load(workdir, ["--config.evaluation.pictures=4", "--config.evaluation.batch_size=4"])
     held = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     labels = np.array([2, 0, 0, 1], np.uint16)[:, None, None, None]
@@ -100,6 +100,11 @@ def test_each_drawn_picture_has_the_label_of_the_held_out_one_in_its_place(workd
     np.testing.assert_array_equal(seen[0][:, 3, 5], np.eye(3)[[2, 0, 0, 1]])
     assert [row["name"] for row in record["rows"]] == ["training pictures", "ddim 1"]
     assert list(columns)[-1] == "held out"
+    count = len(columns["held out"])
+    assert record["shown_classes"] == ["bird", "cat", "cat", "dog"][:count]
+    tables.write(record, columns, tmp_path / "table.json", overwrite=False)
+    without = grids.grid(columns)
+    assert images.read(tmp_path / "table.png").shape[0] > without.shape[0]
     grid = sample_grids.make_sampler(model.experiment, Pair(held, labels), model.mesh)(model.params)
     assert grid.dtype == np.uint8 and grid.shape[2] == 3
     assert classes.listed(model.experiment, range(4)) == "cat, dog, bird, cat"

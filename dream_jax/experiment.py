@@ -51,17 +51,19 @@ class Experiment(NamedTuple):
 
         statistics: what it judges by, see `measure`; those of each x_t and cond by default.
         """
-        level = self.network.told(self.schedule, alpha)
-        variables = {"params": params} if statistics is None else {"params": params, "statistics": statistics}
-        return self.network.apply(variables, jnp.concatenate([cond, x_t], -1), level, dropout_keys)
+        given = {} if statistics is None else {"statistics": statistics}
+        return self._apply({"params": params, **given}, x_t, cond, alpha, dropout_keys)
 
     def measure(self, params, x_t, cond, alpha):
         """What the network judges each example by: its norms' statistics, attention's keys and values, [B, ...] each.
 
         Arguments are those of `predict`, to which the result may be given for other pictures of any size.
         """
-        level, inputs = self.network.told(self.schedule, alpha), jnp.concatenate([cond, x_t], -1)
-        return self.network.apply({"params": params}, inputs, level, mutable="statistics")[1].get("statistics", {})
+        return self._apply({"params": params}, x_t, cond, alpha, mutable="statistics")[1].get("statistics", {})
+
+    def _apply(self, variables, x_t, cond, alpha, dropout_keys=None, **options):
+        level = self.network.told(self.schedule, alpha)
+        return self.network.apply(variables, jnp.concatenate([cond, x_t], -1), level, dropout_keys, **options)
 
 
 def build(config) -> Experiment:

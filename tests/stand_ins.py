@@ -40,6 +40,12 @@ def fake(residual_of, *changes, step=1):
     return drawing.Model(built, {"w": np.zeros(1, np.float32)}, step, sharding.make_mesh(), "nowhere")
 
 
+def random_params(built, rng):
+    """Weights of an experiment's network, of which none is zero."""
+    shapes = weights.shapes_of(built)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, leaf.dtype)), shapes)
+
+
 def untrained_run(workdir, step=7, *changes):
     """Makes a workdir with a checkpoint of random weights; returns (workdir, its TrainState on the host).
 
@@ -48,11 +54,8 @@ def untrained_run(workdir, step=7, *changes):
     config = tiny.tiny_config(*changes)
     workdir.mkdir()
     records.save(config, workdir / "config.json")
-    rng, shapes = np.random.default_rng(0), weights.shapes_of(experiment.build(config))
-    params, ema = (
-        jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, leaf.dtype)), shapes)
-        for _ in range(2)
-    )
+    rng, built = np.random.default_rng(0), experiment.build(config)
+    params, ema = (random_params(built, rng) for _ in range(2))
     state = TrainState(jnp.asarray(step, jnp.int32), params, ema, ())
     with checkpoint.open_manager(workdir / "checkpoints") as manager:
         checkpoint.save(manager, state, {"config": config.to_dict(), "versions": {}, "data": "9 pictures, crc32 1"})

@@ -2,13 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stand_ins
 import tiny
 
 from dream_jax import experiment, sampling
 from dream_jax.errors import UserError
 from dream_jax.inference import drawing, out_of_core, tiles
 from dream_jax.runtime import sharding
-from dream_jax.training import weights
 
 KEY = jax.random.key(0, impl="threefry2x32")
 CHANGES = (
@@ -93,8 +93,7 @@ def test_tiles_and_windows_are_guided(tmp_path):
 
 def test_both_evaluations_are_judged_by_their_own_statistics():
     built = experiment.build(tiny.tiny_config(*CHANGES, "sampling.guidance=2.5"))
-    draw, shapes = np.random.default_rng(0).standard_normal, weights.shapes_of(built)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw(leaf.shape, leaf.dtype)), shapes)
+    params = stand_ins.random_params(built, np.random.default_rng(0))
     guided = drawing.Guided(drawing.Network(built, params))
     arguments = jax.random.normal(KEY, (2, 16, 16, 3)), built.task.condition(LABELS, (16, 16)), jnp.full(2, 0.6)
     expected, statistics = guided(*arguments), guided.measure(*arguments)

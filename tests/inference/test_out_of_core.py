@@ -9,7 +9,6 @@ from dream_jax import experiment, sampling
 from dream_jax.errors import UserError
 from dream_jax.inference import bands, drawing, out_of_core, tiles
 from dream_jax.runtime import sharding
-from dream_jax.training import weights
 
 KEY, NUMBER, SIDES = drawing.make_key(5), 3, (100, 72)
 
@@ -95,8 +94,7 @@ def test_so_it_is_with_what_is_shown_and_a_start_for_all(tmp_path, monkeypatch):
 
 def test_so_it_is_with_norms_judged_by_a_sample(tmp_path, monkeypatch):
     built = experiment.build(tiny.tiny_config("objective.name=self_conditioning", "task.gain=1.0"))
-    draw, shapes = np.random.default_rng(0).standard_normal, weights.shapes_of(built)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw(leaf.shape, leaf.dtype)), shapes)
+    params = stand_ins.random_params(built, np.random.default_rng(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     model = drawing.Model(built, params, 1, mesh, "nowhere")
     rows = drawing.make_rows(built, "ddpm", 2)
